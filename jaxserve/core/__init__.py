@@ -1,0 +1,1 @@
+"""The words everybody shares: requests, plans, events, configuration, errors. Imports nothing of jaxserve."""

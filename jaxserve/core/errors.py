@@ -1,0 +1,111 @@
+"""One tree of errors. Everything a user can fix derives from `JaxserveError`, and its message says how.
+
+`InvalidRequest` is the caller's fault and harms nobody else: HTTP answers 400 with `param` naming the field.
+"""
+
+from collections.abc import Iterable
+
+
+class JaxserveError(Exception):
+    """Base of every error raised on purpose."""
+
+
+# --- requests -------------------------------------------------------------------------------------------------
+
+
+class InvalidRequest(JaxserveError, ValueError):
+    """A request that can never be served as it is. `param` is the name of the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidParameter(InvalidRequest):
+    """A sampling parameter out of its range: says what was given and what is accepted."""
+
+    def __init__(self, param: str, value: object, accepted: str) -> None:
+        super().__init__(f"{param} = {value!r} is not accepted: give {accepted}", param)
+
+
+class EmptyPrompt(InvalidRequest):
+    def __init__(self) -> None:
+        super().__init__("the prompt has no tokens: give at least one", "prompt")
+
+
+class TokenOutOfRange(InvalidRequest):
+    def __init__(self, token: object, vocab_size: int, param: str = "prompt") -> None:
+        super().__init__(f"token id {token!r} is outside the vocabulary: ids go from 0 to {vocab_size - 1}", param)
+
+
+class PromptTooLong(InvalidRequest):
+    """`limit_name` says which setting set the limit: the model's length or the KV pool."""
+
+    def __init__(self, tokens: int, limit: int, limit_name: str = "max_model_len") -> None:
+        super().__init__(
+            f"the prompt has {tokens} tokens and at most {limit} fit ({limit_name}): shorten it, "
+            f"or start the engine with a larger {limit_name}",
+            "prompt",
+        )
+
+
+class RequestTooLarge(InvalidRequest):
+    """Prompt plus requested output can never be held at once."""
+
+    def __init__(self, tokens: int, limit: int, limit_name: str) -> None:
+        super().__init__(
+            f"prompt and max_tokens together need {tokens} tokens and at most {limit} fit ({limit_name}): "
+            f"lower max_tokens, shorten the prompt, or start the engine with a larger {limit_name}",
+            "max_tokens",
+        )
+
+
+class DuplicateRequest(InvalidRequest):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request id {request_id!r} is in use: give each live request its own", "request_id")
+
+
+class QueueFull(JaxserveError):
+    """The waiting queue is at its bound: try again later (HTTP 429)."""
+
+    def __init__(self, waiting: int, limit: int) -> None:
+        super().__init__(f"{waiting} requests wait and the bound is {limit} (max_waiting): try again later")
+
+
+# --- set-up ---------------------------------------------------------------------------------------------------
+
+
+class ConfigError(JaxserveError, ValueError):
+    """A setting that cannot work: names the setting, the value and what is accepted."""
+
+
+class CheckpointError(JaxserveError):
+    """A checkpoint that cannot be read: names the file, what was found there, what is supported."""
+
+    def __init__(self, path: object, found: str, supported: str) -> None:
+        super().__init__(f"{path}: {found}; {supported}")
+        self.path, self.found, self.supported = str(path), found, supported
+
+
+class UnsupportedArchitecture(JaxserveError):
+    def __init__(self, path: object, found: str, supported: Iterable[str]) -> None:
+        super().__init__(f"{path}: architecture {found!r} is not supported; supported: {', '.join(sorted(supported))}")
+
+
+class ParamsMismatch(JaxserveError, ValueError):
+    """A parameter pytree that does not fit the model: names the leaf, what was found, what is expected."""
+
+
+class NotEnoughMemory(JaxserveError):
+    """The KV cache would have no room for one sequence: says what takes the memory and which setting to change."""
+
+
+# --- running --------------------------------------------------------------------------------------------------
+
+
+class UnexpectedCompilation(JaxserveError):
+    """A program was compiled after warm-up, while `on_compile_after_warmup` is "error"."""
+
+
+class EngineStopped(JaxserveError):
+    """The engine no longer takes or serves requests. The message says why."""

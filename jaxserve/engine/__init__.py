@@ -1,0 +1,1 @@
+"""The step loop: plan, submit, wait, commit; and its thread for asynchronous callers."""

@@ -1,0 +1,1 @@
+"""The thin Starlette layer over the engine loop."""
