@@ -1,0 +1,114 @@
+"""Gives blocks to sequences and takes them back; finds shared prefixes.
+
+The only writer of `Sequence.blocks`. It is a ledger: the bytes live with the executor, which is handed block tables
+in every plan. A full block is registered with the prefix cache when the step that fills it is *planned*: steps run in
+order on the device, so whoever finds it there later reads it after it was written.
+"""
+
+from jaxserve.cache.block_pool import BlockPool
+from jaxserve.cache.prefix_cache import PrefixCache
+from jaxserve.core.config import CacheConfig
+from jaxserve.core.sequence import Sequence
+
+
+class BlockManager:
+    """Blocks for `num_blocks` x `block_size` tokens, the scratch block included.
+
+    Deterministic mode aligns chunks and keeps apart what prefill and decode computed: `share_multiple` cuts a shared
+    prefix down to a multiple of so many tokens, `share_outputs = False` shares nothing that a decode step wrote.
+    """
+
+    def __init__(
+        self, config: CacheConfig, num_blocks: int, *, share_multiple: int = 1, share_outputs: bool = True
+    ) -> None:
+        self.block_size = config.block_size
+        self._caching = config.enable_prefix_caching
+        self._share_multiple = share_multiple
+        self._share_outputs = share_outputs
+        self._prefixes = PrefixCache(config.block_size)
+        self._pool = BlockPool(num_blocks, on_evict=self._prefixes.forget)
+        self._watermark = max(1, int(config.watermark * self._pool.capacity)) if config.watermark else 0
+        self.prefix_queries = 0
+        """Tokens looked up in the prefix cache, and below, tokens found there."""
+        self.prefix_hits = 0
+
+    @property
+    def pool(self) -> BlockPool:
+        return self._pool
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that one sequence could hold with the pool to itself."""
+        return self._pool.capacity * self.block_size
+
+    @property
+    def usage(self) -> float:
+        """Share of the pool that sequences hold."""
+        return 1.0 - self._pool.num_free / self._pool.capacity
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+    def admit(self, sequence: Sequence, chunk: int, reserve: int = 0, share: bool = True) -> int | None:
+        """Blocks for the shared prefix and the first `chunk` tokens after it.
+
+        Returns the shared tokens (0 without a hit), or None, and nothing is changed, when the blocks do not suffice
+        with the watermark left free. `reserve`: hold blocks for this many tokens from the start.
+        """
+        assert not sequence.blocks
+        found = self._shared(sequence) if self._caching and share else []
+        shared = len(found) * self.block_size
+        tokens = max(min(shared + chunk, len(sequence.tokens)), reserve)
+        fresh = self.blocks_for(tokens) - len(found)
+        revived = sum(1 for block in found if self._pool.is_free(block))
+        idle = self._pool.num_free == self._pool.capacity
+        if fresh + revived + (0 if idle else self._watermark) > self._pool.num_free:
+            return None
+        if self._caching and share:
+            self.prefix_queries += len(sequence.tokens)
+            self.prefix_hits += shared
+        for block in found:
+            self._pool.share(block)
+        sequence.blocks = found + [self._pool.take() for _ in range(fresh)]
+        sequence.num_registered = len(found)
+        return shared
+
+    def grow(self, sequence: Sequence, tokens: int) -> bool:
+        """Make room for the sequence's first `tokens` tokens; False, and nothing is changed, without enough blocks."""
+        missing = self.blocks_for(tokens) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        if missing > self._pool.num_free:
+            return False
+        sequence.blocks.extend(self._pool.take() for _ in range(missing))
+        return True
+
+    def note_computed(self, sequence: Sequence) -> None:
+        """Register the blocks that are full of known tokens, computed or in a step under way."""
+        if not self._caching:
+            return
+        known = len(sequence.tokens) if self._share_outputs else sequence.num_prompt
+        full = min(sequence.num_computed, known) // self.block_size
+        if full <= sequence.num_registered:
+            return
+        hashes = self._prefixes.hash_blocks(sequence, full)
+        for i in range(sequence.num_registered, full):
+            self._prefixes.register(sequence.blocks[i], hashes[i])
+        sequence.num_registered = full
+
+    def free(self, sequence: Sequence) -> None:
+        """Take all blocks back. The last ones come first to eviction: a prefix is worth more the nearer its start."""
+        for block in reversed(sequence.blocks):
+            self._pool.release(block, self._prefixes.knows(block))
+        sequence.blocks = []
+        sequence.num_registered = 0
+
+    def drop_prefixes(self) -> None:
+        """Forget all cached content: the weights changed."""
+        self._prefixes.clear()
+        self._pool.forget_cached()
+
+    def _shared(self, sequence: Sequence) -> list[int]:
+        found = self._prefixes.match(sequence)
+        tokens = len(found) * self.block_size // self._share_multiple * self._share_multiple
+        return found[: tokens // self.block_size]

@@ -1,0 +1,79 @@
+"""Which blocks are free, and how many hold each block that is not.
+
+    free, unknown     taken first: nothing is lost by overwriting them
+    free, cached      nobody holds them, but their content is known to the prefix cache: reused on a hit, evicted
+                      (least recently freed first) when no unknown block is left
+    held              by one sequence or, a shared prefix, by several: `references` counts them
+
+Block 0 is the scratch block: padding writes there, it always holds finite numbers, and nobody is ever given it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+SCRATCH_BLOCK = 0
+
+
+class BlockPool:
+    """`num_blocks` counts the scratch block. `on_evict(block)` is told when a cached block loses its content."""
+
+    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+        assert num_blocks >= 2, "a pool needs the scratch block and one more"
+        self.num_blocks = num_blocks
+        self._on_evict = on_evict
+        self._references = [0] * num_blocks
+        self._references[SCRATCH_BLOCK] = 1
+        self._unknown = list(range(num_blocks - 1, SCRATCH_BLOCK, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def capacity(self) -> int:
+        """Blocks that sequences can hold."""
+        return self.num_blocks - 1
+
+    @property
+    def num_free(self) -> int:
+        return len(self._unknown) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks whose content is still known."""
+        return len(self._cached)
+
+    def references(self, block: int) -> int:
+        return self._references[block]
+
+    def is_free(self, block: int) -> bool:
+        return self._references[block] == 0
+
+    def take(self) -> int:
+        """A block for new content. The caller has checked `num_free`."""
+        if self._unknown:
+            block = self._unknown.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._on_evict(block)
+        self._references[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """One more holder of a block whose content is known."""
+        if self._references[block] == 0:
+            del self._cached[block]
+        self._references[block] += 1
+
+    def release(self, block: int, known: bool) -> None:
+        """One holder less; `known`: the prefix cache can still name the block's content."""
+        count = self._references[block] - 1
+        assert count >= 0 and block != SCRATCH_BLOCK, f"block {block} was released too often"
+        self._references[block] = count
+        if count == 0:
+            if known:
+                self._cached[block] = None
+            else:
+                self._unknown.append(block)
+
+    def forget_cached(self) -> None:
+        """Every cached free block becomes an unknown one (the prefix cache was dropped)."""
+        self._unknown.extend(self._cached)
+        self._cached.clear()

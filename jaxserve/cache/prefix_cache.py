@@ -1,0 +1,67 @@
+"""Which block holds which tokens: a chain of hashes, one a full block.
+
+A block's hash covers its tokens and the hash before it, so that equal hashes mean equal prefixes from the first token
+on. The first link is seeded with the request's salt: requests with different salts never share a block. Hashes are
+128-bit BLAKE2, computed once a sequence, as its blocks fill.
+"""
+
+import hashlib
+from array import array
+
+from jaxserve.core.sequence import Sequence
+
+
+class PrefixCache:
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._block_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def knows(self, block: int) -> bool:
+        return block in self._hash_of
+
+    def hash_blocks(self, sequence: Sequence, count: int) -> list[bytes]:
+        """The hashes of the sequence's first `count` blocks; its known tokens must fill them."""
+        hashes, size = sequence.hashes, self._block_size
+        while len(hashes) < count:
+            begin = len(hashes) * size
+            link = hashes[-1] if hashes else _digest(sequence.request.cache_salt.encode())
+            tokens = array("q", sequence.tokens[begin : begin + size])
+            assert len(tokens) == size, "only full blocks have a hash"
+            hashes.append(_digest(link + tokens.tobytes()))
+        return hashes[:count]
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the longest known prefix, at least one token short of the whole sequence.
+
+        One token is always left to compute: its logits are what the next token is sampled from.
+        """
+        blocks: list[int] = []
+        for link in self.hash_blocks(sequence, (len(sequence.tokens) - 1) // self._block_size):
+            block = self._block_of.get(link)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def register(self, block: int, link: bytes) -> None:
+        """`block` now holds the content named by `link`. The first block to hold it is the one that is found."""
+        if link not in self._block_of:
+            self._block_of[link] = block
+            self._hash_of[block] = link
+
+    def forget(self, block: int) -> None:
+        """The block's content is about to be overwritten."""
+        link = self._hash_of.pop(block)
+        del self._block_of[link]
+
+    def clear(self) -> None:
+        self._block_of.clear()
+        self._hash_of.clear()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,0 +1,222 @@
+"""Every setting, in frozen sections; each class of the engine is given its own section and no more.
+
+A setting has one name everywhere: a key of its section in a TOML file, a keyword of `LLM(...)`, a flag
+(`max_num_seqs` is `--max-num-seqs`). Names are unique over the sections, so that keywords and flags can be flat.
+Where vLLM has the setting, the name and the meaning are vLLM's.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxserve.core.errors import ConfigError
+
+
+def setting(default: Any, doc: str) -> Any:
+    """A dataclass field that carries its own documentation, for `--help` and the docs."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfigSection:
+    """Which weights, in which type."""
+
+    model: str = setting("embedded", "a Hugging Face directory or hub id, a converted checkpoint, or 'embedded'")
+    revision: str | None = setting(None, "branch, tag or commit of a hub id")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "type of weights and activations; auto: float32 on the CPU, bfloat16 on a GPU"
+    )
+    max_model_len: int | None = setting(None, "longest prompt + output, in tokens; default: what the model declares")
+    served_model_name: str | None = setting(None, "the name clients see; default: the model's own")
+    seed: int = setting(0, "seed of every request that brings none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The pool of KV blocks."""
+
+    block_size: int = setting(32, "tokens in a KV block (a page of the kernels): 16, 32, 64 or 128")
+    gpu_memory_utilization: float = setting(0.9, "share of the device's memory for weights, programs and KV blocks")
+    kv_cache_bytes: int | None = setting(None, "size of the KV pool; replaces gpu_memory_utilization")
+    num_blocks: int | None = setting(None, "size of the KV pool in blocks; replaces kv_cache_bytes")
+    enable_prefix_caching: bool = setting(True, "requests that begin alike share the blocks of their common beginning")
+    watermark: float = setting(0.01, "share of the blocks that admission leaves free for the sequences that run")
+
+    def __post_init__(self) -> None:
+        require(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
+        share = self.gpu_memory_utilization
+        require(0.0 < share <= 1.0, "gpu_memory_utilization", share, "a share above 0 and at most 1")
+        require(0.0 <= self.watermark < 1.0, "watermark", self.watermark, "a share from 0 to below 1")
+        for name in ("kv_cache_bytes", "num_blocks"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How much runs at once."""
+
+    max_num_seqs: int = setting(64, "most sequences that run at once")
+    max_num_batched_tokens: int = setting(512, "most tokens in a step, decode rows and prefill chunks together")
+    chunk_size: int | None = setting(None, "most prompt tokens of one sequence in a step; default: the whole budget")
+    fill_buckets: bool = setting(True, "grow chunks to the bucket's edge, and cross no edge for a few tokens")
+    max_preemptions: int = setting(3, "times a sequence may be preempted before it runs with all its blocks reserved")
+    max_waiting: int = setting(4096, "most requests that wait; one more is refused")
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        require(self.max_preemptions >= 0, "max_preemptions", self.max_preemptions, "0 or more")
+        require(self.chunk_size is None or self.chunk_size > 0, "chunk_size", self.chunk_size, "a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketConfig:
+    """The shapes a step can take; each combination is one compiled program. Empty tuples: chosen from the limits."""
+
+    decode_buckets: tuple[int, ...] = setting((), "decode rows a program may have; default: powers of 4 and the limit")
+    prefill_buckets: tuple[int, ...] = setting((), "prefill tokens a program may have; default: powers of 2 from 64")
+    mixed_decode_buckets: tuple[int, ...] = setting((), "decode rows in programs that also prefill; default: two sizes")
+    prefill_rows: int = setting(8, "most prompts whose chunks share a step")
+
+    def __post_init__(self) -> None:
+        for name in ("decode_buckets", "prefill_buckets", "mixed_decode_buckets"):
+            sizes = tuple(getattr(self, name))
+            object.__setattr__(self, name, sizes)
+            require(
+                all(size > 0 for size in sizes) and sorted(set(sizes)) == list(sizes),
+                name, sizes, "growing positive numbers",
+            )  # fmt: skip
+        require(self.prefill_rows > 0, "prefill_rows", self.prefill_rows, "a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """How steps are compiled and driven."""
+
+    attention_backend: Literal["auto", "reference", "mosaic_gpu", "triton"] = setting("auto", "paged attention kernels")
+    overlap: bool = setting(True, "plan the next step while this one runs; stop conditions are learnt one step late")
+    deterministic: bool = setting(False, "the same bits for a request alone or under load; slower")
+    warmup: Literal["full", "progressive"] = setting(
+        "full", "full: every program before the doors open; progressive: the widest two first, the rest while serving"
+    )
+    compilation_cache_dir: str | None = setting(
+        "~/.cache/jaxserve/xla", "folder of JAX's persistent compilation cache; empty: none"
+    )
+    compile_threads: int = setting(0, "programs built at the same time; 0: one a processor")
+    on_compile_after_warmup: Literal["count", "error"] = setting("count", "what a compilation while serving does")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The HTTP side."""
+
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(8000, "port to listen on")
+    max_body_bytes: int = setting(4 << 20, "largest request body")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All sections. Build one with `from_settings` (flat names) or `from_toml` (a file, flat names over it)."""
+
+    model: ModelConfigSection = ModelConfigSection()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    buckets: BucketConfig = BucketConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    server: ServerConfig = ServerConfig()
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> "EngineConfig":
+        """Settings by their flat names; ConfigError for an unknown name or a value of the wrong type."""
+        return cls().replace(**settings)
+
+    @classmethod
+    def from_toml(cls, path: str | Path, **settings: Any) -> "EngineConfig":
+        """A TOML file with one table a section; `settings` by their flat names go over it."""
+        try:
+            tables = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); configs/ holds examples") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not TOML: {error}") from error
+        flat: dict[str, Any] = {}
+        sections = _sections()
+        for section, table in tables.items():
+            if section not in sections or not isinstance(table, dict):
+                raise ConfigError(f"{path}: unknown table [{section}]; known: {', '.join(sections)}")
+            known = {f.name for f in dataclasses.fields(sections[section])}
+            for name in typing.cast(dict[str, Any], table):
+                if name not in known:
+                    raise ConfigError(
+                        f"{path}: unknown setting {name!r} in [{section}]; known: {', '.join(sorted(known))}"
+                    )
+            flat |= typing.cast(dict[str, Any], table)
+        return cls.from_settings(**(flat | settings))
+
+    def replace(self, **settings: Any) -> "EngineConfig":
+        """A copy with some settings changed, by their flat names."""
+        owner = {s.name: s for s in all_settings()}
+        changed: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            if name not in owner:
+                raise ConfigError(f"unknown setting {name!r}; known: {', '.join(sorted(owner))}")
+            changed.setdefault(owner[name].section, {})[name] = owner[name].accept(value)
+        sections = {s: dataclasses.replace(getattr(self, s), **values) for s, values in changed.items()}
+        return dataclasses.replace(self, **sections)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting, as `--help`, the docs and the type check see it."""
+
+    section: str
+    name: str
+    annotation: Any
+    default: Any
+    doc: str
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        return typing.get_args(self.annotation) if typing.get_origin(self.annotation) is Literal else ()
+
+    def accept(self, value: Any) -> Any:
+        """`value` as the section stores it, or ConfigError naming what is accepted."""
+        if self.choices:
+            require(value in self.choices, self.name, value, "one of " + ", ".join(map(repr, self.choices)))
+            return value
+        if typing.get_origin(self.annotation) is tuple:
+            good = isinstance(value, list | tuple) and all(type(item) is int for item in typing.cast(list[Any], value))
+            require(good, self.name, value, "a list of whole numbers")
+            return tuple(value)
+        accepted = (
+            typing.get_args(self.annotation) if isinstance(self.annotation, types.UnionType) else (self.annotation,)
+        )
+        if float in accepted and type(value) is int:
+            return float(value)
+        names = " or ".join("none" if kind is types.NoneType else kind.__name__ for kind in accepted)
+        require(type(value) in accepted, self.name, value, names)
+        return value
+
+
+def all_settings() -> Iterator[Setting]:
+    """Every setting of every section, in the order of the file."""
+    for section, kind in _sections().items():
+        hints = typing.get_type_hints(kind)
+        for f in dataclasses.fields(kind):
+            yield Setting(section, f.name, hints[f.name], f.default, f.metadata["doc"])
+
+
+def require(good: bool, name: str, value: object, accepted: str) -> None:
+    if not good:
+        raise ConfigError(f"{name} = {value!r} cannot work: give {accepted}")
+
+
+def _sections() -> Mapping[str, type]:
+    return typing.get_type_hints(EngineConfig)

@@ -1,0 +1,95 @@
+"""What the scheduler hands to the executor for one step, and what comes back: plain data.
+
+A step is one flat run of tokens: decode rows first (one token each), then prefill chunks.
+
+    | d0 | d1 | d2 | .. padding .. | chunk of a | chunk of b | .. padding .. |
+      decode_rows of the bucket      prefill_tokens of the bucket
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxserve.core.sequence import Sequence
+
+
+class Bucket(NamedTuple):
+    """The padded sizes of a step. One bucket is one compiled program."""
+
+    decode_rows: int
+    prefill_tokens: int
+    prefill_rows: int
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_rows + self.prefill_tokens
+
+    @property
+    def sample_rows(self) -> int:
+        return self.decode_rows + self.prefill_rows
+
+    def __str__(self) -> str:
+        return f"{self.decode_rows}d+{self.prefill_tokens}p"
+
+
+class Row(NamedTuple):
+    """One sequence's part of a step: its tokens start .. start + length - 1.
+
+    `samples`: the row's last token is the sequence's last one, so the step samples a successor.
+    """
+
+    sequence: Sequence
+    start: int
+    length: int
+    samples: bool
+
+
+class Move(NamedTuple):
+    """K/V of one block on its way between tiers; the executor performs moves before the step's tokens run."""
+
+    block: int
+    source: str
+    target: str
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. Rows refer to live sequences: an executor reads them in `submit` and not later."""
+
+    step: int
+    decodes: tuple[Row, ...]
+    prefills: tuple[Row, ...]
+    bucket: Bucket
+    admitted: tuple[Sequence, ...] = ()
+    """Sequences that got their slot in this step: the executor loads their per-slot state first."""
+    preempted: tuple[Sequence, ...] = ()
+    moves: tuple[Move, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decodes) + sum(row.length for row in self.prefills)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position: of the token there, and of the likeliest ones, best first."""
+
+    token: int
+    logprob: float
+    rank: int
+    """1: the token was the likeliest."""
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brought back. Rows in the plan's order: decodes, then prefills."""
+
+    tokens: NDArray[np.int32]  # [rows]; meaningless for a row that does not sample
+    logprobs: dict[int, TokenLogprobs] | None = None
+    """By row, for the rows that asked."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None
+    """By row: at the chunk's positions, the log-probabilities of the *next* prompt token."""

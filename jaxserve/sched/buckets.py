@@ -1,0 +1,89 @@
+"""The shapes a step can take.
+
+Every program is compiled for a `Bucket`: so many decode rows, so many prefill tokens, so many prefill rows. A step is
+padded to the smallest bucket that holds it. Decode-only steps have the finest choice, since they are the most frequent.
+
+    decode only     (d, 0)   d in decode
+    prefill only    (0, p)   p in prefill
+    mixed           (d, p)   d in mixed_decode, p in prefill
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from jaxserve.core.config import BucketConfig, SchedulerConfig, require
+from jaxserve.core.plan import Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class BucketTable:
+    """All buckets of an engine. The tuples grow; `mixed_decode` may be empty: then no step mixes the two."""
+
+    decode: tuple[int, ...]
+    prefill: tuple[int, ...]
+    mixed_decode: tuple[int, ...]
+    prefill_rows: int
+
+    @classmethod
+    def from_config(cls, buckets: BucketConfig, limits: SchedulerConfig) -> "BucketTable":
+        """The configured sizes, or, where none are given, powers that end at the scheduler's limits."""
+        seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
+        decode = buckets.decode_buckets or _powers(1, seqs, 4)
+        prefill = buckets.prefill_buckets or _powers(min(64, tokens), tokens, 2)
+        mixed = buckets.mixed_decode_buckets or tuple(sorted({decode[max(len(decode) - 2, 0)], decode[-1]}))
+        require(decode[-1] >= seqs, "decode_buckets", decode, f"a last size of at least max_num_seqs ({seqs})")
+        require(mixed[-1] >= seqs, "mixed_decode_buckets", mixed, f"a last size of at least max_num_seqs ({seqs})")
+        return cls(decode, prefill, mixed, min(buckets.prefill_rows, seqs))
+
+    @classmethod
+    def pinned(cls, buckets: BucketConfig, limits: SchedulerConfig) -> "BucketTable":
+        """Deterministic mode: one decode program, one prefill program that takes one chunk."""
+        table = cls.from_config(buckets, limits)
+        return cls(table.decode[-1:], table.prefill[-1:], (), 1)
+
+    @property
+    def mixes(self) -> bool:
+        return bool(self.mixed_decode)
+
+    @property
+    def max_prefill_tokens(self) -> int:
+        return self.prefill[-1]
+
+    def all(self) -> list[Bucket]:
+        """Every bucket, the widest of its kind first: the first two can serve anything."""
+        rows = self.prefill_rows
+        wide = self.mixed_decode or (0,)
+        mixed = [Bucket(d, p, rows) for p in reversed(self.prefill) for d in reversed(wide)]
+        decode = [Bucket(d, 0, 0) for d in reversed(self.decode)]
+        prefill = [Bucket(0, p, rows) for p in reversed(self.prefill)] if self.mixed_decode else []
+        return mixed[:1] + decode[:1] + decode[1:] + mixed[1:] + prefill
+
+    def fit(self, decode_rows: int, prefill_tokens: int) -> Bucket:
+        """The smallest bucket for a step."""
+        if not prefill_tokens:
+            return Bucket(_at_least(self.decode, decode_rows), 0, 0)
+        decode = _at_least(self.mixed_decode, decode_rows) if decode_rows else 0
+        return Bucket(decode, _at_least(self.prefill, prefill_tokens), self.prefill_rows)
+
+    def prefill_edges(self, tokens: int) -> tuple[int, int]:
+        """The bucket sizes around so many prefill tokens: (largest that they fill, smallest that holds them).
+
+        0 ..... 64 .... 128 ......... 256        130 tokens -> (128, 256); 128 -> (128, 128)
+        """
+        above = bisect_left(self.prefill, tokens)
+        upper = self.prefill[above]
+        lower = upper if upper == tokens else (self.prefill[above - 1] if above else 0)
+        return lower, upper
+
+
+def _at_least(sizes: tuple[int, ...], wanted: int) -> int:
+    return sizes[bisect_left(sizes, wanted)]
+
+
+def _powers(first: int, last: int, factor: int) -> tuple[int, ...]:
+    sizes: list[int] = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        size *= factor
+    return (*sizes, last)
