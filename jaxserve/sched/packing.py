@@ -1,4 +1,4 @@
-"""Packing that knows the buckets: a step costs what its bucket costs, so fill it, and do not open a larger one for little.
+"""Packing that knows the buckets: a step costs what its bucket costs, so fill it, and open no larger one for little.
 
 bucket edges   0        64            128                        256
 grow           |=========x------------>|       chunks grow to the edge they pay for anyway

@@ -60,7 +60,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running)
+        """Something waits, runs, or has ended and not been told."""
+        return bool(self._waiting or self._running or self._events)
 
     def live(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
@@ -102,14 +103,14 @@ class Scheduler:
         prefills: list[Row] = []
         if self._buckets.mixes:
             decodes = self._decode_rows(preempted)
-            prefills = self._prefill_rows(now, len(decodes), admitted, may_admit=not preempted)
+            prefills = self._prefill_rows(now, len(decodes), admitted, preempted)
         else:  # one kind a step, in turn, so that neither starves the other
             if not self._prefilled_last:
-                prefills = self._prefill_rows(now, 0, admitted, may_admit=True)
+                prefills = self._prefill_rows(now, 0, admitted, preempted)
             if not prefills:
                 decodes = self._decode_rows(preempted)
             if not decodes and not prefills:
-                prefills = self._prefill_rows(now, 0, admitted, may_admit=not preempted)
+                prefills = self._prefill_rows(now, 0, admitted, preempted)
             self._prefilled_last = bool(prefills)
         self._events.extend(Preempted(sequence) for sequence in preempted)
         if not decodes and not prefills:
@@ -179,16 +180,22 @@ class Scheduler:
 
     # --- prefill ----------------------------------------------------------------------------------------------
 
-    def _prefill_rows(self, now: float, decode_rows: int, admitted: list[Sequence], may_admit: bool) -> list[Row]:
+    def _prefill_rows(
+        self, now: float, decode_rows: int, admitted: list[Sequence], preempted: list[Sequence]
+    ) -> list[Row]:
         budget = min(self._config.max_num_batched_tokens - decode_rows, self._buckets.max_prefill_tokens)
         lengths: dict[Sequence, int] = {}
-        for sequence in self._running:
-            if not sequence.decoding and budget > 0 and len(lengths) < self._buckets.prefill_rows:
-                chunk = self._chunk(sequence, budget)
-                if chunk and self._blocks.grow(sequence, sequence.num_computed + chunk):
-                    lengths[sequence] = chunk
-                    budget -= chunk
-        while may_admit and self._waiting and budget > 0 and len(lengths) < self._buckets.prefill_rows:
+        for sequence in [s for s in self._running if not s.decoding]:
+            if budget <= 0 or len(lengths) == self._buckets.prefill_rows or sequence.status is not Status.RUNNING:
+                continue
+            chunk = self._chunk(sequence, budget)
+            room = self._blocks.grow(sequence, sequence.num_computed + chunk)
+            if not room and not lengths and not decode_rows:  # nothing else moves: somebody has to give way
+                room = self._make_room(sequence, sequence.num_computed + chunk, preempted)
+            if room:
+                lengths[sequence] = chunk
+                budget -= chunk
+        while self._waiting and not preempted and budget > 0 and len(lengths) < self._buckets.prefill_rows:
             sequence = next(iter(self._waiting))
             if not self._free_slots or sequence.num_pending or not self._admit(sequence, budget, now):
                 break

@@ -1,0 +1,49 @@
+"""What can never be served is refused here, before it reaches the scheduler: no step fails because of a request."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxserve.core.errors import EmptyPrompt, PromptTooLong, RequestTooLarge, TokenOutOfRange
+from jaxserve.core.sequence import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model and the pool can hold, in tokens."""
+
+    vocab_size: int
+    max_model_len: int
+    pool_tokens: int
+
+    @property
+    def max_len(self) -> tuple[int, str]:
+        """The longest sequence, and the setting that says so."""
+        if self.pool_tokens < self.max_model_len:
+            return self.pool_tokens, "kv_cache_bytes"
+        return self.max_model_len, "max_model_len"
+
+    def check(self, request: Request) -> int:
+        """The most tokens that prompt and output may reach together.
+
+        Raises:
+          EmptyPrompt, PromptTooLong, RequestTooLarge, TokenOutOfRange: with what to change.
+        """
+        prompt, params = request.prompt, request.params
+        limit, name = self.max_len
+        if not prompt:
+            raise EmptyPrompt
+        if len(prompt) + (params.max_tokens != 0) > limit:
+            raise PromptTooLong(len(prompt), limit - 1, name)
+        self._check_tokens(prompt, "prompt")
+        self._check_tokens(params.stop_token_ids, "stop_token_ids")
+        self._check_tokens(params.logit_bias, "logit_bias")
+        if params.max_tokens is None:
+            return limit
+        if len(prompt) + params.max_tokens > limit:
+            raise RequestTooLarge(len(prompt) + params.max_tokens, limit, name)
+        return len(prompt) + params.max_tokens
+
+    def _check_tokens(self, tokens: Iterable[object], param: str) -> None:
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < self.vocab_size:
+                raise TokenOutOfRange(token, self.vocab_size, param)

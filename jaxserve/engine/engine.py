@@ -1,0 +1,139 @@
+"""The engine: requests in, outputs out, one step at a time. All of serving is a loop around `step`.
+
+plan    = scheduler.plan(now)          who runs, which blocks, which bucket
+pending = executor.submit(plan)        dispatched; returns at once
+result  = pending.wait()               overlapped: of the step before this one
+events  = scheduler.commit(plan, result, now)
+"""
+
+import random
+from collections import deque
+
+from jaxserve.core.clock import Clock
+from jaxserve.core.errors import DuplicateRequest, JaxserveError
+from jaxserve.core.events import Event
+from jaxserve.core.plan import StepPlan
+from jaxserve.core.sequence import FinishReason, Request, Sequence
+from jaxserve.engine.admission import Limits
+from jaxserve.engine.executor import Executor, Pending
+from jaxserve.engine.outputs import OutputProcessor, SequenceOutput
+from jaxserve.sched.scheduler import Scheduler
+from jaxserve.text.tokenizer import Tokenizer
+
+
+class Engine:
+    """Joins a scheduler and an executor. Not thread-safe: one thread adds, steps and aborts.
+
+    `overlap`: plan and dispatch a step before the one before it is back; tokens are the same either way.
+    `tokenizer` None: outputs carry tokens and no text, and stop strings are refused.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        limits: Limits,
+        clock: Clock,
+        tokenizer: Tokenizer | None = None,
+        *,
+        overlap: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.scheduler = scheduler
+        self.limits = limits
+        self._executor = executor
+        self._clock = clock
+        self._outputs = OutputProcessor(tokenizer)
+        self._depth = 1 if overlap else 0
+        self._flying: deque[tuple[StepPlan, Pending]] = deque()
+        self._live: dict[str, list[Sequence]] = {}
+        self._events: list[Event] = []
+        self._seeds = random.Random(seed)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._flying) or bool(self._events)
+
+    def add(self, request: Request) -> list[Sequence]:
+        """Queue a request; its outputs come from later steps.
+
+        Raises:
+          InvalidRequest: it can never be served; the message says what to change. Nothing else is affected.
+          QueueFull: too many wait; try again later.
+        """
+        if request.id in self._live:
+            raise DuplicateRequest(request.id)
+        max_len = self.limits.check(request)
+        self._outputs.check(request)
+        params = request.params
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        sequences = [Sequence(request, i, max_len, (seed + i) % 2**64) for i in range(params.n)]
+        self.scheduler.add(sequences)
+        self._live[request.id] = sequences
+        for sequence in sequences:
+            self._outputs.open(sequence)
+        return sequences
+
+    def abort(self, request_id: str) -> bool:
+        """End a request; its blocks are free at once. False: no such live request."""
+        sequences = self._live.get(request_id, [])
+        for sequence in sequences:
+            self.scheduler.finish(sequence, FinishReason.ABORT, self._clock.now())
+        return bool(sequences)
+
+    def step(self) -> list[SequenceOutput]:
+        """Run one step and return what became known: the outputs of this step, or, overlapped, of the one before.
+
+        Raises:
+          UnexpectedCompilation: a program was missing, and the configuration makes that an error.
+        """
+        plan = self.scheduler.plan(self._clock.now())
+        if plan is not None:
+            self._submit(plan)
+        if self._flying and (plan is None or len(self._flying) > self._depth):
+            self._commit_oldest()
+        events, self._events = self._events + self.scheduler.drain_events(), []
+        outputs = self._outputs.process(events)
+        for sequence in self._outputs.stopped():  # a stop string: known only now that there is text
+            self.scheduler.finish(sequence, FinishReason.STOP, self._clock.now())
+        for output in outputs:
+            if output.finish_reason is not None:
+                self._forget(output.sequence)
+        return outputs
+
+    def drain(self) -> None:
+        """Commit what is under way and plan nothing new, so that weights can change. Outputs come with the next step."""
+        while self._flying:
+            self._commit_oldest()
+
+    def _submit(self, plan: StepPlan) -> None:
+        try:
+            self._flying.append((plan, self._executor.submit(plan)))
+        except JaxserveError:
+            raise
+        except Exception as error:
+            self._recover(error)
+
+    def _commit_oldest(self) -> None:
+        plan, pending = self._flying.popleft()
+        try:
+            result = pending.wait()
+        except Exception as error:
+            self._recover(error)
+        else:
+            self._events += self.scheduler.commit(plan, result, self._clock.now())
+
+    def _recover(self, error: Exception) -> None:
+        """A step failed: what ran is lost and says so; what waits is served by a clean executor."""
+        self._flying.clear()
+        now = self._clock.now()
+        for sequence in self.scheduler.live():
+            if sequence.slot >= 0 or sequence.num_pending:
+                self.scheduler.finish(sequence, FinishReason.ERROR, now, f"{type(error).__name__}: {error}")
+        self.scheduler.blocks.drop_prefixes()
+        self._executor.reset()
+
+    def _forget(self, sequence: Sequence) -> None:
+        siblings = self._live.get(sequence.request.id)
+        if siblings is not None and all(s.finished for s in siblings):
+            del self._live[sequence.request.id]
