@@ -102,7 +102,7 @@ class Engine:
         return outputs
 
     def drain(self) -> None:
-        """Commit what is under way and plan nothing new, so that weights can change. Outputs come with the next step."""
+        """Commit what is under way and plan nothing new: then weights can change. Outputs come with the next step."""
         while self._flying:
             self._commit_oldest()
 

@@ -1,0 +1,321 @@
+"""The Python API, and the one place where the host side and the device side are joined.
+
+from jaxserve import LLM, SamplingParams
+
+llm = LLM("embedded", max_num_seqs=16)
+for output in llm.generate(["Enter HAMLET.", "Exeunt"], SamplingParams(max_tokens=64)):
+    print(output.outputs[0].text)
+"""
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.clock import MonotonicClock
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
+from jaxserve.core.plan import TokenLogprobs
+from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sequence import Request
+from jaxserve.engine.admission import Limits
+from jaxserve.engine.collect import Collector, RequestOutput
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import SequenceOutput
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import model_for
+from jaxserve.models.weights import check_params, load
+from jaxserve.runtime.kv_cache import size_pool
+from jaxserve.runtime.programs import use_compilation_cache
+from jaxserve.runtime.runner import ModelRunner, Processor
+from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.scheduler import Scheduler
+from jaxserve.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+class LLM:
+    """A model ready to generate, in this process.
+
+    Args:
+      model: a Hugging Face directory or hub id, a converted checkpoint, or "embedded"; or give `params`.
+      params, model_config: weights as a pytree (see `jaxserve.models`), and what they are; for research.
+      tokenizer: a `Tokenizer`, or a directory that holds one; default: the model's own. With `params` there may be none:
+        then prompts are token ids.
+      logits_processor: traced into the sampler: (logits [R, V], slot state, rows) -> logits. See `runtime.sampler`.
+      progress: show progress bars.
+      settings: any setting of `core.config`, by its flat name; or `config`, all of them.
+
+    Raises:
+      ConfigError, CheckpointError, UnsupportedArchitecture, ParamsMismatch, NotEnoughMemory: with what to change.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        params: Any = None,
+        model_config: ModelConfig | None = None,
+        tokenizer: Tokenizer | str | Path | None = None,
+        logits_processor: Processor | None = None,
+        progress: bool = True,
+        config: EngineConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        if model is not None:
+            settings["model"] = str(model)
+        self.config = (config or EngineConfig()).replace(**settings)
+        self._progress = progress
+        use_compilation_cache(self.config.runtime.compilation_cache_dir)
+        self.model_config, weights, directory = self._weights(params, model_config)
+        self.tokenizer = self._find_tokenizer(tokenizer, directory)
+        self.model_name = self.config.model.served_model_name or self._default_name()
+        self._processor = logits_processor
+        self._clock = MonotonicClock()
+        self._ids = itertools.count()
+        self._build(weights)
+
+    # --- generation -------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts (text or token ids), batched continuously; outputs in the prompts' order."""
+        batch = _as_prompts(prompts)
+        params = _one_each(sampling_params or SamplingParams(), len(batch))
+        requests = [self.make_request(prompt, p) for prompt, p in zip(batch, params, strict=True)]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in batch]
+        return self._run(requests, texts, self._progress if use_tqdm is None else use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        use_tqdm: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several, through the model's chat template."""
+        several = bool(messages) and not isinstance(messages[0], dict)
+        conversations: Any = messages if several else [messages]
+        tokenizer = self._need_tokenizer("chat")
+        prompts = [tokenizer.encode_chat(c, add_generation_prompt=add_generation_prompt) for c in conversations]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[SequenceOutput]:
+        """The pieces of one request as they come. Leaving the loop early aborts it."""
+        request = self.make_request(prompt, sampling_params or SamplingParams())
+        left = len(self.engine.add(request))
+        try:
+            while left:
+                for piece in self.engine.step():
+                    if piece.request_id == request.id:
+                        left -= piece.finish_reason is not None
+                        yield piece
+        finally:
+            if left:
+                self.engine.abort(request.id)
+                self.engine.step()
+
+    def score(self, prompts: Prompt | Sequence[Prompt], *, top: int = 0) -> list[list[TokenLogprobs | None]]:
+        """Log-probability of every token of each prompt given those before it; None for the first."""
+        outputs = self.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=top))
+        return [output.prompt_logprobs or [] for output in outputs]
+
+    # --- for research -----------------------------------------------------------------------------------------
+
+    def make_request(
+        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None, cache_salt: str = ""
+    ) -> Request:
+        """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`."""
+        if isinstance(prompt, str):
+            tokens = self._need_tokenizer("a text prompt").encode(prompt)
+        else:
+            tokens = list(prompt)
+        return Request(
+            id=request_id if request_id is not None else f"request-{next(self._ids)}",
+            prompt=tuple(tokens),
+            params=params,
+            arrival_s=self._clock.now(),
+            cache_salt=cache_salt,
+            eos_token_ids=self._eos_token_ids,
+        )
+
+    def update_params(self, params: Any) -> None:
+        """New weights between requests: nothing is compiled, the prefix cache is dropped.
+
+        Raises:
+          JaxserveError: requests are under way. ParamsMismatch: shapes or types are not those of the old weights.
+        """
+        if self.engine.has_work:
+            raise JaxserveError("weights can change between requests only: finish or abort those under way first")
+        check_params(params, self.model_config)
+        self._runner.update_params(_like(params, self._runner.params))
+        self.engine.scheduler.blocks.drop_prefixes()
+
+    @property
+    def params(self) -> Any:
+        return self._runner.params
+
+    @property
+    def runner(self) -> ModelRunner:
+        return self._runner
+
+    @property
+    def limits(self) -> Limits:
+        return self.engine.limits
+
+    # --- joining ----------------------------------------------------------------------------------------------
+
+    def _weights(self, params: Any, model_config: ModelConfig | None) -> tuple[ModelConfig, Any, Path | None]:
+        if (params is None) != (model_config is None):
+            raise ConfigError("params and model_config go together: give both, or a model")
+        if params is not None and model_config is not None:
+            check_params(params, model_config)
+            return model_config, jax.tree.map(jax.numpy.asarray, params), None
+        section = self.config.model
+        source = str(EMBEDDED) if section.model == "embedded" else section.model
+        checkpoint = load(source, dtype=None if section.dtype == "auto" else section.dtype, revision=section.revision)
+        return checkpoint.config, checkpoint.params, Path(checkpoint.directory)
+
+    def _find_tokenizer(self, given: Tokenizer | str | Path | None, directory: Path | None) -> Tokenizer | None:
+        if isinstance(given, Tokenizer):
+            return given
+        place = given or directory
+        return Tokenizer.from_directory(place) if place else None
+
+    def _default_name(self) -> str:
+        model = self.config.model.model
+        return Path(model).name if Path(model).is_dir() else model
+
+    def _build(self, weights: Any) -> None:
+        config, model_config = self.config, self.model_config
+        pinned = config.runtime.deterministic
+        table = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
+        max_len = min(config.model.max_model_len or model_config.max_position_embeddings, 1 << 20)
+        leaves = jax.tree.leaves(weights)
+        num_blocks = size_pool(
+            config.cache,
+            model_config,
+            leaves[0].dtype,
+            leaves[0].device,
+            weight_bytes=sum(leaf.nbytes for leaf in leaves),
+            program_bytes=0,
+            useful_tokens=config.scheduler.max_num_seqs * max_len,
+        )
+        blocks = BlockManager(
+            config.cache,
+            num_blocks,
+            share_multiple=table.max_prefill_tokens if pinned else 1,
+            share_outputs=not pinned,
+        )
+        self._runner = ModelRunner(
+            model_for(model_config),
+            model_config,
+            weights,
+            cache=config.cache,
+            runtime=config.runtime,
+            buckets=table,
+            num_blocks=num_blocks,
+            num_slots=config.scheduler.max_num_seqs,
+            max_len=max_len,
+            processor=self._processor,
+        )
+        self._warm_up()
+        limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens)
+        scheduler = Scheduler(config.scheduler, table, blocks, table.max_prefill_tokens if pinned else None)
+        self._eos_token_ids = self.tokenizer.eos_token_ids if self.tokenizer else model_config.eos_token_ids
+        self.engine = Engine(
+            scheduler,
+            self._runner,
+            limits,
+            self._clock,
+            self.tokenizer,
+            overlap=config.runtime.overlap,
+            seed=config.model.seed,
+        )
+
+    def _warm_up(self) -> None:
+        runner, keys = self._runner, self._runner.program_keys()
+        now = keys if self.config.runtime.warmup == "full" else keys[: runner.num_serving_programs]
+        with tqdm(total=len(now), desc="Compiling", unit="program", disable=not self._progress) as bar:
+            runner.compile(now, lambda key: bar.update() and None)
+        if len(now) == len(keys):
+            runner.finish_warmup()
+        else:
+            threading.Thread(target=self._finish_warm_up, args=(keys,), name="jaxserve-warmup", daemon=True).start()
+
+    def _finish_warm_up(self, keys: list[Any]) -> None:
+        self._runner.compile(keys)
+        self._runner.finish_warmup()
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequest(f"{what} needs a tokenizer and there is none: give token ids, or LLM(tokenizer=...)")
+        return self.tokenizer
+
+    def _run(self, requests: list[Request], texts: list[str | None], show: bool) -> list[RequestOutput]:
+        collectors = {r.id: Collector(r, text) for r, text in zip(requests, texts, strict=True)}
+        added: list[Request] = []
+        try:
+            with tqdm(total=len(requests), desc="Generating", unit="request", disable=not show) as bar:
+                for request in requests:
+                    self.engine.add(request)
+                    added.append(request)
+                tokens = 0
+                while self.engine.has_work:
+                    for piece in self.engine.step():
+                        collector = collectors.get(piece.request_id)
+                        tokens += len(piece.tokens)
+                        if collector is not None and collector.add(piece):
+                            bar.update()
+                            bar.set_postfix(output_tokens=tokens, refresh=False)
+        except BaseException:
+            for request in added:
+                self.engine.abort(request.id)
+            raise
+        return [collectors[r.id].output for r in requests]
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> Sequence[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise InvalidRequest(
+            f"{len(params)} sampling_params for {count} prompts: give one, or one each", "sampling_params"
+        )
+    return params
+
+
+def _like(new: Any, old: Any) -> Any:
+    """`new` with the placement of `old`; the types must agree, or the compiled programs would not take it."""
+
+    def place(path: Any, leaf: Any, model: jax.Array) -> jax.Array:
+        if leaf.shape != model.shape or leaf.dtype != model.dtype:
+            raise ParamsMismatch(
+                f"params{jax.tree_util.keystr(path)}: found {leaf.shape} {leaf.dtype}, "
+                f"expected {model.shape} {model.dtype}"
+            )
+        return jax.device_put(leaf, model.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, new, old)
+
+
+__all__ = ["LLM", "RequestOutput", "SamplingParams"]

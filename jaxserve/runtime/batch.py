@@ -1,0 +1,135 @@
+"""From a plan to the few small arrays that a step sends to the device.
+
+Everything that a step needs is packed into one int32 array for the model and one for the sampler (floats by their
+bits), so that a step costs two transfers. What lasts lives on the device, one row a slot: block tables, of which a step
+sends only the block that each decode row writes to and the whole rows of its prefill chunks, and tokens, of which a
+step sends only its chunks'. Padding rows use the scratch slot, whose table is all zeros.
+
+    model    decode:  slots [B]  positions [B] (-1: padding)  blocks [B]
+             prefill: tokens [T]  slots [R]  starts [R]  offsets [R + 1]  tables [R, W]
+    sampler  one column a sampled row, decode rows first: see `SAMPLE_FIELDS`
+
+The arrays are made anew each step: on the CPU, JAX may read a NumPy array in place while the next step is prepared.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxserve.core.plan import Bucket, Row, StepPlan
+from jaxserve.core.sequence import Sequence
+
+SAMPLE_INTS = ("slots", "positions", "prompt_lens", "min_positions", "seed_high", "seed_low", "top_k")
+SAMPLE_FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
+SAMPLE_FIELDS = SAMPLE_INTS + SAMPLE_FLOATS
+NEUTRAL = dict.fromkeys(SAMPLE_FIELDS, 0.0) | {"top_p": 1.0, "repetition": 1.0}
+
+
+def model_fields(bucket: Bucket, table_width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every field of the packed model input, in order."""
+    decode, tokens, rows = bucket
+    yield from (("decode_slots", (decode,)), ("decode_positions", (decode,)), ("decode_blocks", (decode,)))
+    yield from (("tokens", (tokens,)), ("slots", (rows,)), ("starts", (rows,)), ("offsets", (rows + 1,)))
+    yield ("tables", (rows, table_width))
+
+
+def packed_size(bucket: Bucket, table_width: int) -> int:
+    return sum(int(np.prod(shape)) for _, shape in model_fields(bucket, table_width))
+
+
+def unpack_model(packed: Any, bucket: Bucket, table_width: int) -> dict[str, Any]:
+    """Views of the packed array by name: NumPy on the host, static slices inside a program."""
+    views: dict[str, Any] = {}
+    begin = 0
+    for name, shape in model_fields(bucket, table_width):
+        size = int(np.prod(shape))
+        views[name] = packed[begin : begin + size].reshape(shape)
+        begin += size
+    return views
+
+
+def unpack_sample(packed: jax.Array) -> dict[str, jax.Array]:  # [fields, R]
+    """Columns of the packed sampler input by name, floats as floats; inside a program."""
+    ints = {name: packed[i] for i, name in enumerate(SAMPLE_INTS)}
+    floats = jax.lax.bitcast_convert_type(packed[len(SAMPLE_INTS) :], np.float32)
+    return ints | {name: floats[i] for i, name in enumerate(SAMPLE_FLOATS)}
+
+
+class BatchBuilder:
+    """Per-slot sampling parameters, kept in NumPy between steps, and the packing of each step."""
+
+    def __init__(self, num_slots: int, table_width: int, block_size: int) -> None:
+        self._scratch = num_slots
+        self._table_width = table_width
+        self._block_size = block_size
+        self._params = np.zeros((len(SAMPLE_FIELDS), num_slots + 1), np.int32)
+        floats = self._params[len(SAMPLE_INTS) :].view(np.float32)
+        self._by_name: dict[str, NDArray[Any]] = {name: self._params[i] for i, name in enumerate(SAMPLE_INTS)}
+        self._by_name |= {name: floats[i] for i, name in enumerate(SAMPLE_FLOATS)}
+        for name, value in NEUTRAL.items():
+            self._by_name[name][:] = value
+        self._by_name["slots"][:] = np.arange(num_slots + 1)
+
+    def load(self, sequence: Sequence) -> None:
+        """Remember a newly admitted sequence's sampling parameters under its slot."""
+        params, put, slot = sequence.params, self._by_name, sequence.slot
+        put["prompt_lens"][slot] = sequence.num_prompt
+        put["min_positions"][slot] = sequence.num_prompt + params.min_tokens
+        seed = np.uint64(sequence.seed % 2**64)
+        put["seed_high"][slot], put["seed_low"][slot] = np.array([seed >> np.uint64(32), seed], np.uint64).astype(
+            np.int32
+        )
+        put["top_k"][slot] = min(params.top_k, 2**31 - 1)
+        put["temperature"][slot], put["top_p"][slot], put["min_p"][slot] = (
+            params.temperature,
+            params.top_p,
+            params.min_p,
+        )
+        put["presence"][slot], put["frequency"][slot] = params.presence_penalty, params.frequency_penalty
+        put["repetition"][slot] = params.repetition_penalty
+
+    def model_input(self, plan: StepPlan, bucket: Bucket) -> NDArray[np.int32]:  # [packed_size]
+        packed = np.zeros(packed_size(bucket, self._table_width), np.int32)
+        views = unpack_model(packed, bucket, self._table_width)
+        if bucket.decode_rows:
+            self._pack_decodes(plan.decodes, views)
+        if bucket.prefill_rows:
+            self._pack_prefills(plan.prefills, views)
+        return packed
+
+    def sample_input(self, plan: StepPlan, bucket: Bucket) -> NDArray[np.int32]:  # [fields, R]
+        slots = np.full(bucket.sample_rows, self._scratch, np.int32)
+        positions = np.zeros(bucket.sample_rows, np.int32)
+        decodes = len(plan.decodes)
+        slots[:decodes] = [row.sequence.slot for row in plan.decodes]
+        positions[:decodes] = [row.start + 1 for row in plan.decodes]
+        for i, row in enumerate(plan.prefills, start=bucket.decode_rows):
+            if row.samples:
+                slots[i] = row.sequence.slot
+                positions[i] = row.start + row.length
+        packed = self._params[:, slots]
+        packed[SAMPLE_FIELDS.index("positions")] = positions
+        return packed
+
+    def _pack_decodes(self, rows: tuple[Row, ...], views: dict[str, NDArray[np.int32]]) -> None:
+        n, size = len(rows), self._block_size
+        views["decode_slots"][:] = self._scratch
+        views["decode_positions"][:] = -1
+        views["decode_slots"][:n] = [row.sequence.slot for row in rows]
+        views["decode_positions"][:n] = [row.start for row in rows]
+        views["decode_blocks"][:n] = [row.sequence.blocks[row.start // size] for row in rows]
+
+    def _pack_prefills(self, rows: tuple[Row, ...], views: dict[str, NDArray[np.int32]]) -> None:
+        views["slots"][:] = self._scratch
+        offset = 0
+        for i, row in enumerate(rows):
+            sequence = row.sequence
+            end = offset + row.length
+            views["tokens"][offset:end] = sequence.tokens[row.start : row.start + row.length]
+            views["slots"][i], views["starts"][i] = sequence.slot, row.start
+            views["tables"][i, : len(sequence.blocks)] = sequence.blocks
+            views["offsets"][i + 1] = offset = end
+        views["offsets"][len(rows) + 1 :] = offset

@@ -1,0 +1,80 @@
+"""The KV cache's bytes: for every layer one array of key pages and one of value pages, allocated once.
+
+Layers are separate arrays and every step gets them donated, so that XLA writes new keys and values in place. (A stacked
+cache whose layers are taken out and put back costs a copy of the cache: 1.376 GiB of temporaries against 0.022 for an
+8B model with 64 rows, compiled for an H200.)
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.core.config import CacheConfig
+from jaxserve.core.errors import NotEnoughMemory
+from jaxserve.models.config import ModelConfig
+
+KVCache = tuple[tuple[jax.Array, jax.Array], ...]  # L x (keys, values), each [P, K, S, H]
+
+
+def block_bytes(model: ModelConfig, block_size: int, dtype: Any) -> int:
+    """Bytes of one block over all layers, keys and values."""
+    token = model.num_layers * 2 * model.num_kv_heads * model.head_dim * jnp.dtype(dtype).itemsize
+    return token * block_size
+
+
+def abstract_cache(model: ModelConfig, num_blocks: int, block_size: int, dtype: Any) -> Any:
+    """The cache's shapes, as a KVCache of jax.ShapeDtypeStruct."""
+    page = jax.ShapeDtypeStruct((num_blocks, model.num_kv_heads, block_size, model.head_dim), dtype)
+    return tuple((page, page) for _ in range(model.num_layers))
+
+
+def allocate_cache(model: ModelConfig, num_blocks: int, block_size: int, dtype: Any, device: jax.Device) -> KVCache:
+    """Zeros: the scratch block must hold finite numbers, for padding reads it."""
+    shapes = abstract_cache(model, num_blocks, block_size, dtype)
+    with jax.default_device(device):
+        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
+def size_pool(
+    config: CacheConfig,
+    model: ModelConfig,
+    dtype: Any,
+    device: jax.Device,
+    *,
+    weight_bytes: int,
+    program_bytes: int,
+    useful_tokens: int,
+) -> int:
+    """How many blocks to allocate, the scratch block included.
+
+    By `num_blocks`, else by `kv_cache_bytes`, else what `gpu_memory_utilization` leaves beside weights and the largest
+    program's temporaries; on the CPU at most a quarter of the machine's memory. Never more than `useful_tokens` need.
+
+    Raises:
+      NotEnoughMemory: not even one block fits.
+    """
+    size = block_bytes(model, config.block_size, dtype)
+    if config.num_blocks is not None:
+        return config.num_blocks + 1
+    useful = -(-useful_tokens // config.block_size)
+    if config.kv_cache_bytes is not None:
+        blocks, said = config.kv_cache_bytes // size, f"kv_cache_bytes = {config.kv_cache_bytes}"
+    elif device.platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        blocks, said = min(useful, memory // 4 // size), f"a quarter of {memory / 2**30:.1f} GiB"
+    else:
+        limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+        room = int(limit * config.gpu_memory_utilization) - weight_bytes - program_bytes
+        blocks = min(useful, room // size)
+        said = (
+            f"gpu_memory_utilization = {config.gpu_memory_utilization} of {limit / 2**30:.1f} GiB less weights "
+            f"({weight_bytes / 2**30:.2f} GiB) and programs ({program_bytes / 2**30:.2f} GiB)"
+        )
+    if blocks < 1:
+        raise NotEnoughMemory(
+            f"no room for a single KV block of {size} bytes: {said}. Raise it, choose a smaller block_size or "
+            f"max_num_batched_tokens, or a smaller dtype"
+        )
+    return blocks + 1

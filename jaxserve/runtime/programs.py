@@ -1,0 +1,88 @@
+"""Every program of an engine, compiled before it is needed.
+
+A program is lowered and compiled ahead of time for one bucket; serving calls executables only, so nothing is ever
+traced or compiled on the way. Compilation runs in threads (XLA compiles outside the interpreter's lock), through JAX's
+persistent cache, short compilations included.
+
+With `warmup = "progressive"` the two widest programs come first; until the rest are there, a step runs in the smallest
+bucket that is.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.monitoring
+
+from jaxserve.core.plan import Bucket
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_STACK_BYTES = 64 << 20  # XLA's passes overflow the usual thread stack on deep graphs
+
+
+def use_compilation_cache(directory: str | None) -> None:
+    """Keep compiled programs in `directory` between runs; short compilations too, which JAX leaves out by default."""
+    if directory:
+        folder = Path(directory).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+class CompilationCounter:
+    """Counts the process' compilations (loads from the persistent cache included) since `reset`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1
+
+
+class ProgramTable:
+    """Executables by key. `build(key)` lowers and compiles one; it is called once a key, from any thread."""
+
+    def __init__(self, build: Callable[[Any], Any], threads: int) -> None:
+        self._build = build
+        self._threads = threads or os.cpu_count() or 1
+        self._programs: dict[Any, Any] = {}
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._programs[key]
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._programs
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+    def compile(self, keys: list[Any], progress: Callable[[Any], None] = lambda key: None) -> None:
+        """Build what is missing, several at a time; `progress(key)` after each, from this thread."""
+        missing = [key for key in keys if key not in self._programs]
+        previous = threading.stack_size(_STACK_BYTES)
+        try:
+            with ThreadPoolExecutor(self._threads, "compile") as pool:
+                futures = [(key, pool.submit(self._build, key)) for key in missing]
+                for key, future in futures:
+                    self._programs[key] = future.result()
+                    progress(key)
+        finally:
+            threading.stack_size(previous)
+
+
+def smallest_holding(bucket: Bucket, ready: Callable[[Bucket], bool], buckets: list[Bucket]) -> Bucket:
+    """`bucket` if it is ready, else the ready one of fewest tokens that can take its rows."""
+    if ready(bucket):
+        return bucket
+    able = [b for b in buckets if ready(b) and all(have >= need for have, need in zip(b, bucket, strict=True))]
+    return min(able, key=lambda b: b.tokens)

@@ -1,0 +1,213 @@
+"""The executor that owns a device: parameters, K/V pages, per-slot state, and the compiled programs.
+
+`submit` packs a plan, dispatches the model program and the sampler, starts the copy of the sampled tokens to the host,
+and returns; the tokens stay on the device as the next step's input. `wait` blocks for that copy.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.core.config import CacheConfig, RuntimeConfig
+from jaxserve.core.errors import UnexpectedCompilation
+from jaxserve.core.plan import Bucket, StepPlan
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import Model
+from jaxserve.runtime.batch import SAMPLE_FIELDS, BatchBuilder, packed_size
+from jaxserve.runtime.kv_cache import abstract_cache, allocate_cache
+from jaxserve.runtime.programs import CompilationCounter, ProgramTable, smallest_holding
+from jaxserve.runtime.results import PendingStep, PromptScores
+from jaxserve.runtime.sampler import SlotState, Variant, choose_variant, init_slot_state, load_slot
+from jaxserve.runtime.slots import SlotLoader, abstract_row
+from jaxserve.runtime.steps import ModelState, model_step, sample_step, score_step
+from jaxserve.sched.buckets import BucketTable
+
+Processor = Callable[..., jax.Array]
+
+
+class ModelRunner:
+    """Runs plans on one device.
+
+    Args:
+      num_blocks: KV blocks, the scratch block included.
+      max_len: tokens of the longest sequence.
+      processor: jitted into the sampler: (logits [R, V], slot state, rows) -> logits.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: ModelConfig,
+        params: Any,
+        *,
+        cache: CacheConfig,
+        runtime: RuntimeConfig,
+        buckets: BucketTable,
+        num_blocks: int,
+        num_slots: int,
+        max_len: int,
+        processor: Processor | None = None,
+    ) -> None:
+        self._model, self._config, self._params = model, config, params
+        self._cache_config, self._runtime = cache, runtime
+        self._num_blocks, self._num_slots, self._max_len = num_blocks, num_slots, max_len
+        self._buckets = buckets.all()
+        self._table_width = -(-max_len // cache.block_size)
+        self._processor = processor
+        self._device = jax.tree.leaves(params)[0].device
+        self._dtype = jax.tree.leaves(params)[0].dtype
+        self._batch = BatchBuilder(num_slots, self._table_width, cache.block_size)
+        self._counter = CompilationCounter()
+        self._warm = False
+        self._models = ProgramTable(self._build_model, runtime.compile_threads)
+        self._samplers = ProgramTable(self._build_sampler, runtime.compile_threads)
+        self._scorers = ProgramTable(self._build_scorer, runtime.compile_threads)
+        self._loaders = ProgramTable(self._build_loader, 1)
+        self._allocate()
+
+    # --- programs ---------------------------------------------------------------------------------------------
+
+    def program_keys(self) -> list[tuple[ProgramTable, Any]]:
+        """Every program, those that can serve anything first."""
+        keys: list[tuple[ProgramTable, Any]] = [(self._loaders, "load")]
+        for bucket in self._buckets:
+            keys.append((self._models, bucket))
+            keys += [(self._samplers, (bucket.sample_rows, variant)) for variant in Variant]
+            if bucket.prefill_tokens:
+                keys.append((self._scorers, bucket.prefill_tokens))
+        return list(dict.fromkeys(keys))
+
+    @property
+    def num_serving_programs(self) -> int:
+        """How many of `program_keys` suffice to serve: those of the two widest buckets."""
+        wide = set(self._buckets[:2])
+        rows, tokens = {b.sample_rows for b in wide}, {b.prefill_tokens for b in wide}
+        return sum(
+            table is self._loaders
+            or (table is self._models and key in wide)
+            or (table is self._samplers and key[0] in rows)
+            or (table is self._scorers and key in tokens)
+            for table, key in self.program_keys()
+        )
+
+    def compile(self, keys: list[tuple[ProgramTable, Any]], progress: Callable[[Any], None] = lambda key: None) -> None:
+        for table in (self._loaders, self._models, self._samplers, self._scorers):
+            table.compile([key for owner, key in keys if owner is table], progress)
+
+    def finish_warmup(self) -> None:
+        """Everything is compiled: from here on compilations are counted."""
+        self._counter.reset()
+        self._warm = True
+
+    @property
+    def compilations_after_warmup(self) -> int:
+        return self._counter.count if self._warm else 0
+
+    # --- the executor -----------------------------------------------------------------------------------------
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        bucket = smallest_holding(plan.bucket, self._models.__contains__, self._buckets)
+        for sequence in plan.admitted:
+            self._batch.load(sequence)
+            if (row := self._slot_loader.row(sequence)) is not None:
+                self._slots = self._loaders["load"](self._slots, np.int32(sequence.slot), *row)
+        self._state, output = self._models[bucket](
+            self._params, self._state, self._slots.tokens, self._batch.model_input(plan, bucket)
+        )
+        variant = self._variant(plan)
+        sampled, self._slots = self._samplers[bucket.sample_rows, variant](
+            output.logits, self._slots, self._batch.sample_input(plan, bucket)
+        )
+        scores = self._score(plan, bucket, output.hidden)
+        self._check_compilations()
+        return PendingStep(plan, bucket, sampled, scores)
+
+    def reset(self) -> None:
+        self._allocate()
+
+    def update_params(self, params: Any) -> None:
+        """New weights of the same shapes and types, already on the device. Nothing may be under way."""
+        self._params = params
+
+    @property
+    def params(self) -> Any:
+        return self._params
+
+    @property
+    def kv_bytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._state.cache))
+
+    def _variant(self, plan: StepPlan) -> Variant:
+        if self._processor is not None:
+            return Variant.FULL
+        rows = (*plan.decodes, *plan.prefills)
+        return choose_variant([row.sequence.params for row in rows if row.samples])
+
+    def _score(self, plan: StepPlan, bucket: Bucket, hidden: jax.Array) -> PromptScores | None:
+        if all(row.sequence.params.prompt_logprobs is None for row in plan.prefills):
+            return None
+        targets = np.zeros(bucket.prefill_tokens, np.int32)
+        begin = 0
+        for row in plan.prefills:
+            following = row.sequence.tokens[row.start + 1 : row.start + row.length + 1]
+            targets[begin : begin + len(following)] = following
+            begin += row.length
+        return self._scorers[bucket.prefill_tokens](self._params, hidden, targets)
+
+    def _check_compilations(self) -> None:
+        if self._warm and self._counter.count and self._runtime.on_compile_after_warmup == "error":
+            raise UnexpectedCompilation(
+                f"{self._counter.count} programs were compiled after warm-up: a shape is missing from the buckets"
+            )
+
+    # --- building ---------------------------------------------------------------------------------------------
+
+    @property
+    def _context(self) -> int:
+        return self._table_width * self._cache_config.block_size
+
+    def _allocate(self) -> None:
+        cache = allocate_cache(self._config, self._num_blocks, self._cache_config.block_size, self._dtype, self._device)
+        with jax.default_device(self._device):
+            tables = jnp.zeros((self._num_slots + 1, self._table_width), jnp.int32)
+            self._slots: SlotState = init_slot_state(self._num_slots, self._context, self._config.vocab_size)
+        self._state = ModelState(cache, tables)
+        self._slot_loader = SlotLoader(self._context, self._config.vocab_size)
+
+    def _abstract_state(self) -> ModelState:
+        shapes = abstract_cache(self._config, self._num_blocks, self._cache_config.block_size, self._dtype)
+        return ModelState(shapes, jax.ShapeDtypeStruct((self._num_slots + 1, self._table_width), jnp.int32))
+
+    def _build_model(self, bucket: Bucket) -> Any:
+        step = partial(
+            model_step, model=self._model, config=self._config, bucket=bucket, backend=self._runtime.attention_backend
+        )
+        packed = jax.ShapeDtypeStruct((packed_size(bucket, self._table_width),), jnp.int32)
+        arguments = (_shapes(self._params), self._abstract_state(), _shapes(self._slots).tokens, packed)
+        return jax.jit(step, donate_argnums=1).lower(*arguments).compile()
+
+    def _build_sampler(self, key: tuple[int, Variant]) -> Any:
+        rows, variant = key
+        step = partial(sample_step, variant=variant, processor=self._processor if variant is Variant.FULL else None)
+        logits = jax.ShapeDtypeStruct((rows, self._config.vocab_size), jnp.float32)
+        packed = jax.ShapeDtypeStruct((len(SAMPLE_FIELDS), rows), jnp.int32)
+        return jax.jit(step, donate_argnums=1).lower(logits, _shapes(self._slots), packed).compile()
+
+    def _build_scorer(self, tokens: int) -> Any:
+        step = partial(score_step, model=self._model, config=self._config)
+        hidden = jax.ShapeDtypeStruct((tokens, self._config.hidden_size), self._dtype)
+        targets = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+        return jax.jit(step).lower(_shapes(self._params), hidden, targets).compile()
+
+    def _build_loader(self, _: str) -> Any:
+        row = abstract_row(self._context)
+        slot = jax.ShapeDtypeStruct((), jnp.int32)
+        return jax.jit(load_slot, donate_argnums=0).lower(_shapes(self._slots), slot, *row).compile()
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)

@@ -1,0 +1,143 @@
+"""The jitted programs of a step. Two run in turn:
+
+    model    tokens in, keys and values written to their pages, logits of the rows that sample
+    sample   logits to tokens, which stay on the device as the next step's input
+
+plus one that loads a slot on admission, and one that scores prompts. Each is a pure function of (parameters, device
+state, one packed array); the state is donated and comes back, so nothing is copied.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from kernels_pallas.paged_attention import api as paged_attention
+from kernels_pallas.write_kv import write_kv
+
+from jaxserve.core.plan import Bucket
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import Model
+from jaxserve.runtime.batch import unpack_model, unpack_sample
+from jaxserve.runtime.kv_cache import KVCache
+from jaxserve.runtime.sampler import RowParams, Sampled, SlotState, Variant, prompt_logprobs, sample
+
+
+class ModelState(NamedTuple):
+    """What the model program owns: it is donated to each step and comes back changed in place."""
+
+    cache: KVCache
+    tables: jax.Array  # [slots + 1, W] block ids by slot; the last row is the scratch slot's
+
+
+class ModelOutput(NamedTuple):
+    logits: jax.Array  # [B + R, V] of the decode rows and of each chunk's last token
+    hidden: jax.Array  # [T, D] of the prefill tokens, for prompt log-probabilities
+
+
+class _Layout(NamedTuple):
+    """Where each token of a step is in its sequence and in the cache."""
+
+    tokens: jax.Array  # [B + T]
+    positions: jax.Array  # [B + T]
+    cache_slots: jax.Array  # [B + T] page * S + offset; 0 for padding
+    decode_tables: jax.Array  # [B, W]
+    decode_lengths: jax.Array  # [B]
+    prefill_tables: jax.Array  # [R, W]
+    offsets: jax.Array  # [R + 1]
+    context_lengths: jax.Array  # [R]
+
+
+def model_step(
+    params: Any,
+    state: ModelState,
+    slot_tokens: jax.Array,  # [slots + 1, C]
+    packed: jax.Array,  # see runtime.batch
+    *,
+    model: Model,
+    config: ModelConfig,
+    bucket: Bucket,
+    backend: str,
+) -> tuple[ModelState, ModelOutput]:
+    """One forward pass over a bucket's tokens."""
+    tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0][0].shape[2])
+    cache = list(state.cache)
+    rows = bucket.decode_rows
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
+        with jax.named_scope(f"attention_{layer}"):
+            cache[layer] = keys, values = write_kv(*cache[layer], k, v, layout.cache_slots)
+            options: dict[str, Any] = {"sliding_window": sliding_window, "backend": backend}
+            parts: list[jax.Array] = []
+            if rows:
+                lengths = layout.decode_lengths
+                parts.append(paged_attention.decode(q[:rows], keys, values, layout.decode_tables, lengths, **options))
+            if bucket.prefill_tokens:
+                where = layout.prefill_tables, layout.offsets, layout.context_lengths
+                parts.append(paged_attention.prefill(q[rows:], keys, values, *where, **options))
+            return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+    hidden = model.forward(params, config, layout.tokens, layout.positions, attend)
+    last = jnp.concatenate([jnp.arange(rows, dtype=jnp.int32), rows + jnp.maximum(layout.offsets[1:] - 1, 0)])
+    with jax.named_scope("logits"):
+        logits = model.logits(params, config, hidden[last])
+    return ModelState(tuple(cache), tables), ModelOutput(logits, hidden[rows:])
+
+
+def _lay_out(
+    tables: jax.Array, slot_tokens: jax.Array, packed: jax.Array, bucket: Bucket, block_size: int
+) -> tuple[jax.Array, _Layout]:
+    """Take the packed input apart, bring the block tables up to date, and place every token."""
+    given = unpack_model(packed, bucket, tables.shape[1])
+    real = given["decode_positions"] >= 0
+    decode_at = jnp.maximum(given["decode_positions"], 0)
+    tables = tables.at[given["decode_slots"], decode_at // block_size].set(given["decode_blocks"])
+    tables = tables.at[given["slots"]].set(given["tables"])
+
+    index = jnp.arange(bucket.prefill_tokens, dtype=jnp.int32)
+    offsets, starts = given["offsets"], given["starts"]
+    row = jnp.sum(index[:, None] >= offsets[None, 1:], axis=1, dtype=jnp.int32)  # [T]; R for padding
+    inside = index < offsets[-1]
+    row = jnp.minimum(row, max(bucket.prefill_rows - 1, 0))
+    prefill_at = jnp.where(inside, starts[row] + index - offsets[row], 0) if bucket.prefill_rows else index
+    page = given["tables"][row, prefill_at // block_size] if bucket.prefill_rows else index
+
+    decode_slot = given["decode_blocks"] * block_size + decode_at % block_size
+    prefill_slot = jnp.where(inside, page * block_size + prefill_at % block_size, 0)
+    return tables, _Layout(
+        tokens=jnp.concatenate([slot_tokens[given["decode_slots"], decode_at], given["tokens"]]),
+        positions=jnp.concatenate([decode_at, prefill_at]),
+        cache_slots=jnp.concatenate([jnp.where(real, decode_slot, 0), prefill_slot]),
+        decode_tables=tables[given["decode_slots"]],
+        decode_lengths=jnp.where(real, decode_at + 1, 0),
+        prefill_tables=given["tables"],
+        offsets=offsets,
+        context_lengths=starts + offsets[1:] - offsets[:-1],
+    )
+
+
+def sample_step(
+    logits: jax.Array,  # [R, V]
+    state: SlotState,
+    packed: jax.Array,  # [fields, R]
+    *,
+    variant: Variant,
+    processor: Any = None,
+) -> tuple[Sampled, SlotState]:
+    """Sample a token a row and remember it under the row's slot."""
+    given = unpack_sample(packed)
+    seeds = jnp.stack([given.pop("seed_high"), given.pop("seed_low")], axis=1)
+    rows = RowParams(seeds=jax.lax.bitcast_convert_type(seeds, jnp.uint32), **given)
+    with jax.named_scope("sample"):
+        return sample(logits, rows, state, variant=variant, processor=processor)
+
+
+def score_step(
+    params: Any,
+    hidden: jax.Array,  # [T, D]
+    targets: jax.Array,  # [T]
+    *,
+    model: Model,
+    config: ModelConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Log-probability and rank of each target after its position, and the 20 likeliest there."""
+    return prompt_logprobs(lambda part: model.logits(params, config, part), hidden, targets)
