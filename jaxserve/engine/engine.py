@@ -101,6 +101,11 @@ class Engine:
                 self._forget(output.sequence)
         return outputs
 
+    def replace_executor(self, executor: Executor) -> None:
+        """Drive another executor from the next step on: one that records, say, around the one there was."""
+        assert not self._flying, "a step is under way"
+        self._executor = executor
+
     def drain(self) -> None:
         """Commit what is under way and plan nothing new: then weights can change. Outputs come with the next step."""
         while self._flying:

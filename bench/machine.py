@@ -1,0 +1,52 @@
+"""What ran, where: every result names its machine and versions."""
+
+import datetime
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def describe() -> dict[str, Any]:
+    """Processor, memory, device and versions."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
+        vector = next((name for name in ("amx_tile", "avx512f", "avx2") if f" {name}" in flags), "no avx2")
+        cpu = f"{names[0] if names else cpu} ({vector})"
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def matmul_rate(rows: int, inner: int = 512, columns: int = 2816, layers: int = 24, repeats: int = 7) -> float:
+    """FLOP/s of float32 matmuls of so many rows, over weights that do not fit a cache (median)."""
+    keys = jax.random.split(jax.random.key(0), layers + 1)
+    x = jax.random.normal(keys[0], (rows, inner), jnp.float32)
+    weights = [jax.random.normal(key, (inner, columns), jnp.float32) for key in keys[1:]]
+
+    def all_of_them(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
+        # each product feeds the next, as in a model: the device cannot run them side by side
+        for w in weights:
+            x = (x @ w)[:, :inner] * 0.01
+        return x
+
+    run = jax.jit(lambda x, weights: all_of_them(x, weights))
+    run(x, weights).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run(x, weights).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2.0 * rows * inner * columns * layers / sorted(times)[repeats // 2]

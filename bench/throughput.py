@@ -1,0 +1,216 @@
+"""Output tokens a second, offline: `python -m bench.throughput`.
+
+A Llama of 32 million parameters with random weights, 64 requests at once, prompts of 32-256 tokens, 64 output tokens
+each. Beside the rate: this machine's float32 matmul rate, where a decode step's time goes, padding, and the host's part.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.machine import describe, matmul_rate
+from jaxserve.core.sampling import SamplingParams
+from jaxserve.llm import LLM
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.weights import random_params
+
+LLAMA_32M = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 1408,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+
+
+def prompts(count: int, seed: int, vocab_size: int) -> list[list[int]]:
+    """Prompts of 32-256 random tokens; no two share a beginning, so the prefix cache cannot help."""
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab_size) for _ in range(rng.randint(32, 256))] for _ in range(count)]
+
+
+class StepTimes:
+    """Wraps an executor and adds up where a step's wall time goes: packing and dispatch, and waiting."""
+
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+        self.submit_s = self.wait_s = 0.0
+        self.steps = self.real_tokens = self.padded_tokens = 0
+
+    def submit(self, plan: Any) -> Any:
+        begin = time.perf_counter()
+        pending = self._executor.submit(plan)
+        self.submit_s += time.perf_counter() - begin
+        self.steps += 1
+        self.real_tokens += plan.num_tokens
+        self.padded_tokens += plan.bucket.tokens
+        return _TimedPending(pending, self)
+
+    def reset(self) -> None:
+        self._executor.reset()
+
+
+class _TimedPending:
+    def __init__(self, pending: Any, times: StepTimes) -> None:
+        self._pending, self._times = pending, times
+
+    def wait(self) -> Any:
+        begin = time.perf_counter()
+        result = self._pending.wait()
+        self._times.wait_s += time.perf_counter() - begin
+        return result
+
+
+def run_once(llm: LLM, seed: int, outputs: int) -> dict[str, float]:
+    times = StepTimes(llm.runner)
+    llm.engine.replace_executor(times)
+    batch = prompts(64, seed, llm.model_config.vocab_size)
+    params = SamplingParams(temperature=0.0, max_tokens=outputs, ignore_eos=True)
+    begin = time.perf_counter()
+    results = llm.generate(batch, params, use_tqdm=False)
+    wall = time.perf_counter() - begin
+    llm.engine.replace_executor(llm.runner)
+    tokens = sum(len(r.outputs[0].token_ids) for r in results)
+    assert tokens == 64 * outputs
+    return {
+        "tokens_per_s": tokens / wall,
+        "wall_s": wall,
+        "steps": times.steps,
+        "padding": times.padded_tokens / times.real_tokens,
+        "submit_ms": 1e3 * times.submit_s / times.steps,
+        "scheduling_ms": 1e3 * (wall - times.submit_s - times.wait_s) / times.steps,
+    }
+
+
+def decode_parts(llm: LLM, rows: int = 64, context: int = 176, repeats: int = 15) -> dict[str, float]:
+    """Milliseconds of one decode step's parts, each alone: matmuls, attention, greedy sampling."""
+    from kernels_pallas.paged_attention import api
+    from kernels_pallas.write_kv import write_kv
+
+    config, params = llm.model_config, llm.params
+    size = llm.config.cache.block_size
+    width = -(-2048 // size)
+    pages = rows * -(-context // size) + 1
+    key = jax.random.key(0)
+    shape = (pages, config.num_kv_heads, size, config.head_dim)
+    cache = [(jax.random.normal(key, shape), jax.random.normal(key, shape)) for _ in range(config.num_layers)]
+    tables = np.zeros((rows, width), np.int32)
+    tables[:, : -(-context // size)] = 1 + np.arange(pages - 1).reshape(rows, -1)
+    lengths = np.full(rows, context, np.int32)
+    q = jax.random.normal(key, (rows, config.num_heads, config.head_dim))
+    kv = jax.random.normal(key, (rows, config.num_kv_heads, config.head_dim))
+    slots = tables[np.arange(rows), (context - 1) // size] * size + (context - 1) % size
+
+    def attention(cache: Any, q: Any, kv: Any) -> Any:
+        written = []
+        for k, v in cache:
+            k, v = write_kv(k, v, kv, kv, slots)
+            q = api.decode(q, k, v, jnp.asarray(tables), jnp.asarray(lengths))
+            written.append((k, v))
+        return written, q
+
+    def matmuls(params: Any, x: Any) -> Any:
+        for layer in params["layers"]:
+            d = x.shape[1]
+            y = x @ layer["wqkv"].reshape(d, -1)
+            wo = layer["wo"].reshape(-1, d)
+            x = y[:, : wo.shape[0]] @ wo
+            y = x @ layer["w_gate_up"].reshape(d, -1)
+            x = y[:, : layer["w_down"].shape[0]] @ layer["w_down"]
+        return x @ params["lm_head"]
+
+    x = jax.random.normal(key, (rows, config.hidden_size))
+    logits = jax.random.normal(key, (rows, config.vocab_size))
+    run = jax.jit(attention, donate_argnums=0)
+    state = [cache]
+
+    def step() -> Any:
+        state[0], out = run(state[0], q, kv)
+        return out
+
+    return {
+        "matmul_ms": _median_ms(lambda f=jax.jit(matmuls): f(params, x), repeats),
+        "attention_ms": _median_ms(step, repeats),
+        "sampling_ms": _median_ms(lambda f=jax.jit(lambda z: jnp.argmax(z, axis=1)): f(logits), repeats),
+    }
+
+
+def _median_ms(run: Any, repeats: int) -> float:
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="counted runs after one that is not (default 5)")
+    parser.add_argument("--outputs", type=int, default=64, help="output tokens a request (default 64)")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any engine setting")
+    arguments = parser.parse_args()
+    settings: dict[str, Any] = {
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 1024,
+        "max_model_len": 512,
+        "decode_buckets": (16, 64),
+        "mixed_decode_buckets": (64,),
+        "prefill_buckets": (256, 512, 1024),
+        "prefill_rows": 16,
+    }
+    settings |= {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments.set)}
+    config = ModelConfig.from_hf(LLAMA_32M)
+    params = random_params(config, seed=0, dtype=jnp.float32)
+    begin = time.perf_counter()
+    llm = LLM(params=params, model_config=config, **settings)
+    figures: dict[str, Any] = {"machine": describe(), "settings": settings, "start_s": time.perf_counter() - begin}
+    run_once(llm, 0, arguments.outputs)
+    runs = [run_once(llm, seed, arguments.outputs) for seed in range(1, arguments.runs + 1)]
+    figures["runs"] = runs
+    figures["median"] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    figures["decode_parts"] = decode_parts(llm)
+    figures["matmul_gflops_64_rows"] = matmul_rate(64) / 1e9
+    figures["matmul_gflops_512_rows"] = matmul_rate(512) / 1e9
+    figures["compilations_after_warmup"] = llm.runner.compilations_after_warmup
+    _report(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _report(figures: dict[str, Any]) -> None:
+    machine, median, parts = figures["machine"], figures["median"], figures["decode_parts"]
+    rates = [run["tokens_per_s"] for run in figures["runs"]]
+    lines = [
+        ("machine", f"{machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}, Python {machine['python']}"),
+        ("output tokens/s", f"{median['tokens_per_s']:.0f}   ({min(rates):.0f} - {max(rates):.0f} in {len(rates)} runs)"),
+        ("steps", f"{median['steps']:.0f}, padded over real tokens {median['padding']:.3f}"),
+        ("host, a step", f"schedule {median['scheduling_ms']:.2f} ms, pack and dispatch {median['submit_ms']:.2f} ms"),
+        ("decode step, 64 rows", ", ".join(f"{name[:-3]} {value:.1f} ms" for name, value in parts.items())),
+        ("float32 matmul", f"{figures['matmul_gflops_64_rows']:.0f} GFLOP/s at 64 rows, "
+                           f"{figures['matmul_gflops_512_rows']:.0f} at 512"),
+        ("compiled after warm-up", str(figures["compilations_after_warmup"])),
+    ]  # fmt: skip
+    for name, value in lines:
+        print(f"{name:24s} {value}")
+
+
+if __name__ == "__main__":
+    main()
