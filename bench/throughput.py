@@ -20,7 +20,7 @@ from bench.machine import describe, matmul_rate
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.weights import random_params
+from jaxserve.models.params import random_params
 
 LLAMA_32M = {
     "architectures": ["LlamaForCausalLM"],

@@ -29,7 +29,8 @@ from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
-from jaxserve.models.weights import check_params, load
+from jaxserve.models.params import check_params
+from jaxserve.models.weights import load
 from jaxserve.runtime.kv_cache import size_pool
 from jaxserve.runtime.programs import use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor

@@ -22,6 +22,12 @@ def setting(default: Any, doc: str) -> Any:
     return field(default=default, metadata={"doc": doc})
 
 
+def require(good: bool, name: str, value: object, accepted: str) -> None:
+    """ConfigError unless `good`: names the setting, its value, and what is accepted."""
+    if not good:
+        raise ConfigError(f"{name} = {value!r} cannot work: give {accepted}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfigSection:
     """Which weights, in which type."""
@@ -211,11 +217,6 @@ def all_settings() -> Iterator[Setting]:
         hints = typing.get_type_hints(kind)
         for f in dataclasses.fields(kind):
             yield Setting(section, f.name, hints[f.name], f.default, f.metadata["doc"])
-
-
-def require(good: bool, name: str, value: object, accepted: str) -> None:
-    if not good:
-        raise ConfigError(f"{name} = {value!r} cannot work: give {accepted}")
 
 
 def _sections() -> Mapping[str, type]:

@@ -25,7 +25,7 @@ class SamplingParams:
     """
 
     max_tokens: int | None = 16
-    """Most output tokens; None: as many as the model's length leaves."""
+    """Most output tokens; None: as many as the model's length leaves. 0 only scores the prompt."""
     min_tokens: int = 0
     """No end-of-sequence or stop token is sampled before this many output tokens, and no stop string is heeded."""
     n: int = 1
@@ -75,7 +75,7 @@ class SamplingParams:
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, 1, None)
+            _whole("max_tokens", self.max_tokens, 0, None)
         _whole("min_tokens", self.min_tokens, 0, self.max_tokens)
         _whole("n", self.n, 1, MAX_N)
         if self.seed is not None:

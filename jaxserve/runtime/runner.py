@@ -16,7 +16,7 @@ from jaxserve.core.config import CacheConfig, RuntimeConfig
 from jaxserve.core.errors import UnexpectedCompilation
 from jaxserve.core.plan import Bucket, StepPlan
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.registry import Model
+from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import SAMPLE_FIELDS, BatchBuilder, packed_size
 from jaxserve.runtime.kv_cache import abstract_cache, allocate_cache
 from jaxserve.runtime.programs import CompilationCounter, ProgramTable, smallest_holding
@@ -40,7 +40,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Model,
+        model: Decoder,
         config: ModelConfig,
         params: Any,
         *,

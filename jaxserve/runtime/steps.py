@@ -16,7 +16,7 @@ from kernels_pallas.write_kv import write_kv
 
 from jaxserve.core.plan import Bucket
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.registry import Model
+from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import unpack_model, unpack_sample
 from jaxserve.runtime.kv_cache import KVCache
 from jaxserve.runtime.sampler import RowParams, Sampled, SlotState, Variant, prompt_logprobs, sample
@@ -53,7 +53,7 @@ def model_step(
     slot_tokens: jax.Array,  # [slots + 1, C]
     packed: jax.Array,  # see runtime.batch
     *,
-    model: Model,
+    model: Decoder,
     config: ModelConfig,
     bucket: Bucket,
     backend: str,
@@ -136,7 +136,7 @@ def score_step(
     hidden: jax.Array,  # [T, D]
     targets: jax.Array,  # [T]
     *,
-    model: Model,
+    model: Decoder,
     config: ModelConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Log-probability and rank of each target after its position, and the 20 likeliest there."""
