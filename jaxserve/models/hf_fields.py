@@ -1,0 +1,62 @@
+"""Typed reading of a JSON object whose errors name the file, the key, what was found and what is accepted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, cast, overload
+
+from jaxserve.core.errors import CheckpointError
+
+_REQUIRED: Any = object()
+
+
+class Fields:
+    """The object at `path`. A key that is absent or null takes the default; without a default it must be there."""
+
+    def __init__(self, mapping: Mapping[str, Any], path: object, prefix: str = "") -> None:
+        self._mapping, self.path, self._prefix = mapping, path, prefix
+
+    def fail(self, found: str, supported: str) -> NoReturn:
+        raise CheckpointError(self.path, found, supported)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self._mapping.get(key)
+        return default if value is None else value
+
+    def keys(self) -> set[str]:
+        """Keys that hold something."""
+        return {key for key, value in self._mapping.items() if value is not None}
+
+    @overload
+    def integer(self, key: str, default: None) -> int | None: ...
+    @overload
+    def integer(self, key: str, default: int = ...) -> int: ...
+    def integer(self, key: str, default: int | None = _REQUIRED) -> int | None:
+        return cast("int | None", self._typed(key, default, (int,), "a whole number"))
+
+    def number(self, key: str, default: float = _REQUIRED) -> float:
+        return float(self._typed(key, default, (int, float), "a number"))
+
+    def flag(self, key: str, default: bool = _REQUIRED) -> bool:
+        return bool(self._typed(key, default, (bool,), "true or false"))
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """One id, a list of ids, or nothing."""
+        value = self.get(key, [])
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(item) is int for item in ids):
+            self.fail(f"{self._prefix}{key} is {value!r}", "supported: a token id or a list of them")
+        return tuple(ids)
+
+    def section(self, key: str) -> "Fields | None":
+        """The object under `key`; None where there is none or it is empty."""
+        value = self.get(key)
+        if not isinstance(value, Mapping | None):
+            self.fail(f"{self._prefix}{key} is {value!r}", "supported: an object")
+        return Fields(value, self.path, f"{self._prefix}{key}.") if value else None
+
+    def _typed(self, key: str, default: Any, kinds: Sequence[type], expected: str) -> Any:
+        value = self.get(key, default)
+        if value is _REQUIRED:
+            self.fail(f"{self._prefix}{key} is missing", f"expected {expected}")
+        if value is not default and type(value) not in kinds:
+            self.fail(f"{self._prefix}{key} is {value!r}", f"expected {expected}")
+        return value

@@ -1,0 +1,67 @@
+"""Where a model's files are: a directory on this machine, or a snapshot from the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from jaxserve.core.errors import CheckpointError
+from jaxserve.models.hf_config import read_config
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja",
+)  # fmt: skip
+
+
+def resolve(source: str | Path, *, revision: str | None, cache_dir: str | Path | None, token: str | None) -> Path:
+    """The directory of `source`, downloaded where it is a hub id; CheckpointError if there is neither."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(path, "a file", "expected the directory that holds config.json and the weights")
+    name = str(source)
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise CheckpointError(source, "there is no such directory", "give a directory, or a hub id such as org/name")
+    return _download(name, revision, cache_dir, token)
+
+
+def _download(repo_id: str, revision: str | None, cache_dir: str | Path | None, token: str | None) -> Path:
+    """A snapshot of what serving needs. `config.json` comes first: a model that cannot be served costs no download."""
+    from huggingface_hub import snapshot_download  # seconds to import
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )  # fmt: skip
+
+    def snapshot(patterns: tuple[str, ...]) -> Path:
+        return Path(
+            snapshot_download(
+                repo_id, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=list(patterns)
+            )
+        )
+
+    try:
+        config = snapshot(("config.json",)) / "config.json"
+        if not config.is_file():
+            raise CheckpointError(repo_id, "the repository has no config.json", "expected a transformers model")
+        read_config(config.parent)
+        return snapshot(_FILES)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            repo_id, "access is gated", "accept its terms on the hub, then pass token or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(repo_id, f"it has no revision {revision!r}", "give a branch, tag or commit") from error
+    except RepositoryNotFoundError as error:
+        expected = "give a directory, or a hub id; for a private repository pass token or set HF_TOKEN"
+        raise CheckpointError(repo_id, "neither a directory here nor a repository on the hub", expected) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            repo_id, f"the hub could not be read ({reason[0] if reason else type(error).__name__})",
+            "check the connection, or give a local directory",
+        ) from error  # fmt: skip

@@ -1,0 +1,56 @@
+"""Checkpoints in Orbax's format: weights already fused, ready to be read in parallel and straight onto a mesh.
+
+`convert` writes a directory with the configuration, the tokenizer's files, and the parameters under `params/`. The
+parameters are those of `Decoder.leaf_axes`, in the type in which the source had them.
+"""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxserve.core.errors import CheckpointError
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.decoder import Params
+from jaxserve.models.registry import model_for
+
+_PARAMS = "params"
+_COMPANIONS = ("*.json", "*.jinja", "*.txt", "tokenizer*", "LICENSE*", "USE_POLICY*")
+
+
+def is_converted(directory: Path) -> bool:
+    """Whether `convert` made it."""
+    return (directory / _PARAMS).is_dir()
+
+
+def save(params: Params, source: Path, destination: Path) -> None:
+    """Write `params`, and beside them the files of `source` that are no weights."""
+    import orbax.checkpoint as ocp  # seconds to import
+
+    destination.mkdir(parents=True)
+    for pattern in _COMPANIONS:
+        for path in source.glob(pattern):
+            if not path.name.endswith(".safetensors.index.json"):
+                shutil.copy2(path, destination / path.name)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(destination.resolve() / _PARAMS, params)
+
+
+def restore(directory: Path, config: ModelConfig, dtype: np.dtype) -> Params:
+    """The parameters in `dtype`, on the default device."""
+    import orbax.checkpoint as ocp
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    expected = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        model_for(config).abstract_params(config, dtype),
+    )
+    path = directory.resolve() / _PARAMS
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, expected)
+    except (OSError, ValueError, LookupError) as error:
+        raise CheckpointError(
+            path, f"not a checkpoint of this config.json ({error})", "run jaxserve convert again"
+        ) from error

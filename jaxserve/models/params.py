@@ -1,0 +1,60 @@
+"""Parameters that come from no file: random ones, and a pytree that a user brings."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.core.errors import ParamsMismatch
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.decoder import Params
+from jaxserve.models.registry import model_for
+
+_CONTRACTED = {"wqkv": 1, "wo": 3, "w_gate_up": 1, "w_down": 1, "lm_head": 1}
+"""How many leading axes a matrix is multiplied over."""
+
+
+def random_params(config: ModelConfig, seed: int, dtype) -> Params:
+    """Parameters that keep activations at unit scale; the same for the same seed."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(model_for(config).abstract_params(config, dtype))
+    key = jax.random.key(seed)
+    return jax.tree.unflatten(
+        tree, [_random_leaf(jax.random.fold_in(key, i), path[-1].key, leaf) for i, (path, leaf) in enumerate(leaves)]
+    )
+
+
+def check_params(params: Any, config: ModelConfig) -> None:
+    """That a pytree of arrays is what `config` describes, in one floating-point type.
+
+    ParamsMismatch names the leaf, what was found and what is expected.
+    """
+    expected = _by_path(model_for(config).abstract_params(config, jnp.float32))
+    found = _by_path(params)
+    for path in expected.keys() - found.keys():
+        raise ParamsMismatch(f"params{path} is missing: expected an array of shape {expected[path].shape}")
+    for path in found.keys() - expected.keys():
+        raise ParamsMismatch(f"params{path} is unexpected: {config.architecture} with this configuration has none")
+    dtype = getattr(found["['embed']"], "dtype", None)
+    for path, leaf in found.items():
+        shape = getattr(leaf, "shape", None)
+        if shape != expected[path].shape:
+            what = f"a {type(leaf).__name__}" if shape is None else f"shape {shape}"
+            raise ParamsMismatch(f"params{path}: found {what}, expected an array of shape {expected[path].shape}")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype != dtype:
+            raise ParamsMismatch(
+                f"params{path}: found {leaf.dtype}, expected one floating-point type for all (embed is {dtype})"
+            )
+
+
+def _random_leaf(key: jax.Array, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if name.endswith("norm"):
+        return jnp.ones(leaf.shape, leaf.dtype)
+    if name in ("bqkv", "bo"):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    fan_in = leaf.shape[-1] if name == "embed" else math.prod(leaf.shape[: _CONTRACTED[name]])
+    return jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.asarray(fan_in**-0.5, leaf.dtype)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
