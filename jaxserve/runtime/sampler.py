@@ -196,7 +196,10 @@ def _gumbel(rows: RowParams, count: int) -> jax.Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
         return jax.random.bits(key, (count,), jnp.uint32)
 
-    bits = jax.vmap(bits_of)(rows.seeds, rows.positions)
+    return _as_gumbel(jax.vmap(bits_of)(rows.seeds, rows.positions))
+
+
+def _as_gumbel(bits: jax.Array) -> jax.Array:  # uint32
     # All 32 bits: the rarest tokens live where the uniform is near 0, where float32 is finest.
     uniform = jnp.minimum(bits.astype(jnp.float32) * 2.0**-32 + 2.0**-33, 1.0 - 2.0**-24)
     return -jnp.log(-jnp.log1p(-uniform))
