@@ -1,0 +1,188 @@
+"""A model's tokenizer and chat template, read from its directory. No Python code from a checkpoint is ever run."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+
+from jaxserve.core.errors import CheckpointError, InvalidRequest
+
+Message = dict[str, Any]
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+      backend: a fast tokenizer of the `tokenizers` library.
+      eos_token_ids: tokens that end a generation.
+      chat_template: Jinja source, as Hugging Face keeps it.
+      special: what a template may name: bos_token, eos_token, ...
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_token_ids: tuple[int, ...] = (),
+        chat_template: str | None = None,
+        special: dict[str, str] | None = None,
+    ) -> None:
+        self._backend = backend
+        self.eos_token_ids = eos_token_ids
+        self._special = special or {}
+        self._template = None if chat_template is None else _environment().from_string(chat_template)
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> "Tokenizer":
+        """Reads `tokenizer.json` and, where they exist, the Hugging Face files beside it.
+
+        Raises:
+          CheckpointError: names the file and what is supported.
+        """
+        folder = Path(path)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            found = "only tokenizer.model" if (folder / "tokenizer.model").exists() else "no tokenizer.json"
+            raise CheckpointError(
+                folder,
+                found,
+                "a fast tokenizer is needed: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) makes one",
+            )
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(
+                file, f"not a tokenizer ({error})", "supported: the tokenizers library's JSON"
+            ) from error
+        config = _json(folder / "tokenizer_config.json")
+        special = {name: _content(value) for name, value in config.items() if name.endswith("_token") and value}
+        ends = _end_ids(folder)
+        if not ends and (token := special.get("eos_token")) is not None:
+            token_id = backend.token_to_id(token)
+            ends = () if token_id is None else (token_id,)
+        return cls(backend, ends, _template_of(folder, config), special)
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        return self._backend
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token: int) -> str:
+        """One token's own text; what is no whole character shows as U+FFFD."""
+        return self._backend.decode([token], skip_special_tokens=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **extra: Any,
+    ) -> str:
+        """The conversation as the model was trained to see it.
+
+        Raises:
+          InvalidRequest: no template, or the template refuses the messages.
+        """
+        if self._template is None:
+            raise InvalidRequest("this model has no chat template: send a prompt instead", "messages")
+        _check_messages(messages)
+        if continue_final_message and add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message and add_generation_prompt exclude each other: set one to false",
+                "continue_final_message",
+            )
+        try:
+            text = self._template.render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._special, **extra
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(f"the chat template refuses these messages: {error}", "messages") from error
+        if continue_final_message:
+            last = str(messages[-1].get("content", "")).strip()
+            end = text.rfind(last)
+            if not last or end < 0:
+                raise InvalidRequest("the last message has no text to continue", "continue_final_message")
+            text = text[: end + len(last)]
+        return text
+
+    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """`render_chat`, encoded; the template writes the special tokens itself."""
+        return self.encode(self.render_chat(messages, **options), add_special_tokens=False)
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise InvalidRequest("messages is empty: give at least one", "messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"messages[{i}] must be an object with a role", "messages")
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """As Hugging Face renders templates: trimmed blocks, loop controls, and three functions."""
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
+
+
+def _template_of(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text()
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry["name"]: entry["template"] for entry in cast(list[dict[str, str]], template)}
+        return named.get("default")
+    return template
+
+
+def _end_ids(folder: Path) -> tuple[int, ...]:
+    for name in ("generation_config.json", "config.json"):
+        ids = _json(folder / name).get("eos_token_id")
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
+    return ()
+
+
+def _content(value: Any) -> str:
+    return value["content"] if isinstance(value, dict) else value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(path, f"not JSON ({error})", "repair the file or leave it out") from error
