@@ -31,7 +31,8 @@ ORACLES: dict[str, dict[str, Any]] = {
         kind="Llama", num_key_value_heads=4, rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10_000.0)
     ),
     "llama3.1": dict(
-        kind="Llama", num_key_value_heads=2, head_dim=16, rope_parameters=dict(LLAMA3, rope_type="llama3", rope_theta=5e5)
+        kind="Llama", num_key_value_heads=2, head_dim=16,
+        rope_parameters=dict(LLAMA3, rope_type="llama3", rope_theta=5e5),
     ),
     "llama3.2": dict(
         kind="Llama", num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=[2, 3],

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.hf_config import read_config
@@ -13,8 +14,18 @@ _FILES = (
 )  # fmt: skip
 
 
-def resolve(source: str | Path, *, revision: str | None, cache_dir: str | Path | None, token: str | None) -> Path:
-    """The directory of `source`, downloaded where it is a hub id; CheckpointError if there is neither."""
+def resolve(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """The directory of `source`, downloaded where it is a hub id; CheckpointError if there is neither.
+
+    `endpoint` is the hub's address; by default what huggingface_hub uses, which the variable HF_ENDPOINT sets.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -23,10 +34,10 @@ def resolve(source: str | Path, *, revision: str | None, cache_dir: str | Path |
     name = str(source)
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(source, "there is no such directory", "give a directory, or a hub id such as org/name")
-    return _download(name, revision, cache_dir, token)
+    return _download(name, revision, cache_dir=cache_dir, token=token, endpoint=endpoint)
 
 
-def _download(repo_id: str, revision: str | None, cache_dir: str | Path | None, token: str | None) -> Path:
+def _download(repo_id: str, revision: str | None, **options: Any) -> Path:
     """A snapshot of what serving needs. `config.json` comes first: a model that cannot be served costs no download."""
     from huggingface_hub import snapshot_download  # seconds to import
     from huggingface_hub.errors import (
@@ -38,11 +49,7 @@ def _download(repo_id: str, revision: str | None, cache_dir: str | Path | None, 
     )  # fmt: skip
 
     def snapshot(patterns: tuple[str, ...]) -> Path:
-        return Path(
-            snapshot_download(
-                repo_id, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=list(patterns)
-            )
-        )
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), **options))
 
     try:
         config = snapshot(("config.json",)) / "config.json"

@@ -10,10 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxserve.core.errors import CheckpointError
+from jaxserve.core.errors import CheckpointError, ParamsMismatch
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Params
+from jaxserve.models.params import check_params
 from jaxserve.models.registry import model_for
+from jaxserve.models.safetensors_files import INDEX
 
 _PARAMS = "params"
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "tokenizer*", "LICENSE*", "USE_POLICY*")
@@ -25,16 +27,19 @@ def is_converted(directory: Path) -> bool:
 
 
 def save(params: Params, source: Path, destination: Path) -> None:
-    """Write `params`, and beside them the files of `source` that are no weights."""
+    """Write `params`, and beside them the files of `source` that are no weights. `destination` appears when whole."""
     import orbax.checkpoint as ocp  # seconds to import
 
-    destination.mkdir(parents=True)
+    partial = destination.with_name(destination.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for pattern in _COMPANIONS:
         for path in source.glob(pattern):
-            if not path.name.endswith(".safetensors.index.json"):
-                shutil.copy2(path, destination / path.name)
+            if path.name != INDEX:
+                shutil.copy2(path, partial / path.name)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(destination.resolve() / _PARAMS, params)
+        checkpointer.save(partial.resolve() / _PARAMS, params)
+    partial.rename(destination)
 
 
 def restore(directory: Path, config: ModelConfig, dtype: np.dtype) -> Params:
@@ -49,8 +54,10 @@ def restore(directory: Path, config: ModelConfig, dtype: np.dtype) -> Params:
     path = directory.resolve() / _PARAMS
     try:
         with ocp.StandardCheckpointer() as checkpointer:
+            check_params(checkpointer.metadata(path).item_metadata.tree, config)
             return checkpointer.restore(path, expected)
-    except (OSError, ValueError, LookupError) as error:
-        raise CheckpointError(
-            path, f"not a checkpoint of this config.json ({error})", "run jaxserve convert again"
-        ) from error
+    except ParamsMismatch as error:
+        raise CheckpointError(path, str(error), "config.json and parameters must be of one conversion") from error
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise CheckpointError(path, f"not a whole checkpoint ({reason})", "run jaxserve convert again") from error

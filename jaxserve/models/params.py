@@ -31,9 +31,9 @@ def check_params(params: Any, config: ModelConfig) -> None:
     """
     expected = _by_path(model_for(config).abstract_params(config, jnp.float32))
     found = _by_path(params)
-    for path in expected.keys() - found.keys():
+    for path in sorted(expected.keys() - found.keys()):
         raise ParamsMismatch(f"params{path} is missing: expected an array of shape {expected[path].shape}")
-    for path in found.keys() - expected.keys():
+    for path in sorted(found.keys() - expected.keys()):
         raise ParamsMismatch(f"params{path} is unexpected: {config.architecture} with this configuration has none")
     dtype = getattr(found["['embed']"], "dtype", None)
     for path, leaf in found.items():

@@ -68,7 +68,7 @@ def convert(source: str | Path, destination: str | Path) -> None:
     target = Path(destination).expanduser()
     if target.exists():
         raise CheckpointError(target, "it exists already", "give a directory that convert can create")
-    directory = hub.resolve(source, revision=None, cache_dir=None, token=None)
+    directory = hub.resolve(source)
     if orbax.is_converted(directory):
         raise CheckpointError(directory, "it is converted already", "give a Hugging Face directory or a hub id")
     config = read_config(directory)

@@ -1,0 +1,80 @@
+"""Orbax checkpoints: what convert writes, load reads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.core.errors import CheckpointError
+from jaxserve.models import convert, load
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "qwen3"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Path:
+    source = tmp_path_factory.mktemp("convert") / "source"
+    shutil.copytree(FIXTURE, source)
+    (source / "tokenizer.json").write_text('{"version": "1.0"}')
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    destination = source.parent / "converted"
+    convert(source, destination)
+    return destination
+
+
+@pytest.fixture
+def copy(converted, tmp_path) -> Path:
+    """A converted checkpoint to be spoilt."""
+    return Path(shutil.copytree(converted, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_converted_checkpoint_loads_the_same_parameters(converted, dtype):
+    found, expected = load(converted, dtype=dtype), load(FIXTURE, dtype=dtype)
+    assert found.config == expected.config
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    shardings = {str(leaf.sharding) for leaf in jax.tree.leaves((found.params, expected.params))}
+    assert len(shardings) == 1
+
+
+def test_the_tokenizers_files_come_along_and_the_weights_do_not(converted):
+    names = {path.name for path in converted.iterdir()}
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", "params"} <= names
+    assert not list(converted.rglob("*.safetensors*"))
+    assert not list(converted.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"hidden_size": 48}, r"params['embed']: found shape (96, 32), expected an array of shape (96, 48)"),
+        ({"num_hidden_layers": 3, "layer_types": None}, r"params['layers'][2]['attn_norm'] is missing"),
+        ({"tie_word_embeddings": True}, r"params['lm_head'] is unexpected"),
+    ],
+)
+def test_another_configuration_is_refused(copy, change, found):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError) as caught:
+        load(copy)
+    assert found in str(caught.value)
+
+
+def test_an_incomplete_checkpoint_is_refused(copy):
+    (copy / "params" / "manifest.ocdbt").unlink()
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        load(copy)
+    shutil.rmtree(copy / "params")
+    with pytest.raises(CheckpointError, match="no weights"):
+        load(copy)
+
+
+def test_convert_overwrites_nothing_and_converts_once(converted, tmp_path):
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(FIXTURE, converted)
+    with pytest.raises(CheckpointError, match="converted already"):
+        convert(converted, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
