@@ -28,8 +28,8 @@ from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.registry import model_for
 from jaxserve.models.params import check_params
+from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
 from jaxserve.runtime.kv_cache import size_pool
 from jaxserve.runtime.programs import use_compilation_cache
@@ -48,8 +48,8 @@ class LLM:
     Args:
       model: a Hugging Face directory or hub id, a converted checkpoint, or "embedded"; or give `params`.
       params, model_config: weights as a pytree (see `jaxserve.models`), and what they are; for research.
-      tokenizer: a `Tokenizer`, or a directory that holds one; default: the model's own. With `params` there may be none:
-        then prompts are token ids.
+      tokenizer: a `Tokenizer`, or a directory that holds one; default: the model's own. With `params` there may be
+        none: then prompts are token ids.
       logits_processor: traced into the sampler: (logits [R, V], slot state, rows) -> logits. See `runtime.sampler`.
       progress: show progress bars.
       settings: any setting of `core.config`, by its flat name; or `config`, all of them.
@@ -134,16 +134,17 @@ class LLM:
         outputs = self.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=top))
         return [output.prompt_logprobs or [] for output in outputs]
 
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """A conversation as token ids, through the model's chat template."""
+        return self._need_tokenizer("chat").encode_chat(messages)
+
     # --- for research -----------------------------------------------------------------------------------------
 
     def make_request(
         self, prompt: Prompt, params: SamplingParams, request_id: str | None = None, cache_salt: str = ""
     ) -> Request:
         """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`."""
-        if isinstance(prompt, str):
-            tokens = self._need_tokenizer("a text prompt").encode(prompt)
-        else:
-            tokens = list(prompt)
+        tokens = self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else prompt
         return Request(
             id=request_id if request_id is not None else f"request-{next(self._ids)}",
             prompt=tuple(tokens),

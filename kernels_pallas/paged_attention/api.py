@@ -76,10 +76,10 @@ def prefill(
     """Chunks of several rows, one after the other in `q`; each sees its row's cache up to its own position.
 
     Args:
-      query_offsets: row r's queries are q[query_offsets[r] : query_offsets[r + 1]]; rows may be empty. Queries past the
-        last offset are padding: any finite output.
-      context_lengths: tokens in the cache for the row, this chunk's own included, so that its first query is at position
-        context_lengths[r] - (query_offsets[r + 1] - query_offsets[r]).
+      query_offsets: row r's queries are q[query_offsets[r] : query_offsets[r + 1]]; rows may be empty. Queries past
+        the last offset are padding: any finite output.
+      context_lengths: tokens in the cache for the row, this chunk's own included, so that its first query is at
+        position context_lengths[r] - (query_offsets[r + 1] - query_offsets[r]).
 
     Raises:
       ValueError, TypeError: an argument does not fit; the message names it. Nothing has been launched.

@@ -2,9 +2,9 @@
 
 Work follows real lengths, not the table's width: rows (decode) or tiles of queries (prefill) are taken in turn, and for
 each the pages that it can see, with a loop whose trip count is known at run time. The softmax is taken online, in
-float32: a running maximum `m`, a running sum `l`, and an accumulator that is rescaled when the maximum grows.
+float32: a running maximum `m`, a running sum, and an accumulator that is rescaled when the maximum grows.
 
-    m' = max(m, max s)    l' = l e^(m-m') + sum e^(s-m')    acc' = acc e^(m-m') + e^(s-m') V
+    m' = max(m, max s)    sum' = sum e^(m-m') + sum_s e^(s-m')    acc' = acc e^(m-m') + e^(s-m') V
 
 One page of one row at a time beats gathering pages for one large product: on the CPU the gather alone costs more than
 the attention. (64 rows of 184 tokens, 4 KV heads x 64, float32, 2 cores of an EPYC with AVX2, medians of the same run:
@@ -24,7 +24,7 @@ MASKED = -1e30
 """Finite, so that a page without a visible token is harmless: 0 x NaN would not be."""
 QUERY_TILE = 32
 
-State = tuple[jax.Array, jax.Array, jax.Array]  # m, l [K, M] and acc [K, M, H], float32
+State = tuple[jax.Array, jax.Array, jax.Array]  # m, sum [K, M] and acc [K, M, H], float32
 
 
 def decode(
@@ -103,7 +103,7 @@ def _page_step(
     size = k_pages.shape[2]
 
     def step(i: jax.Array, state: State) -> State:
-        m, l, acc = state
+        m, total, acc = state
         keys = lax.dynamic_index_in_dim(k_pages, table[i], keepdims=False).astype(jnp.float32)  # [K, S, H]
         values = lax.dynamic_index_in_dim(v_pages, table[i], keepdims=False).astype(jnp.float32)
         scores = jnp.einsum("kmh,ksh->kms", q, keys)
@@ -119,7 +119,7 @@ def _page_step(
         # a query that sees nothing of this page and saw nothing before has m = MASKED: its weights must be 0, not 1
         weights = jnp.where(visible[None], jnp.exp(scores - grown[:, :, None]), 0.0)
         acc = acc * keep[:, :, None] + jnp.einsum("kms,ksh->kmh", weights, values)
-        return grown, l * keep + weights.sum(axis=2), acc
+        return grown, total * keep + weights.sum(axis=2), acc
 
     return step
 
@@ -137,8 +137,8 @@ def _start(first_logits: jax.Array | None, kv_heads: int, queries: int, head_dim
 
 
 def _finish(state: State) -> jax.Array:  # [K, M, H]; zeros where nothing was seen
-    _, l, acc = state
-    return acc / jnp.maximum(l, 1e-30)[:, :, None]
+    _, total, acc = state
+    return acc / jnp.maximum(total, 1e-30)[:, :, None]
 
 
 def _sinks(sinks: jax.Array | None, kv_heads: int, group: int, tile: int) -> jax.Array | None:

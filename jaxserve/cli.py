@@ -1,0 +1,169 @@
+"""The command line: `jaxserve serve`, `jaxserve generate`, `jaxserve convert`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from jaxserve import __version__
+from jaxserve.core.config import EngineConfig, Setting, all_settings
+from jaxserve.core.errors import ConfigError, JaxserveError
+
+_EXAMPLES = """\
+examples:
+  jaxserve serve                                    the model that ships with jaxserve, on 127.0.0.1:8000
+  jaxserve serve --config configs/h200.toml --model meta-llama/Llama-3.1-8B-Instruct
+  jaxserve generate --prompt "KING RICHARD:" --max-tokens 60
+  echo "Good morrow, cousin" | jaxserve generate --temperature 0
+  jaxserve convert ./Qwen3-0.6B ./qwen3-orbax        then: jaxserve serve --model ./qwen3-orbax
+
+  curl localhost:8000/generate -d '{"prompt": "ROMEO:", "max_tokens": 40, "stream": true}'
+
+Settings come from --config (TOML, one table a section) and from flags, which go over it.
+Every setting is documented in docs/settings.md.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for anything that the caller can fix."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    try:
+        return given.run(given)
+    except JaxserveError as error:
+        print(f"jaxserve: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxserve",
+        description="Continuous-batching LLM serving for JAX.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jaxserve {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a model over HTTP", epilog=_EXAMPLES, formatter_class=_Formatter)
+    serve.set_defaults(run=_serve)
+    _add_settings(serve)
+
+    generate = commands.add_parser(
+        "generate", help="complete prompts and print them as they come", epilog=_EXAMPLES, formatter_class=_Formatter
+    )
+    generate.set_defaults(run=_generate)
+    group = generate.add_argument_group("generation")
+    group.add_argument("--prompt", action="append", help="a prompt; may be repeated; default: standard input")
+    group.add_argument("--chat", action="store_true", help="send each prompt as a user's message through the template")
+    group.add_argument("--max-tokens", type=int, default=128, help="most output tokens (default 128)")
+    group.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
+    group.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0: all (default)")
+    group.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default 1)")
+    group.add_argument("--sampling-seed", type=int, help="the same tokens every time")
+    group.add_argument("--stop", action="append", default=[], help="end at this text; may be repeated")
+    _add_settings(generate)
+
+    convert = commands.add_parser("convert", help="turn a Hugging Face directory into an Orbax checkpoint")
+    convert.add_argument("source", help="a Hugging Face directory or hub id")
+    convert.add_argument("destination", help="a folder that does not exist yet")
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=120)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting, grouped by section. Unset flags are absent from the result."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; configs/ holds examples")
+    groups: dict[str, Any] = {}
+    for setting in all_settings():
+        group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
+        flag = "--" + setting.name.replace("_", "-")
+        options: dict[str, Any] = {"dest": f"set_{setting.name}", "default": argparse.SUPPRESS, "help": _help(setting)}
+        if setting.annotation is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            group.add_argument(flag, type=_reader(setting), metavar=setting.name.split("_")[-1].upper(), **options)
+
+
+def _help(setting: Setting) -> str:
+    doc = setting.doc if not setting.choices else f"{setting.doc} [{', '.join(map(str, setting.choices))}]"
+    shown = "none" if setting.default in (None, ()) else setting.default
+    return f"{doc} (default: {shown})".replace("%", "%%")
+
+
+def _reader(setting: Setting) -> Any:
+    kinds = [kind for kind in (get_args(setting.annotation) or (setting.annotation,)) if kind is not type(None)]
+    if setting.choices or str in kinds:
+        return str
+    if setting.default == ():
+        return lambda text: tuple(int(part) for part in text.split(","))
+    return float if float in kinds else int
+
+
+def _config(given: argparse.Namespace) -> EngineConfig:
+    settings = {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
+    if given.config:
+        return EngineConfig.from_toml(given.config, **settings)
+    return EngineConfig.from_settings(**settings)
+
+
+def _serve(given: argparse.Namespace) -> int:
+    config = _config(given)
+    try:
+        import uvicorn
+
+        from jaxserve.server.app import create_app
+        from jaxserve.server.service import Service
+    except ImportError as error:
+        raise ConfigError(f"serving needs {error.name}: pip install starlette uvicorn") from error
+    from jaxserve.engine.loop import EngineLoop
+    from jaxserve.llm import LLM
+
+    llm = LLM(config=config)
+    service = Service(EngineLoop(llm.engine), llm.make_request, llm.model_name, config.server.max_body_bytes)
+    print(f"jaxserve {__version__}: {llm.model_name} on http://{config.server.host}:{config.server.port}", flush=True)
+    uvicorn.run(create_app(service), host=config.server.host, port=config.server.port, log_level="warning")
+    return 0
+
+
+def _generate(given: argparse.Namespace) -> int:
+    from jaxserve.core.sampling import SamplingParams
+    from jaxserve.llm import LLM
+
+    params = SamplingParams(
+        max_tokens=given.max_tokens,
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        seed=given.sampling_seed,
+        stop=tuple(given.stop),
+    )
+    prompts = given.prompt or [sys.stdin.read().rstrip("\n")]
+    llm = LLM(config=_config(given), progress=sys.stderr.isatty())
+    for prompt in prompts:
+        tokens = llm.encode_chat([{"role": "user", "content": prompt}]) if given.chat else prompt
+        if not given.chat:
+            print(prompt, end="")
+        for piece in llm.stream(tokens, params):
+            print(piece.text, end="", flush=True)
+        print()
+    return 0
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from jaxserve.models.weights import convert
+
+    convert(given.source, given.destination)
+    print(f"wrote {given.destination}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
