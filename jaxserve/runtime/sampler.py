@@ -172,21 +172,20 @@ def _penalize(logits: jax.Array, rows: RowParams, state: SlotState) -> jax.Array
 def _weights(logits: jax.Array, rows: RowParams) -> jax.Array:
     """[R, V]: each token's probability over the likeliest one's, at the row's temperature; 0 for one at -inf."""
     peak = jnp.max(jnp.max(split_blocks(logits, -jnp.inf), axis=2), axis=1, keepdims=True)
-    finite = jnp.clip(peak, jnp.finfo(jnp.float32).min, jnp.finfo(jnp.float32).max)
-    scaled = (logits - finite) / jnp.maximum(rows.temperature, MIN_TEMPERATURE)[:, None]
-    return jnp.where(logits == jnp.inf, 1.0, jnp.exp(scaled))
+    peak = jnp.maximum(peak, jnp.finfo(jnp.float32).min)  # all at -inf: no NaN
+    scaled = (logits - peak) / jnp.maximum(rows.temperature, MIN_TEMPERATURE)[:, None]
+    return jnp.where(logits == jnp.inf, 1.0, jnp.exp(scaled))  # a processor may force tokens with +inf
 
 
 def _draw(logits: jax.Array, rows: RowParams) -> jax.Array:
     """[R] int32: a token with probability in proportion to its weight."""
-    size = logits.shape[1]
     weights = _weights(logits, rows)
     mass = jnp.sum(split_blocks(weights, 0.0), axis=2)  # [R, blocks]
     noise = _gumbel(rows, mass.shape[1] + BLOCK)
     block = lax.argmax(jnp.log(mass) + noise[:, BLOCK:], 1, jnp.int32)
     chosen = take_blocks(weights, block[:, None], 0.0)[:, 0]
     inside = lax.argmax(jnp.log(chosen) + noise[:, :BLOCK], 1, jnp.int32)
-    return jnp.minimum(block * BLOCK + inside, size - 1)
+    return block * BLOCK + inside
 
 
 def _gumbel(rows: RowParams, count: int) -> jax.Array:

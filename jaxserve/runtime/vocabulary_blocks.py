@@ -35,10 +35,9 @@ def block_ids(blocks: jax.Array) -> jax.Array:  # [R, n]
 
 def argmax(x: jax.Array) -> jax.Array:  # [R, V]
     """[R] int32: the lowest id among the largest values, like `jnp.argmax` (a NaN counts as the largest)."""
-    size = x.shape[1]
     block = lax.argmax(jnp.max(split_blocks(x, -jnp.inf), axis=2), 1, jnp.int32)
     inside = lax.argmax(take_blocks(x, block[:, None], -jnp.inf)[:, 0], 1, jnp.int32)
-    return jnp.minimum(block * BLOCK + inside, size - 1)
+    return block * BLOCK + inside
 
 
 def top_tokens(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:  # [R, V]

@@ -129,7 +129,8 @@ def assert_drawn_from(tokens: NDArray[np.int32], expected: NDArray[np.float64]) 
     observed = np.append(counts[common], counts[~common].sum())
     wanted = np.append(wanted[common], wanted[~common].sum())
     observed, wanted = observed[wanted > 0], wanted[wanted > 0]
-    freedom = max(len(wanted) - 1, 1)
+    freedom = len(wanted) - 1
+    assert freedom > 0, "too few draws to tell anything"
     assert ((observed - wanted) ** 2 / wanted).sum() < freedom + 6 * np.sqrt(2 * freedom)
 
 
@@ -198,6 +199,7 @@ def test_keeping_one_token_is_greedy_even_among_equals() -> None:
     logits = random_logits(4, 4)
     logits[:, [9, 100, 299]] = 11.0
     rows = [Row(top_k=1), Row(top_p=1e-6), Row(min_p=1.0, top_k=1), Row(temperature=100.0, top_k=1)]
+    logits[3, 5] = np.nextafter(np.float32(11.0), np.float32(0))  # at this temperature of equal weight
     assert (draw(logits, rows).tokens == 9).all()
 
 
@@ -216,7 +218,8 @@ def test_a_token_depends_on_its_seed_and_position_only() -> None:
 
 def test_seeds_and_positions_change_the_token_and_both_seed_words_count() -> None:
     params, state = pack([Row()])
-    flat = jnp.zeros((ROWS, VOCAB), jnp.float32)
+    logits = np.where(np.arange(VOCAB) < 20, 0.0, -np.inf).astype(np.float32)
+    flat = jnp.asarray(np.tile(logits, (ROWS, 1)))
     same_seed = params._replace(seeds=jnp.full((ROWS, 2), 5, jnp.uint32))
     by_position = same_seed._replace(positions=jnp.arange(ROWS, dtype=jnp.int32))  # past the context: not written
     high_word = params._replace(seeds=params.seeds[:, ::-1])
@@ -225,7 +228,7 @@ def test_seeds_and_positions_change_the_token_and_both_seed_words_count() -> Non
     ]
     assert len(set(tokens[0].tolist())) == 1
     for varied in tokens[1:]:
-        assert_drawn_from(varied, np.full(VOCAB, 1 / VOCAB))
+        assert_drawn_from(varied, np.exp(logits) / 20)
 
 
 def test_noise_is_finite_at_both_ends() -> None:
@@ -276,14 +279,14 @@ def test_degenerate_logits_still_give_a_token_of_the_vocabulary() -> None:
     huge = np.full(VOCAB, -3e38, np.float32)
     huge[4] = 3e38
     logits = np.stack([one_left, nothing_left, forced, broken, huge])
-    truncated = Row(temperature=0.7, top_p=0.5, top_k=3, min_p=0.1)
+    truncated = Row(temperature=0.7, top_p=0.6, top_k=3, min_p=0.1)
     for variant in Variant:
         tokens = draw(logits, [truncated] * 5, variant).tokens.reshape(-1)
         index = np.arange(ROWS) % 5
         by_case = [set(tokens[index == i].tolist()) for i in range(5)]
         assert by_case[0] == {297}
         assert by_case[1] == {0}
-        assert by_case[2] <= {5, 6}
+        assert by_case[2] == ({5} if variant is Variant.GREEDY else {5, 6})
         assert by_case[3] <= set(range(VOCAB))
         assert by_case[4] == {4}
 
@@ -299,14 +302,13 @@ def test_everything_banned_but_one_and_the_last_one_too() -> None:
 
 
 def test_a_processor_sees_penalized_logits_and_decides() -> None:
-    def only_even(logits: jax.Array, state: SlotState, rows: RowParams) -> jax.Array:
+    def few_even_tokens(logits: jax.Array, state: SlotState, rows: RowParams) -> jax.Array:
         assert state.tokens.shape == (SLOTS + 1, CONTEXT) and rows.slots.shape == (ROWS,)
-        odd = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) % 2 == 1
-        return jnp.where(odd | jnp.isinf(logits), -jnp.inf, 0.0)
+        token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        return jnp.where((token % 2 == 1) | (token >= 40) | jnp.isinf(logits), -jnp.inf, 0.0)
 
-    tokens = draw(decaying_logits(1), [Row(banned=(0, 2), min_tokens=1)], processor=only_even).tokens
-    allowed = np.arange(VOCAB) % 2 == 0
-    allowed[[0, 2]] = False
+    tokens = draw(decaying_logits(1), [Row(banned=(0, 2), min_tokens=1)], processor=few_even_tokens).tokens
+    allowed = np.isin(np.arange(VOCAB), range(4, 40, 2))
     assert_drawn_from(tokens, allowed / allowed.sum())
 
 
