@@ -10,7 +10,7 @@ command queue otherwise. Outputs cross to the event loop in one call a step, wha
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from jaxserve.core.errors import DuplicateRequest, EngineStopped
 from jaxserve.core.sequence import Request
@@ -50,7 +50,7 @@ class EngineLoop:
         self._send(self._set_stopping)
         await asyncio.to_thread(self._thread.join)
 
-    async def generate(self, request: Request) -> AsyncIterator[SequenceOutput]:
+    async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         """A request's outputs as they come, of all its sequences. Leaving early aborts it within one step.
 
         Raises:

@@ -2,9 +2,9 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -17,23 +17,25 @@ from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.server import schemas
 from jaxserve.server.errors import BodyTooLarge, error_response
 from jaxserve.server.service import Service
-from jaxserve.server.stream import streaming, wait_for_disconnect
+from jaxserve.server.stream import EventStream, wait_for_disconnect
 
+Pieces = AsyncGenerator[SequenceOutput, None]
 CLIENT_CLOSED_REQUEST = 499
+_T = TypeVar("_T")
 
 
 async def generate(request: Request) -> Response:
     """`POST /generate`: see `schemas.GenerateBody`."""
     service: Service = request.app.state.service
     body = schemas.GenerateBody.parse(await _read(request, service.max_body_bytes))
-    wanted = service.make_request(
-        body.prompt, body.params, body.request_id or f"gen-{uuid.uuid4().hex}", body.cache_salt
-    )
+    request_id = body.request_id or f"gen-{uuid.uuid4().hex}"
+    wanted = service.make_request(body.prompt, body.params, request_id, body.cache_salt)
     pieces = service.loop.generate(wanted)
-    if body.stream:
-        first = await anext(pieces)  # a refusal comes before any event, with its own status
-        return streaming(_pieces(first, pieces))
-    return await _whole(request, wanted, pieces, service.model_name)
+    if not body.stream:
+        return await _unless_left(request, _whole(wanted, pieces, service.model_name))
+    # a refusal comes before any event, with a status of its own
+    first = await _unless_left(request, _first(pieces))
+    return first if isinstance(first, Response) else EventStream(_pieces(first, pieces))
 
 
 async def health(request: Request) -> Response:
@@ -54,37 +56,39 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [card]})
 
 
-async def _whole(
-    request: Request, wanted: EngineRequest, pieces: AsyncGenerator[SequenceOutput, None], model: str
-) -> Response:
-    """Collects all pieces; a client that leaves meanwhile ends the request."""
-
-    async def collect() -> Response:
-        collector = Collector(wanted)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                collector.add(piece)
-        failed = next((c for c in collector.output.outputs if c.finish_reason is FinishReason.ERROR), None)
-        if failed is not None:
-            return error_response(JaxserveError(f"the step that ran this request failed: {failed.error}"))
-        return JSONResponse(schemas.whole(collector.output, model))
-
-    collecting = asyncio.ensure_future(collect())
+async def _unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T | Response:
+    """The work's result; if the client leaves first, the work is cancelled, which aborts its request."""
+    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(wait_for_disconnect(request))
     try:
-        await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if collecting.done():
-            return collecting.result()
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        for task in (collecting, leaving):
-            task.cancel()
-        await asyncio.gather(collecting, leaving, return_exceptions=True)
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _pieces(
-    first: SequenceOutput, rest: AsyncGenerator[SequenceOutput, None]
-) -> AsyncGenerator[dict[str, Any], None]:
+async def _first(pieces: Pieces) -> SequenceOutput:
+    try:
+        return await anext(pieces)
+    except BaseException:
+        await pieces.aclose()
+        raise
+
+
+async def _whole(wanted: EngineRequest, pieces: Pieces, model: str) -> Response:
+    collector = Collector(wanted)
+    async with aclosing(pieces):
+        async for piece in pieces:
+            collector.add(piece)
+    failed = next((c for c in collector.output.outputs if c.finish_reason is FinishReason.ERROR), None)
+    if failed is not None:
+        return error_response(JaxserveError(f"the step that ran this request failed: {failed.error}"))
+    return JSONResponse(schemas.whole(collector.output, model))
+
+
+async def _pieces(first: SequenceOutput, rest: Pieces) -> AsyncGenerator[dict[str, Any], None]:
     async with aclosing(rest):
         yield schemas.piece(first)
         async for piece in rest:
