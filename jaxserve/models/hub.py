@@ -1,6 +1,7 @@
 """Where a model's files are: a directory on this machine, or a snapshot from the Hugging Face hub."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,36 +40,27 @@ def resolve(
 
 def _download(repo_id: str, revision: str | None, **options: Any) -> Path:
     """A snapshot of what serving needs. `config.json` comes first: a model that cannot be served costs no download."""
-    from huggingface_hub import snapshot_download  # seconds to import
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )  # fmt: skip
+    first = _snapshot(repo_id, revision, ("config.json",), **options)
+    if not (first / "config.json").is_file():
+        raise CheckpointError(repo_id, "the repository has no config.json", "expected a model made for transformers")
+    read_config(first)
+    return _snapshot(repo_id, revision, _FILES, **options)
 
-    def snapshot(patterns: tuple[str, ...]) -> Path:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), **options))
+
+def _snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], **options: Any) -> Path:
+    from huggingface_hub import errors, snapshot_download  # seconds to import
 
     try:
-        config = snapshot(("config.json",)) / "config.json"
-        if not config.is_file():
-            raise CheckpointError(repo_id, "the repository has no config.json", "expected a transformers model")
-        read_config(config.parent)
-        return snapshot(_FILES)
-    except GatedRepoError as error:
-        raise CheckpointError(
-            repo_id, "access is gated", "accept its terms on the hub, then pass token or set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), **options))
+    except errors.GatedRepoError as error:
+        found, expected = "access is gated", "accept its terms on the hub, then pass token or set HF_TOKEN"
+        raise CheckpointError(repo_id, found, expected) from error
+    except errors.RevisionNotFoundError as error:
         raise CheckpointError(repo_id, f"it has no revision {revision!r}", "give a branch, tag or commit") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         expected = "give a directory, or a hub id; for a private repository pass token or set HF_TOKEN"
         raise CheckpointError(repo_id, "neither a directory here nor a repository on the hub", expected) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            repo_id, f"the hub could not be read ({reason[0] if reason else type(error).__name__})",
-            "check the connection, or give a local directory",
-        ) from error  # fmt: skip
+    except Exception as error:  # the HTTP client that it uses, and so the errors, differ from version to version
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        expected = "check the connection, or give a local directory"
+        raise CheckpointError(repo_id, f"the hub could not be read ({reason})", expected) from error

@@ -18,6 +18,8 @@ from jaxserve.models.registry import model_for
 from jaxserve.models.safetensors_files import INDEX
 
 _PARAMS = "params"
+_REQUIRED = ("_METADATA", "manifest.ocdbt")
+_AGAIN = "run jaxserve convert again"
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "tokenizer*", "LICENSE*", "USE_POLICY*")
 
 
@@ -52,6 +54,9 @@ def restore(directory: Path, config: ModelConfig, dtype: np.dtype) -> Params:
         model_for(config).abstract_params(config, dtype),
     )
     path = directory.resolve() / _PARAMS
+    for name in _REQUIRED:
+        if not (path / name).is_file():
+            raise CheckpointError(path, f"not a whole checkpoint ({name} is missing)", _AGAIN)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             check_params(checkpointer.metadata(path).item_metadata.tree, config)
@@ -60,4 +65,4 @@ def restore(directory: Path, config: ModelConfig, dtype: np.dtype) -> Params:
         raise CheckpointError(path, str(error), "config.json and parameters must be of one conversion") from error
     except (OSError, ValueError, LookupError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0][:300]
-        raise CheckpointError(path, f"not a whole checkpoint ({reason})", "run jaxserve convert again") from error
+        raise CheckpointError(path, f"not a whole checkpoint ({reason})", _AGAIN) from error

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxserve.core.errors import ParamsMismatch
 from jaxserve.models.config import ModelConfig
@@ -16,11 +17,11 @@ _CONTRACTED = {"wqkv": 1, "wo": 3, "w_gate_up": 1, "w_down": 1, "lm_head": 1}
 
 
 def random_params(config: ModelConfig, seed: int, dtype) -> Params:
-    """Parameters that keep activations at unit scale; the same for the same seed."""
+    """Parameters that keep activations at unit scale; the same for the same seed, on every device."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(model_for(config).abstract_params(config, dtype))
-    key = jax.random.key(seed)
     return jax.tree.unflatten(
-        tree, [_random_leaf(jax.random.fold_in(key, i), path[-1].key, leaf) for i, (path, leaf) in enumerate(leaves)]
+        tree,
+        [_random_leaf(np.random.default_rng((seed, i)), path[-1].key, leaf) for i, (path, leaf) in enumerate(leaves)],
     )
 
 
@@ -47,13 +48,17 @@ def check_params(params: Any, config: ModelConfig) -> None:
             )
 
 
-def _random_leaf(key: jax.Array, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _random_leaf(rng: np.random.Generator, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Drawn by NumPy: JAX's generators take seconds to compile, once for each shape."""
     if name.endswith("norm"):
         return jnp.ones(leaf.shape, leaf.dtype)
     if name in ("bqkv", "bo"):
         return jnp.zeros(leaf.shape, leaf.dtype)
     fan_in = leaf.shape[-1] if name == "embed" else math.prod(leaf.shape[: _CONTRACTED[name]])
-    return jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.asarray(fan_in**-0.5, leaf.dtype)
+    values = rng.random(leaf.shape, dtype=np.float32)
+    values -= 0.5
+    values *= (12 / fan_in) ** 0.5  # a uniform variable's variance is a twelfth of its width squared
+    return jax.device_put(values).astype(leaf.dtype)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

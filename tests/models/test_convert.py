@@ -63,10 +63,14 @@ def test_another_configuration_is_refused(copy, change, found):
     assert found in str(caught.value)
 
 
-def test_an_incomplete_checkpoint_is_refused(copy):
-    (copy / "params" / "manifest.ocdbt").unlink()
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "_METADATA"])
+def test_an_incomplete_checkpoint_is_refused(copy, name):
+    (copy / "params" / name).unlink()
+    with pytest.raises(CheckpointError, match=f"not a whole checkpoint .*{name}"):
         load(copy)
+
+
+def test_a_checkpoint_without_parameters_is_refused(copy):
     shutil.rmtree(copy / "params")
     with pytest.raises(CheckpointError, match="no weights"):
         load(copy)

@@ -106,7 +106,7 @@ def test_stored_bfloat16_widens_exactly_and_the_cpus_default_is_float32(director
 
 
 def test_an_unknown_dtype_is_refused():
-    with pytest.raises(ConfigError, match="'int8'.*float32, bfloat16"):
+    with pytest.raises(ConfigError, match=r"'int8'.*float32, bfloat16"):
         load(FIXTURE, dtype="int8")
 
 
