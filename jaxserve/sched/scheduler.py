@@ -189,6 +189,8 @@ class Scheduler:
             if budget <= 0 or len(lengths) == self._buckets.prefill_rows or sequence.status is not Status.RUNNING:
                 continue
             chunk = self._chunk(sequence, budget)
+            if not chunk:
+                continue  # max_tokens = 0, and its last chunk is under way
             room = self._blocks.grow(sequence, sequence.num_computed + chunk)
             if not room and not lengths and not decode_rows:  # nothing else moves: somebody has to give way
                 room = self._make_room(sequence, sequence.num_computed + chunk, preempted)

@@ -1,0 +1,39 @@
+# Two commands are enough: `make serve` and `make test`. Each makes the environment when it is missing.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: serve test test-fast check cuda clean
+
+serve: $(VENV)/.installed        ## serve the model that ships with jaxserve on 127.0.0.1:8000
+	$(BIN)/jaxserve serve $(ARGS)
+
+test: $(VENV)/.tested            ## the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.tested       ## without the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: $(VENV)/.tested           ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+cuda: $(VENV)/.installed         ## add the CUDA plugin: NVIDIA GPUs, and compiling for one without one
+	$(BIN)/pip install --quiet -e ".[cuda12]"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxserve needs Python 3.11 or later: make PYTHON=python3.12 serve" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+clean:                           ## remove the environment and what tools leave behind
+	rm -rf $(VENV) build *.egg-info .hypothesis .pytest_cache .ruff_cache

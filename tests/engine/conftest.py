@@ -1,0 +1,80 @@
+"""Small engines on the fake device, and what every run of one must leave behind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.clock import VirtualClock
+from jaxserve.core.config import BucketConfig, CacheConfig, SchedulerConfig
+from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sequence import Request
+from jaxserve.engine.admission import Limits
+from jaxserve.engine.engine import Engine
+from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.scheduler import Scheduler
+from tests.engine.fake_executor import VOCAB, FakeExecutor
+
+BLOCK = 8
+
+
+def build_engine(
+    *,
+    blocks: int = 64,
+    overlap: bool = True,
+    deterministic: bool = False,
+    prefix: bool = True,
+    max_model_len: int = 256,
+    watermark: float = 0.01,
+    buckets: dict[str, Any] | None = None,
+    **limits: Any,
+) -> Engine:
+    """An engine with the fake executor as `engine.executor`-in-waiting: see `executor_of`."""
+    settings = {"max_num_seqs": 8, "max_num_batched_tokens": 32} | limits
+    scheduling = SchedulerConfig(**settings)
+    cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix, watermark=watermark)
+    shapes = BucketConfig(**(buckets or {"prefill_buckets": (8, 16, scheduling.max_num_batched_tokens)}))
+    table = (BucketTable.pinned if deterministic else BucketTable.from_config)(shapes, scheduling)
+    aligned = table.max_prefill_tokens if deterministic else None
+    manager = BlockManager(cache, blocks + 1, share_multiple=aligned or 1, share_outputs=not deterministic)
+    executor = FakeExecutor(BLOCK, blocks + 1, scheduling.max_num_seqs, table)
+    engine = Engine(
+        Scheduler(scheduling, table, manager, aligned),
+        executor,
+        Limits(VOCAB, max_model_len, manager.max_tokens),
+        VirtualClock(),
+        overlap=overlap,
+    )
+    engine.fake = executor  # type: ignore[attr-defined]
+    return engine
+
+
+def request(name: str, prompt: list[int], *, eos: tuple[int, ...] = (), salt: str = "", **params: Any) -> Request:
+    options = {"max_tokens": 8, "temperature": 0.0, "seed": 0} | params
+    return Request(id=name, prompt=tuple(prompt), params=SamplingParams(**options), cache_salt=salt, eos_token_ids=eos)
+
+
+def drive(engine: Engine, limit: int = 5000) -> dict[tuple[str, int], list[int]]:
+    """Step until nothing is left; tokens by (request, completion). Checks that the pool is whole afterwards."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for _ in range(limit):
+        if not engine.has_work:
+            break
+        for output in engine.step():
+            found.setdefault((output.request_id, output.index), []).extend(output.tokens)
+    assert not engine.has_work, "the engine does not come to an end"
+    assert_whole(engine)
+    return found
+
+
+def assert_whole(engine: Engine) -> None:
+    pool = engine.scheduler.blocks.pool
+    assert pool.num_free == pool.capacity
+    assert all(pool.is_free(block) for block in range(1, pool.num_blocks))
+    assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
+
+
+@pytest.fixture
+def make_engine() -> Callable[..., Engine]:
+    return build_engine

@@ -1,0 +1,82 @@
+"""Refusals, aborts, failures of a step: each harms nobody else."""
+
+import pytest
+
+from jaxserve.core.errors import (
+    DuplicateRequest,
+    EmptyPrompt,
+    InvalidParameter,
+    PromptTooLong,
+    QueueFull,
+    RequestTooLarge,
+    TokenOutOfRange,
+)
+from tests.engine.conftest import assert_whole, build_engine, drive, request
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (request("x", []), EmptyPrompt),
+        (request("x", [1, 97]), TokenOutOfRange),
+        (request("x", [-1]), TokenOutOfRange),
+        (request("x", [True]), TokenOutOfRange),
+        (request("x", [1] * 100), PromptTooLong),
+        (request("x", [1] * 90, max_tokens=11), RequestTooLarge),
+        (request("x", [1], stop_token_ids=(97,)), TokenOutOfRange),
+        (request("x", [1], logit_bias={500: 1.0}), TokenOutOfRange),
+        (request("x", [1], stop=("a",)), InvalidParameter),
+        (request("good", [1]), DuplicateRequest),
+    ],
+)
+def test_a_refusal_leaves_the_others_alone(bad, error) -> None:
+    engine = build_engine(max_model_len=100)
+    engine.add(request("good", [1, 2, 3]))
+    engine.step()
+    with pytest.raises(error):
+        engine.add(bad)
+    assert len(drive(engine)["good", 0]) == 8
+
+
+def test_the_queue_is_bounded_for_whole_requests() -> None:
+    engine = build_engine(max_waiting=4)
+    engine.add(request("a", [1], n=3))
+    with pytest.raises(QueueFull):
+        engine.add(request("b", [1], n=2))
+    engine.add(request("c", [1]))
+    assert {name for name, _ in drive(engine)} == {"a", "c"}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_an_abort_frees_every_block_at_once(overlap: bool, steps: int) -> None:
+    engine = build_engine(overlap=overlap)
+    engine.add(request("gone", list(range(60)), max_tokens=50, n=2))
+    for _ in range(steps):
+        engine.step()
+    assert engine.abort("gone")
+    pool = engine.scheduler.blocks.pool
+    assert pool.num_free == pool.capacity
+    reasons = [output.finish_reason for output in engine.step()]
+    assert reasons == ["abort", "abort"]
+    drive(engine)
+    assert not engine.abort("gone")
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("where", ["fail_submit", "fail_wait"])
+def test_a_failed_step_ends_what_ran_and_serves_the_rest(overlap: bool, where: str) -> None:
+    engine = build_engine(overlap=overlap, max_num_seqs=2)
+    for i in range(5):
+        engine.add(request(str(i), [i] * 10))
+    getattr(engine.fake, where).add(3)
+    reasons: dict[str, str] = {}
+    errors: dict[str, str | None] = {}
+    while engine.has_work:
+        for output in engine.step():
+            if output.finish_reason:
+                reasons[output.request_id], errors[output.request_id] = output.finish_reason, output.error
+    assert reasons == {"0": "error", "1": "error", "2": "length", "3": "length", "4": "length"}
+    assert "RuntimeError" in (errors["0"] or "")
+    assert engine.fake.resets == 1
+    assert_whole(engine)

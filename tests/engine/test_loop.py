@@ -1,0 +1,71 @@
+"""The engine on its thread: outputs arrive, leaving early aborts, an end is an error and not a wait for ever."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from jaxserve.core.errors import DuplicateRequest, EngineStopped, PromptTooLong
+from jaxserve.engine.loop import EngineLoop
+from tests.engine.conftest import build_engine, request
+
+
+async def collect(loop: EngineLoop, wanted) -> list[int]:
+    return [token async for output in loop.generate(wanted) for token in output.tokens]
+
+
+def run(scenario, **options):
+    async def whole():
+        loop = EngineLoop(build_engine(**options))
+        loop.start()
+        try:
+            return await scenario(loop)
+        finally:
+            await loop.stop()
+
+    return asyncio.run(asyncio.wait_for(whole(), 30))
+
+
+def test_many_at_once() -> None:
+    async def scenario(loop: EngineLoop):
+        return await asyncio.gather(*(collect(loop, request(str(i), [i, 5])) for i in range(20)))
+
+    assert [len(tokens) for tokens in run(scenario)] == [8] * 20
+
+
+def test_a_refusal_reaches_its_caller_only() -> None:
+    async def scenario(loop: EngineLoop):
+        good = asyncio.ensure_future(collect(loop, request("good", [1], max_tokens=100)))
+        with pytest.raises(PromptTooLong):
+            await collect(loop, request("bad", [1] * 500))
+        with pytest.raises(DuplicateRequest):
+            await collect(loop, request("good", [1]))
+        return await good
+
+    assert len(run(scenario)) == 100
+
+
+def test_leaving_early_frees_the_blocks() -> None:
+    async def scenario(loop: EngineLoop):
+        async with aclosing(loop.generate(request("gone", [1] * 30, max_tokens=200))) as pieces:
+            async for _ in pieces:
+                break
+        await collect(loop, request("next", [2]))
+        return loop.engine.scheduler.blocks.pool
+
+    pool = run(scenario)
+    assert pool.num_free == pool.capacity
+
+
+def test_stopping_ends_callers_with_an_error() -> None:
+    async def scenario(loop: EngineLoop):
+        waiting = asyncio.ensure_future(collect(loop, request("r", [1] * 30, max_tokens=220)))
+        await asyncio.sleep(0)
+        await loop.stop()
+        await asyncio.sleep(0)
+        with pytest.raises(EngineStopped):
+            await waiting
+        with pytest.raises(EngineStopped):
+            await collect(loop, request("late", [1]))
+
+    run(scenario)
