@@ -165,7 +165,7 @@ def _penalize(logits: jax.Array, rows: RowParams, state: SlotState) -> jax.Array
     counts = jnp.zeros(logits.shape, jnp.int32).at[row, jnp.where(output, history, size)].add(1, mode="drop")
     repetition = rows.repetition[:, None]
     repeated = jnp.where(logits > 0.0, logits / repetition, logits * repetition)
-    penalty = counts.astype(jnp.float32) * rows.frequency[:, None] + jnp.where(counts > 0, rows.presence[:, None], 0.0)
+    penalty = counts.astype(jnp.float32) * rows.frequency[:, None] + jnp.where(counts >= 1, rows.presence[:, None], 0.0)
     return jnp.where(seen, repeated, logits) - penalty
 
 

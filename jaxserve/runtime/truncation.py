@@ -85,12 +85,12 @@ def _tighter(a: _Cut, b: _Cut) -> _Cut:
 
 def _keep(weights: jax.Array, cut: _Cut) -> jax.Array:
     """Apply a cut: find the id of the last tie kept, block first."""
-    tied = (weights == cut.threshold[:, None]).astype(jnp.int32)
-    until = jnp.cumsum(jnp.sum(split_blocks(tied, 0), axis=2), axis=1)  # [R, blocks]
+    tied = weights == cut.threshold[:, None]
+    until = jnp.cumsum(jnp.sum(split_blocks(tied, False), axis=2, dtype=jnp.int32), axis=1)  # [R, blocks]
     ties = jnp.minimum(cut.ties, until[:, -1])
     block = jnp.sum(until < ties[:, None], axis=1, dtype=jnp.int32)
     before = jnp.where(block > 0, jnp.take_along_axis(until, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0)
-    inside = jnp.cumsum(take_blocks(tied, block[:, None], 0)[:, 0], axis=1)
+    inside = jnp.cumsum(take_blocks(tied, block[:, None], False)[:, 0], axis=1, dtype=jnp.int32)
     last = block * BLOCK + jnp.sum(inside < (ties - before)[:, None], axis=1, dtype=jnp.int32)
     ids = lax.broadcasted_iota(jnp.int32, weights.shape, 1)
-    return (weights > cut.threshold[:, None]) | ((tied > 0) & (ids <= last[:, None]))
+    return (weights > cut.threshold[:, None]) | (tied & (ids <= last[:, None]))
