@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampling_oracle import log_softmax
 
 from jaxserve.runtime.logprobs import prompt_logprobs, token_logprobs
 from jaxserve.runtime.vocabulary_blocks import argmax, top_tokens
+from tests.runtime.sampling_oracle import log_softmax
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sampling_oracle import Row, distribution, keep, log_softmax, process
 
 from jaxserve.runtime.sampler import (
     MAX_BANNED,
@@ -22,6 +21,7 @@ from jaxserve.runtime.sampler import (
     load_slot,
     sample,
 )
+from tests.runtime.sampling_oracle import Row, distribution, keep, log_softmax, process
 
 ROWS, VOCAB, CONTEXT, SLOTS = 512, 300, 32, 8  # 300: not a multiple of a block
 Logits = NDArray[np.float32]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sampling_oracle import keep
 
 from jaxserve.runtime.truncation import truncate
+from tests.runtime.sampling_oracle import keep
 
 ROWS, VOCAB = 4, 300
 truncate_jit = jax.jit(truncate)
