@@ -52,8 +52,8 @@ def attention_output(
     bias=None,  # [D]
 ) -> jax.Array:
     """[T, D]."""
-    kv_heads, group, head_dim, _ = weight.shape
-    out = jnp.einsum("tkgh,kghd->td", x.reshape(x.shape[0], kv_heads, group, head_dim), weight)
+    # Flat on purpose: an einsum over three axes lets XLA reorder them, and copy the weight to match at every step.
+    out = jnp.einsum("ti,id->td", x.reshape(x.shape[0], -1), weight.reshape(-1, weight.shape[-1]))
     return out if bias is None else out + bias[None]
 
 
@@ -90,7 +90,11 @@ def rope_table(
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of each token's angles, [T, H / 2] each, float32."""
     angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(rope_frequencies(rope, head_dim))[None]
-    return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
+    table = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1) * rope.attention_factor
+    # XLA on the CPU would compute them again in every layer for every head (64 tokens, 8 layers of 12 heads, JAX 0.10:
+    # 2.3 ms instead of 0.1). It does not look through a gather, even one that takes every row in turn.
+    table = jnp.take(table, jnp.arange(table.shape[0]), axis=0, mode="clip")
+    return table[:, : head_dim // 2], table[:, head_dim // 2 :]
 
 
 def rotate(
