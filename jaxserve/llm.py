@@ -253,14 +253,8 @@ class LLM:
         now = keys if self.config.runtime.warmup == "full" else keys[: runner.num_serving_programs]
         with tqdm(total=len(now), desc="Compiling", unit="program", disable=not self._progress) as bar:
             runner.compile(now, lambda key: bar.update() and None)
-        if len(now) == len(keys):
-            runner.finish_warmup()
-        else:
-            threading.Thread(target=self._finish_warm_up, args=(keys,), name="jaxserve-warmup", daemon=True).start()
-
-    def _finish_warm_up(self, keys: list[Any]) -> None:
-        self._runner.compile(keys)
-        self._runner.finish_warmup()
+        if len(now) < len(keys):
+            threading.Thread(target=runner.compile, args=(keys,), name="jaxserve-warmup", daemon=True).start()
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:

@@ -1,4 +1,4 @@
-"""Strict everywhere: the CPU, no silent promotion of types or ranks, one engine a session for those who can share it."""
+"""Strict everywhere: the CPU, no silent promotion of types or ranks; compiled programs are shared by a session."""
 
 import os
 from pathlib import Path

@@ -198,9 +198,9 @@ class Setting:
             require(value in self.choices, self.name, value, "one of " + ", ".join(map(repr, self.choices)))
             return value
         if typing.get_origin(self.annotation) is tuple:
-            good = isinstance(value, list | tuple) and all(type(item) is int for item in typing.cast(list[Any], value))
-            require(good, self.name, value, "a list of whole numbers")
-            return tuple(value)
+            items = typing.cast(list[Any], value if isinstance(value, list | tuple) else [None])
+            require(all(type(item) is int for item in items), self.name, typing.cast(object, value), "a list of ints")
+            return tuple(items)
         accepted = (
             typing.get_args(self.annotation) if isinstance(self.annotation, types.UnionType) else (self.annotation,)
         )

@@ -10,8 +10,10 @@ bucket that is.
 
 import os
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +37,30 @@ def use_compilation_cache(directory: str | None) -> None:
 
 
 class CompilationCounter:
-    """Counts the process' compilations (loads from the persistent cache included) since `reset`."""
+    """Counts compilations (loads from the persistent cache included) that happen inside `watch`, in its thread.
+
+    What else a process compiles, a researcher's own training step, say, is none of the engine's business.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self._watched: int | None = None
+        counter = weakref.ref(self)  # JAX keeps its listeners for ever; it must not keep the runner's counter
 
-    def reset(self) -> None:
-        self.count = 0
+        def listen(event: str, duration: float, **_: Any) -> None:
+            found = counter()
+            if found is not None and event == _COMPILE_EVENT and found._watched == threading.get_ident():
+                found.count += 1
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
-        if event == _COMPILE_EVENT:
-            self.count += 1
+        jax.monitoring.register_event_duration_secs_listener(listen)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        self._watched = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._watched = None
 
 
 class ProgramTable:

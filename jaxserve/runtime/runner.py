@@ -62,7 +62,6 @@ class ModelRunner:
         self._dtype = jax.tree.leaves(params)[0].dtype
         self._batch = BatchBuilder(num_slots, self._table_width, cache.block_size)
         self._counter = CompilationCounter()
-        self._warm = False
         self._models = ProgramTable(self._build_model, runtime.compile_threads)
         self._samplers = ProgramTable(self._build_sampler, runtime.compile_threads)
         self._scorers = ProgramTable(self._build_scorer, runtime.compile_threads)
@@ -98,18 +97,23 @@ class ModelRunner:
         for table in (self._loaders, self._models, self._samplers, self._scorers):
             table.compile([key for owner, key in keys if owner is table], progress)
 
-    def finish_warmup(self) -> None:
-        """Everything is compiled: from here on compilations are counted."""
-        self._counter.reset()
-        self._warm = True
-
     @property
     def compilations_after_warmup(self) -> int:
-        return self._counter.count if self._warm else 0
+        """Programs compiled by a step, which should have found its programs ready. 0, or a shape is missing."""
+        return self._counter.count
 
     # --- the executor -----------------------------------------------------------------------------------------
 
     def submit(self, plan: StepPlan) -> PendingStep:
+        with self._counter.watch():
+            pending = self._dispatch(plan)
+        if self._counter.count and self._runtime.on_compile_after_warmup == "error":
+            raise UnexpectedCompilation(
+                f"{self._counter.count} programs were compiled while serving: a shape is missing from the buckets"
+            )
+        return pending
+
+    def _dispatch(self, plan: StepPlan) -> PendingStep:
         bucket = smallest_holding(plan.bucket, self._models.__contains__, self._buckets)
         for sequence in plan.admitted:
             self._batch.load(sequence)
@@ -118,13 +122,10 @@ class ModelRunner:
         self._state, output = self._models[bucket](
             self._params, self._state, self._slots.tokens, self._batch.model_input(plan, bucket)
         )
-        variant = self._variant(plan)
-        sampled, self._slots = self._samplers[bucket.sample_rows, variant](
+        sampled, self._slots = self._samplers[bucket.sample_rows, self._variant(plan)](
             output.logits, self._slots, self._batch.sample_input(plan, bucket)
         )
-        scores = self._score(plan, bucket, output.hidden)
-        self._check_compilations()
-        return PendingStep(plan, bucket, sampled, scores)
+        return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.hidden))
 
     def reset(self) -> None:
         self._allocate()
@@ -157,12 +158,6 @@ class ModelRunner:
             targets[begin : begin + len(following)] = following
             begin += row.length
         return self._scorers[bucket.prefill_tokens](self._params, hidden, targets)
-
-    def _check_compilations(self) -> None:
-        if self._warm and self._counter.count and self._runtime.on_compile_after_warmup == "error":
-            raise UnexpectedCompilation(
-                f"{self._counter.count} programs were compiled after warm-up: a shape is missing from the buckets"
-            )
 
     # --- building ---------------------------------------------------------------------------------------------
 

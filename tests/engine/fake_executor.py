@@ -1,8 +1,8 @@
 """A device made of dictionaries, which checks everything that the real one relies on.
 
-The cache remembers, for every slot of every block, which token of which content was written there; a row may only run if
-its whole context is in its blocks, exactly. A token is a function of the tokens before it, so that any two schedules
-must give the same output. Results are computed in order when they are waited for, as on a device.
+The cache remembers, for every slot of every block, which token of which content was written there; a row may only run
+if its whole context is in its blocks, exactly. A token is a function of the tokens before it, so that any two
+schedules must give the same output. Results are computed in order when they are waited for, as on a device.
 """
 
 from collections.abc import Sequence as Seq

@@ -46,7 +46,7 @@ def test_preempted_is_undisturbed(overlap: bool, max_preemptions: int) -> None:
 
 def test_a_prefix_hit_changes_nothing_and_saves_work() -> None:
     common = prompts(1, longest=64)[0] * 3
-    batch = [common[:40] + [i] for i in range(6)]
+    batch = [[*common[:40], i] for i in range(6)]
     found, computed = {}, {}
     for prefix in (True, False):
         engine = build_engine(prefix=prefix)

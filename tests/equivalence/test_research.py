@@ -1,0 +1,91 @@
+"""What researchers do: new weights, a processor of logits, stepping by hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
+from jaxserve.core.sampling import SamplingParams
+from jaxserve.llm import LLM
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.params import random_params
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+
+
+def tokens(llm: LLM, prompt: list[int]) -> list[int]:
+    return llm.generate([prompt], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+
+
+def test_new_weights_between_requests(make_llm: Callable[..., LLM], tiny: tuple[ModelConfig, Any]) -> None:
+    config, old = tiny
+    llm, prompt = make_llm(), list(range(40))
+    first = tokens(llm, prompt)
+    new = random_params(config, seed=99, dtype="float32")
+    llm.update_params(new)
+    second = tokens(llm, prompt)
+    fresh = LLM(params=new, model_config=config, config=llm.config, progress=False)
+    assert second == tokens(fresh, prompt) != first
+    llm.update_params(old)
+    assert tokens(llm, prompt) == first
+    assert llm.runner.compilations_after_warmup == 0
+
+
+def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
+    config, params = tiny
+    with pytest.raises(ParamsMismatch, match="norm"):
+        base.update_params({**params, "norm": jnp.zeros(5)})
+    with pytest.raises(ParamsMismatch):
+        base.update_params(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+    base.engine.add(base.make_request([1, 2], GREEDY))
+    with pytest.raises(JaxserveError, match="between requests"):
+        base.update_params(params)
+    while base.engine.has_work:
+        base.engine.step()
+    with pytest.raises(ConfigError):
+        LLM(params=params)
+
+
+def test_a_processor_is_traced_into_the_sampler(make_llm: Callable[..., LLM]) -> None:
+    def only_even(logits: jax.Array, state: Any, rows: Any) -> jax.Array:
+        even = jnp.arange(logits.shape[1], dtype=jnp.int32) % 2 == 0
+        return jnp.where(even[None], logits, -jnp.inf)
+
+    llm = make_llm(logits_processor=only_even)
+    found = tokens(llm, [1, 2, 3])
+    assert len(found) == 12 and all(token % 2 == 0 for token in found)
+    assert llm.runner.compilations_after_warmup == 0
+
+
+def test_stepping_by_hand(base: LLM) -> None:
+    whole = tokens(base, [9, 8, 7])
+    base.engine.add(base.make_request([9, 8, 7], GREEDY, request_id="mine"))
+    found = []
+    while base.engine.has_work:
+        for output in base.engine.step():
+            assert output.request_id == "mine"
+            found += output.tokens
+    assert found == whole
+
+
+def test_text_needs_a_tokenizer(base: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="tokenizer"):
+        base.generate("some text", GREEDY)
+
+
+def test_progressive_warmup_serves_before_all_is_compiled(make_llm: Callable[..., LLM], base: LLM) -> None:
+    llm = make_llm(warmup="progressive", decode_buckets=(1, 4, 8), on_compile_after_warmup="count")
+    assert tokens(llm, list(range(30))) == tokens(base, list(range(30)))
+
+
+def test_bfloat16_runs(tiny: tuple[ModelConfig, Any], make_llm: Callable[..., LLM], compilation_cache: str) -> None:
+    config, params = tiny
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    llm = LLM(
+        params=half, model_config=config, num_blocks=20, max_num_seqs=2, decode_buckets=(2,), prefill_buckets=(16,),
+        mixed_decode_buckets=(2,), max_num_batched_tokens=16, progress=False, compilation_cache_dir=compilation_cache,
+    )  # fmt: skip
+    assert len(tokens(llm, list(range(20)))) == 12
