@@ -35,7 +35,7 @@ def test_new_weights_between_requests(make_llm: Callable[..., LLM], tiny: tuple[
 
 
 def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
-    config, params = tiny
+    _, params = tiny
     with pytest.raises(ParamsMismatch, match="norm"):
         base.update_params({**params, "norm": jnp.zeros(5)})
     with pytest.raises(ParamsMismatch):

@@ -1,0 +1,30 @@
+"""`docs/settings.md`, from the settings themselves: `python -m jaxserve.core.settings_page > docs/settings.md`."""
+
+from itertools import groupby
+
+from jaxserve.core.config import Setting, all_settings
+
+_HEAD = """\
+# Settings
+
+Each name is a key of its section in a TOML file, a keyword of `LLM(...)`, and a flag (`max_num_seqs` is
+`--max-num-seqs`). Flags go over the file. This page is generated: `python -m jaxserve.core.settings_page`.
+"""
+
+
+def page() -> str:
+    parts = [_HEAD]
+    for section, settings in groupby(all_settings(), key=lambda setting: setting.section):
+        parts.append(f"\n## [{section}]\n\n| setting | default | meaning |\n| --- | --- | --- |\n")
+        parts.extend(_row(setting) for setting in settings)
+    return "".join(parts)
+
+
+def _row(setting: Setting) -> str:
+    default = "none" if setting.default is None else "chosen" if setting.default == () else repr(setting.default)
+    doc = setting.doc + (f" [{', '.join(map(str, setting.choices))}]" if setting.choices else "")
+    return f"| `{setting.name}` | {default} | {doc} |\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,160 @@
+"""The ledger of blocks: sharing, eviction, and an account that always balances."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.config import CacheConfig
+from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sequence import Request, Sequence
+
+SIZE = 8
+
+
+def manager(blocks: int = 10, **options) -> BlockManager:
+    return BlockManager(CacheConfig(**({"block_size": SIZE, "watermark": 0.0} | options)), blocks + 1)
+
+
+def sequence(prompt: list[int], salt: str = "") -> Sequence:
+    return Sequence(Request(id="r", prompt=tuple(prompt), params=SamplingParams(), cache_salt=salt), 0, 1000, 0)
+
+
+def admitted(blocks: BlockManager, prompt: list[int], salt: str = "") -> tuple[Sequence, int | None]:
+    s = sequence(prompt, salt)
+    shared = blocks.admit(s, len(prompt))
+    if shared is not None:
+        s.num_computed = len(prompt)
+        blocks.note_computed(s)
+    return s, shared
+
+
+def test_full_blocks_of_an_equal_beginning_are_shared() -> None:
+    blocks = manager()
+    first, _ = admitted(blocks, list(range(20)))
+    second, shared = admitted(blocks, [*range(16), 99])
+    assert shared == 16 and second.blocks[:2] == first.blocks[:2] and second.blocks[2] != first.blocks[2]
+
+
+def test_one_token_is_always_left_to_compute() -> None:
+    blocks = manager()
+    admitted(blocks, list(range(16)))
+    _, shared = admitted(blocks, list(range(16)))
+    assert shared == 8
+
+
+def test_salts_isolate() -> None:
+    blocks = manager()
+    admitted(blocks, list(range(20)), "a")
+    assert admitted(blocks, list(range(20)), "b")[1] == 0
+    assert admitted(blocks, list(range(20)), "a" * 100)[1] == 0
+    assert admitted(blocks, list(range(20)), "a")[1] == 16
+
+
+def test_freed_blocks_are_found_until_they_are_needed() -> None:
+    blocks = manager(4)
+    first, _ = admitted(blocks, list(range(20)))
+    blocks.free(first)
+    again, shared = admitted(blocks, list(range(20)))
+    assert shared == 16
+    blocks.free(again)
+    other, _ = admitted(blocks, list(range(100, 130)))
+    assert len(other.blocks) == 4
+    blocks.free(other)
+    assert admitted(blocks, list(range(20)))[1] == 0
+
+
+def test_the_end_of_a_prefix_is_evicted_first() -> None:
+    blocks = manager(4)
+    first, _ = admitted(blocks, list(range(24)))
+    blocks.free(first)
+    other, _ = admitted(blocks, list(range(100, 110)))  # takes the unknown block and one cached
+    blocks.free(other)
+    assert admitted(blocks, list(range(24)))[1] == 16
+
+
+def test_the_watermark_stays_free_unless_nobody_runs() -> None:
+    blocks = manager(10, watermark=0.2)
+    first, shared = admitted(blocks, [1] * 79)
+    assert shared == 0 and len(first.blocks) == 10
+    blocks.free(first)
+    admitted(blocks, [2] * 8)
+    assert admitted(blocks, [3] * 64)[1] is None
+    assert admitted(blocks, [3] * 56)[1] == 0
+
+
+def test_dropping_prefixes_forgets_content() -> None:
+    blocks = manager()
+    first, _ = admitted(blocks, list(range(20)))
+    blocks.free(first)
+    blocks.drop_prefixes()
+    assert blocks.pool.num_cached == 0 and admitted(blocks, list(range(20)))[1] == 0
+
+
+class Ledger(RuleBasedStateMachine):
+    """Sequences come, grow and go; the pool's account must balance after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = manager(12)
+        self.live: list[Sequence] = []
+
+    @rule(family=st.integers(0, 2), length=st.integers(1, 60), chunk=st.integers(1, 60))
+    def admit(self, family: int, length: int, chunk: int) -> None:
+        s = sequence([family] * length)
+        free = self.blocks.pool.num_free
+        shared = self.blocks.admit(s, chunk)
+        if shared is None:
+            assert self.blocks.pool.num_free == free and not s.blocks
+            return
+        s.num_computed = min(shared + chunk, length)
+        self.blocks.note_computed(s)
+        self.live.append(s)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), more=st.integers(1, 20))
+    def grow(self, data: st.DataObject, more: int) -> None:
+        s = data.draw(st.sampled_from(self.live))
+        held = len(s.blocks)
+        if self.blocks.grow(s, s.num_computed + more):
+            s.tokens.extend([9] * max(0, s.num_computed + more - len(s.tokens)))
+            s.num_computed += more
+            self.blocks.note_computed(s)
+        else:
+            assert len(s.blocks) == held
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        s = data.draw(st.sampled_from(self.live))
+        self.live.remove(s)
+        self.blocks.free(s)
+
+    @rule()
+    def drop(self) -> None:
+        if not self.live:
+            self.blocks.drop_prefixes()
+
+    @invariant()
+    def the_account_balances(self) -> None:
+        pool = self.blocks.pool
+        holders = [block for s in self.live for block in s.blocks]
+        assert 0 not in holders
+        for block in range(1, pool.num_blocks):
+            assert pool.references(block) == holders.count(block)
+        assert pool.num_free == pool.capacity - len(set(holders))
+        for s in self.live:
+            assert len(set(s.blocks)) == len(s.blocks) >= self.blocks.blocks_for(s.num_computed)
+
+    @invariant()
+    def shared_blocks_hold_equal_tokens(self) -> None:
+        content: dict[int, tuple[int, ...]] = {}
+        for s in self.live:
+            for i in range(s.num_computed // SIZE):
+                assert content.setdefault(s.blocks[i], tuple(s.tokens[: (i + 1) * SIZE])) == tuple(
+                    s.tokens[: (i + 1) * SIZE]
+                )
+
+
+Ledger.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLedger = Ledger.TestCase

@@ -1,0 +1,35 @@
+"""Every field of SamplingParams refuses what it cannot mean, by name."""
+
+import math
+
+import pytest
+
+from jaxserve.core.errors import InvalidParameter
+from jaxserve.core.sampling import SamplingParams
+
+BAD = [
+    ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("min_tokens", -1), ("n", 0), ("n", 1000),
+    ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "1"),
+    ("top_k", -2), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.5),
+    ("seed", 2**64), ("seed", 0.5), ("presence_penalty", 2.5), ("frequency_penalty", -2.5),
+    ("repetition_penalty", 0.0), ("logit_bias", {1: 101.0}), ("logit_bias", {-1: 1.0}), ("logit_bias", {1: math.nan}),
+    ("logit_bias", dict.fromkeys(range(301), 0.0)), ("stop", ("",)), ("stop", ("a",) * 17), ("stop_token_ids", (-1,)),
+    ("stop_token_ids", tuple(range(65))), ("logprobs", -1), ("logprobs", 21), ("prompt_logprobs", 21),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=str)
+def test_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InvalidParameter, match=name) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+
+
+def test_min_tokens_is_at_most_max_tokens() -> None:
+    with pytest.raises(InvalidParameter, match="min_tokens"):
+        SamplingParams(max_tokens=3, min_tokens=4)
+
+
+def test_spellings_are_folded_into_one() -> None:
+    params = SamplingParams(stop="end", top_k=-1, stop_token_ids=[1, 2])  # type: ignore[arg-type]
+    assert params.stop == ("end",) and params.top_k == 0 and params.stop_token_ids == (1, 2)

@@ -1,0 +1,141 @@
+"""`POST /generate` as clients see it: answers, streams, refusals, and what happens when they leave."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.engine.test_equivalence import expected
+from tests.server.conftest import Running
+
+
+def events(response: httpx.Response) -> list:
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    return [json.loads(line[6:]) if line != "data: [DONE]" else None for line in lines]
+
+
+def wait_until_idle(running: Running) -> None:
+    pool = running.engine.scheduler.blocks.pool
+    for _ in range(400):
+        if pool.num_free == pool.capacity and not running.engine.scheduler.num_running:
+            return
+        time.sleep(0.01)
+    raise AssertionError("blocks are still held")
+
+
+def test_an_answer(running: Running) -> None:
+    body = {"prompt": [1, 2, 3], "max_tokens": 6, "temperature": 0, "seed": 0, "request_id": "mine"}
+    answer = running.client.post("/generate", json=body).json()
+    assert answer["id"] == "mine" and answer["model"] == "fake"
+    (choice,) = answer["choices"]
+    assert choice["token_ids"] == expected([1, 2, 3], 6) and choice["finish_reason"] == "length"
+    assert answer["usage"]["prompt_tokens"] == 3 and answer["usage"]["total_tokens"] == 9
+
+
+def test_several_completions(running: Running) -> None:
+    answer = running.client.post("/generate", json={"prompt": [4], "n": 3, "seed": 7, "max_tokens": 4}).json()
+    assert [c["token_ids"] for c in answer["choices"]] == [expected([4], 4, 7 + i) for i in range(3)]
+
+
+def test_a_stream_is_the_whole(running: Running) -> None:
+    body = {"prompt": [5, 6], "max_tokens": 9, "seed": 0, "stream": True}
+    response = running.client.post("/generate", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *pieces, done = events(response)
+    assert done is None
+    assert [token for piece in pieces for token in piece["token_ids"]] == expected([5, 6], 9)
+    assert [piece["finish_reason"] for piece in pieces] == [None] * 8 + ["length"]
+
+
+def test_many_at_once(running: Running) -> None:
+    def one(i: int) -> list[int]:
+        body = {"prompt": [i, i], "max_tokens": 5, "seed": 0, "stream": i % 2 == 0}
+        response = running.client.post("/generate", json=body)
+        if i % 2:
+            return response.json()["choices"][0]["token_ids"]
+        return [token for piece in events(response)[:-1] for token in piece["token_ids"]]
+
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(one, range(12))) == [expected([i, i], 5) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({}, "prompt", "prompt"),
+        ({"prompt": "a", "prompt_token_ids": [1]}, "prompt", "one of"),
+        ({"prompt": ""}, "prompt", "no tokens"),
+        ({"prompt": []}, "prompt", "no tokens"),
+        ({"prompt": [1, "a"]}, "prompt", "token ids"),
+        ({"prompt": [1, 97]}, "prompt", "0 to 96"),
+        ({"prompt": [1.5]}, "prompt", "token ids"),
+        ({"prompt": 5}, "prompt", "text"),
+        ({"prompt_token_ids": "abc"}, "prompt_token_ids", "token ids"),
+        ({"prompt": "a", "max_tokens": 30_000}, "max_tokens", "max_model_len"),
+        ({"prompt": "a", "temperature": -1}, "temperature", "0"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature", "number"),
+        ({"prompt": "a", "top_p": 0}, "top_p", "above 0"),
+        ({"prompt": "a", "n": 0}, "n", "from 1"),
+        ({"prompt": "a", "stop": 5}, "stop", "string"),
+        ({"prompt": "a", "stop": ["x"]}, "stop", "tokenizer"),
+        ({"prompt": "a", "stop_token_ids": 5}, "stop_token_ids", "list"),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"prompt": "a", "logit_bias": {"500": 1}}, "logit_bias", "0 to 96"),
+        ({"prompt": "a", "stream": "yes"}, "stream", "true or false"),
+        ({"prompt": "a", "ignore_eos": 1}, "ignore_eos", "true or false"),
+        ({"prompt": "a", "temprature": 1}, "temprature", "unknown field"),
+        ([1, 2], None, "object"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_field(running: Running, body, param: str | None, words: str) -> None:
+    for stream in (False, True):
+        sent = {**body, "stream": True} if stream and isinstance(body, dict) and "stream" not in body else body
+        response = running.client.post("/generate", json=sent)
+        error = response.json()["error"]
+        assert response.status_code == error["code"] == 400
+        assert error["param"] == param and words in error["message"] and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b'{"prompt": "a", "temperature": NaN}', b"[" * 3000])
+def test_what_is_no_json(running: Running, raw: bytes) -> None:
+    response = running.client.post("/generate", content=raw)
+    assert response.status_code == 400 and "JSON" in response.json()["error"]["message"]
+
+
+def test_a_body_over_the_limit(running: Running) -> None:
+    def chunks():
+        for _ in range(100):
+            yield b"x" * 100
+
+    for content in (b"x" * 5000, chunks()):
+        response = running.client.post("/generate", content=content)
+        assert response.status_code == 413 and "max_body_bytes" in response.json()["error"]["message"]
+
+
+def test_the_queue_bound_is_429(running: Running) -> None:
+    response = running.client.post("/generate", json={"prompt": [1], "n": 21})
+    assert response.status_code == 429 and response.headers["retry-after"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_blocks(running: Running, stream: bool) -> None:
+    body = {"prompt": [1] * 50, "max_tokens": 19_000, "stream": stream}
+    timeout = httpx.Timeout(10, read=0.3)
+    with pytest.raises(httpx.ReadTimeout) if not stream else httpx.Client(timeout=10) as client:
+        if stream:
+            with client.stream("POST", f"{running.url}/generate", json=body) as response:
+                assert next(response.iter_lines()).startswith("data: ")
+        else:
+            httpx.post(f"{running.url}/generate", json=body, timeout=timeout)
+    wait_until_idle(running)
+
+
+def test_health_models_and_unknown_routes(running: Running) -> None:
+    assert running.client.get("/health").json() == {"status": "ok"}
+    (card,) = running.client.get("/v1/models").json()["data"]
+    assert card["id"] == "fake" and card["object"] == "model" and card["max_model_len"] == 20_000
+    assert running.client.get("/nothing").json()["error"]["code"] == 404
+    assert running.client.get("/generate").json()["error"]["code"] == 405

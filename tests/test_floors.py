@@ -1,0 +1,81 @@
+"""Imports point to lower floors only, and the host side never loads JAX."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [
+    {"core"},
+    {"cache", "text"},
+    {"sched", "metrics"},
+    {"models", "parallel"},
+    {"runtime"},
+    {"engine"},
+    {"sim"},
+    {"llm"},
+    {"server"},
+    {"cli"},
+    {"__main__"},
+]
+HOST = ["core", "cache", "text", "sched", "engine"]
+DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "orbax", "starlette", "uvicorn"}
+
+
+def floor_of(module: str) -> int:
+    return next(i for i, floor in enumerate(FLOORS) if module in floor)
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules() -> list[Path]:
+    return [
+        path
+        for path in sorted((ROOT / "jaxserve").rglob("*.py"))
+        if path.parent.name != "jaxserve" or path.stem != "__init__"
+    ]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(ROOT / "jaxserve").parts[0].removesuffix(".py")
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "jaxserve" and len(parts) > 1 and parts[1] != "__version__":
+            assert parts[1] == own or floor_of(parts[1]) < floor_of(own), f"{own} imports {name}"
+        if own in HOST:
+            assert parts[0] not in DEVICE_LIBRARIES | {"kernels_pallas"}, f"{own} imports {name}"
+        assert parts[0] not in ("tests", "bench")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels_pallas").rglob("*.py")), ids=lambda path: path.name)
+def test_kernels_know_nothing_of_jaxserve(path: Path) -> None:
+    assert not any(name.split(".")[0] == "jaxserve" for name in imports(path))
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_host_side_loads_no_jax() -> None:
+    statement = "import jaxserve.engine.loop, jaxserve.sched.scheduler, jaxserve.engine.collect, jaxserve.core.config"
+    assert not loaded_after(statement) & DEVICE_LIBRARIES
+
+
+def test_the_engine_loads_no_server() -> None:
+    assert not loaded_after("import jaxserve.llm") & {"starlette", "uvicorn"}

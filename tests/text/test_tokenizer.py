@@ -1,0 +1,77 @@
+"""Directories, templates, and what is wrong with them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jaxserve.core.errors import CheckpointError, InvalidRequest
+from jaxserve.text.tokenizer import Tokenizer
+
+
+def test_round_trip(tokenizer: Tokenizer) -> None:
+    text = "the queen, 日本 🙂"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.eos_token_ids == (0,) and tokenizer.token_text(0) == "<|end|>"
+
+
+def test_chat(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "to be?"}]
+    assert tokenizer.render_chat(messages) == "<|user|>to be?<|end|><|assistant|>"
+    assert tokenizer.render_chat(messages, add_generation_prompt=False) == "<|user|>to be?<|end|>"
+    begun = [*messages, {"role": "assistant", "content": "or not"}]
+    text = tokenizer.render_chat(begun, add_generation_prompt=False, continue_final_message=True)
+    assert text == "<|user|>to be?<|end|><|assistant|>or not"
+    assert tokenizer.encode_chat(messages)[-3:] == tokenizer.encode("<|end|><|assistant|>")[-3:]
+
+
+@pytest.mark.parametrize("messages", [[], [{"content": "x"}], ["hello"]])
+def test_bad_messages(tokenizer: Tokenizer, messages: list) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        tokenizer.render_chat(messages)
+    assert caught.value.param == "messages"
+
+
+def with_template(directory: Path, tmp_path: Path, template: str | None) -> Tokenizer:
+    folder = tmp_path / "t"
+    shutil.copytree(directory, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.from_directory(folder)
+
+
+def test_no_template(directory: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(directory, tmp_path, None)
+    assert not tokenizer.has_chat_template
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        tokenizer.render_chat([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('roles must alternate') }}", "{{ messages.__class__.__mro__[1].__subclasses__() }}"],
+)
+def test_a_template_that_refuses_or_escapes(directory: Path, tmp_path: Path, template: str) -> None:
+    tokenizer = with_template(directory, tmp_path, template)
+    with pytest.raises(InvalidRequest, match="refuses"):
+        tokenizer.render_chat([{"role": "user", "content": "x"}])
+
+
+def test_several_ends(directory: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    shutil.copytree(directory, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3, 5]}')
+    assert Tokenizer.from_directory(folder).eos_token_ids == (3, 5)
+
+
+def test_missing_and_corrupt_files(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="save_pretrained"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not a tokenizer"):
+        Tokenizer.from_directory(tmp_path)
