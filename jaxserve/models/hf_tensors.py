@@ -5,6 +5,7 @@ how one stored tensor is cut up, turned, and where in its leaf it goes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -50,12 +51,11 @@ def ignorable(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq")
 
 
-def _sources(path: tuple, config: ModelConfig) -> tuple[Source, ...]:
-    names = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
-    if len(names) == 1:
-        return _top_level(config)[names[0]]
-    _, layer, leaf = names
-    return _layer(config, f"model.layers.{layer}.")[leaf]
+def _sources(path: tuple[Any, ...], config: ModelConfig) -> tuple[Source, ...]:
+    leaf = path[-1].key
+    if len(path) == 1:
+        return _top_level(config)[leaf]
+    return _layer(config, f"model.layers.{path[1].idx}.")[leaf]
 
 
 def _top_level(config: ModelConfig) -> dict[str, tuple[Source, ...]]:

@@ -131,11 +131,11 @@ def _llama3_keep(rope: RopeConfig, plain: np.ndarray) -> np.ndarray:
 
 def _yarn_keep(rope: RopeConfig, head_dim: int) -> np.ndarray:
     """Share of the unscaled frequency: a ramp over the dimensions between beta_fast and beta_slow turns."""
-    assert rope.original_max_position_embeddings is not None
+    original = rope.original_max_position_embeddings
+    assert original is not None
 
     def dimension(turns: float) -> float:
-        length = rope.original_max_position_embeddings / (turns * 2 * math.pi)
-        return head_dim * math.log(length) / (2 * math.log(rope.theta))
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
