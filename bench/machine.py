@@ -16,10 +16,11 @@ def describe() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
-        vector = next((name for name in ("amx_tile", "avx512f", "avx2") if f" {name}" in flags), "no avx2")
-        cpu = f"{names[0] if names else cpu} ({vector})"
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        fields = {name.strip(): value.strip() for name, value in fields.items()}
+        flags = fields.get("flags", "").split()
+        vector = next((name for name in ("amx_tile", "avx512f", "avx2") if name in flags), "no avx2")
+        cpu = f"{fields.get('model name', cpu)} ({vector})"
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": cpu,

@@ -1,7 +1,7 @@
 """Output tokens a second, offline: `python -m bench.throughput`.
 
 A Llama of 32 million parameters with random weights, 64 requests at once, prompts of 32-256 tokens, 64 output tokens
-each. Beside the rate: this machine's float32 matmul rate, where a decode step's time goes, padding, and the host's part.
+each. Beside the rate: this machine's float32 matmul rate, where a decode step's time goes, padding, the host's part.
 """
 
 import argparse
@@ -136,17 +136,18 @@ def decode_parts(llm: LLM, rows: int = 64, context: int = 176, repeats: int = 15
 
     x = jax.random.normal(key, (rows, config.hidden_size))
     logits = jax.random.normal(key, (rows, config.vocab_size))
-    run = jax.jit(attention, donate_argnums=0)
+    run_attention, run_matmuls = jax.jit(attention, donate_argnums=0), jax.jit(matmuls)
+    run_argmax = jax.jit(lambda z: jnp.argmax(z, axis=1))
     state = [cache]
 
     def step() -> Any:
-        state[0], out = run(state[0], q, kv)
+        state[0], out = run_attention(state[0], q, kv)
         return out
 
     return {
-        "matmul_ms": _median_ms(lambda f=jax.jit(matmuls): f(params, x), repeats),
+        "matmul_ms": _median_ms(lambda: run_matmuls(params, x), repeats),
         "attention_ms": _median_ms(step, repeats),
-        "sampling_ms": _median_ms(lambda f=jax.jit(lambda z: jnp.argmax(z, axis=1)): f(logits), repeats),
+        "sampling_ms": _median_ms(lambda: run_argmax(logits), repeats),
     }
 
 
@@ -200,7 +201,7 @@ def _report(figures: dict[str, Any]) -> None:
     rates = [run["tokens_per_s"] for run in figures["runs"]]
     lines = [
         ("machine", f"{machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}, Python {machine['python']}"),
-        ("output tokens/s", f"{median['tokens_per_s']:.0f}   ({min(rates):.0f} - {max(rates):.0f} in {len(rates)} runs)"),
+        ("output tokens/s", f"{median['tokens_per_s']:.0f} ({min(rates):.0f} - {max(rates):.0f} in {len(rates)} runs)"),
         ("steps", f"{median['steps']:.0f}, padded over real tokens {median['padding']:.3f}"),
         ("host, a step", f"schedule {median['scheduling_ms']:.2f} ms, pack and dispatch {median['submit_ms']:.2f} ms"),
         ("decode step, 64 rows", ", ".join(f"{name[:-3]} {value:.1f} ms" for name, value in parts.items())),

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from kernels_pallas.paged_attention import api as paged_attention
-from kernels_pallas.write_kv import write_kv
 
 from jaxserve.core.plan import Bucket
 from jaxserve.models.config import ModelConfig
@@ -20,6 +18,8 @@ from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import unpack_model, unpack_sample
 from jaxserve.runtime.kv_cache import KVCache
 from jaxserve.runtime.sampler import RowParams, Sampled, SlotState, Variant, prompt_logprobs, sample
+from kernels_pallas.paged_attention import api as paged_attention
+from kernels_pallas.write_kv import write_kv
 
 
 class ModelState(NamedTuple):

@@ -34,6 +34,22 @@ def tokens(llm: LLM, prompts: list[list[int]], params: Any = GREEDY) -> list[lis
     return [output.outputs[0].token_ids for output in outputs]
 
 
+def dense_logprobs(llm: LLM) -> Callable[[list[int]], np.ndarray]:
+    """Log-probabilities [len, V] after each token of a sequence, from one dense pass; padded, so compiled once."""
+    model, config, params = model_for(llm.model_config), llm.model_config, llm.params
+    at = jnp.arange(160, dtype=jnp.int32)
+
+    @jax.jit
+    def run(tokens: jax.Array) -> jax.Array:
+        hidden = model.forward(params, config, tokens, at, dense_attention(at))
+        return jax.nn.log_softmax(model.logits(params, config, hidden), axis=1)
+
+    def logprobs(tokens: list[int]) -> np.ndarray:
+        return np.asarray(run(jnp.asarray(tokens + [0] * (160 - len(tokens)), jnp.int32)))[: len(tokens)]
+
+    return logprobs
+
+
 @pytest.fixture(scope="module")
 def reference(base: LLM, prompts: list[list[int]]) -> list[list[int]]:
     """Each request alone."""
@@ -42,13 +58,11 @@ def reference(base: LLM, prompts: list[list[int]]) -> list[list[int]]:
 
 def test_the_engine_is_the_model(base: LLM, prompts: list[list[int]]) -> None:
     """Greedy tokens and log-probabilities against one dense pass over the whole sequence."""
-    model, config, params = model_for(base.model_config), base.model_config, base.params
+    dense = dense_logprobs(base)
     for prompt, output in zip(prompts, base.generate(prompts, GREEDY, use_tqdm=False), strict=True):
         found = output.outputs[0].token_ids
-        whole = jnp.asarray(prompt + found, jnp.int32)
-        at = jnp.arange(len(whole), dtype=jnp.int32)
-        logits = model.logits(params, config, model.forward(params, config, whole, at, dense_attention(at)))
-        assert np.argmax(logits, axis=1)[len(prompt) - 1 : -1].tolist() == found
+        logprobs = dense(prompt + found)
+        assert np.argmax(logprobs, axis=1)[len(prompt) - 1 : -1].tolist() == found
 
 
 def test_batched_is_alone(base: LLM, prompts: list[list[int]], reference: list[list[int]]) -> None:
@@ -123,13 +137,10 @@ def test_deterministic_is_bitwise(make_llm: Callable[..., LLM], prompts: list[li
 
 
 def test_scores_are_the_models(base: LLM, prompts: list[list[int]]) -> None:
-    model, config, params = model_for(base.model_config), base.model_config, base.params
+    dense = dense_logprobs(base)
     for prompt, scores in zip(prompts, base.score(prompts, top=2), strict=True):
         assert scores[0] is None and len(scores) == len(prompt)
-        whole = jnp.asarray(prompt, jnp.int32)
-        at = jnp.arange(len(whole), dtype=jnp.int32)
-        logits = model.logits(params, config, model.forward(params, config, whole, at, dense_attention(at)))
-        expected = np.asarray(jax.nn.log_softmax(logits, axis=1))
+        expected = dense(prompt)
         for i, entry in enumerate(scores[1:]):
             assert entry is not None and entry.token == prompt[i + 1]
             assert abs(entry.logprob - expected[i, entry.token]) < 2e-4
