@@ -43,7 +43,8 @@ def read_rope(fields: Fields) -> RopeConfig:
         fields.fail(f"rope factor {factor}, theta {theta}", "expected a factor of at least 1 and a theta above 1")
     if kind == "linear":
         return RopeConfig(kind="linear", theta=theta, factor=factor)
-    original = rope.integer("original_max_position_embeddings", None) or fields.integer("max_position_embeddings")
+    trained = "original_max_position_embeddings"
+    original = rope.integer(trained, None) or fields.integer(trained, None) or fields.integer("max_position_embeddings")
     if kind == "llama3":
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
         if not 0 < low < high:

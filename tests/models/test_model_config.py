@@ -71,6 +71,9 @@ def test_rope_kinds():
     assert yarn.rope.attention_factor == pytest.approx(1.1386294)  # 0.1 ln 4 + 1
     assert yarn.context_length == 131072
     assert parse(QWEN2, rope_scaling={**YARN, "attention_factor": 1}).rope.attention_factor == 1.0
+    short = {"rope_type": "yarn", "factor": 2.0}
+    assert parse(QWEN2, rope_scaling=short).rope.original_max_position_embeddings == 32768
+    assert parse(QWEN2, rope_scaling=short, original_max_position_embeddings=4096).context_length == 32768
     both = parse(QWEN2, rope_scaling={**YARN, "mscale": 0.707, "mscale_all_dim": 0.707})
     assert both.rope.attention_factor == 1.0
 

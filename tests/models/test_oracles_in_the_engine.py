@@ -11,13 +11,10 @@ from jaxserve.llm import LLM
 from jaxserve.models import load
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-FAST = ("mistral",)
-ORACLES = [
-    pytest.param(path.parent.name, marks=() if path.parent.name in FAST else pytest.mark.slow)
-    for path in sorted(FIXTURES.glob("*/oracle.json"))
-]
+ORACLES = sorted(path.parent.name for path in FIXTURES.glob("*/oracle.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 def test_the_engine_generates_what_transformers_does(name, compilation_cache):
     checkpoint = load(FIXTURES / name, dtype="float32")
