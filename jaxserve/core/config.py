@@ -86,7 +86,7 @@ class BucketConfig:
     """The shapes a step can take; each combination is one compiled program. Empty tuples: chosen from the limits."""
 
     decode_buckets: tuple[int, ...] = setting((), "decode rows a program may have; default: powers of 4 and the limit")
-    prefill_buckets: tuple[int, ...] = setting((), "prefill tokens a program may have; default: powers of 2 from 64")
+    prefill_buckets: tuple[int, ...] = setting((), "prefill tokens a program may have; default: powers of 4 from 64")
     mixed_decode_buckets: tuple[int, ...] = setting((), "decode rows in programs that also prefill; default: two sizes")
     prefill_rows: int = setting(8, "most prompts whose chunks share a step")
 

@@ -21,14 +21,12 @@ class Bucket(NamedTuple):
     decode_rows: int
     prefill_tokens: int
     prefill_rows: int
+    sample_rows: int
+    """Rows that get logits: one each decode row and chunk, rounded up so that buckets share sampling programs."""
 
     @property
     def tokens(self) -> int:
         return self.decode_rows + self.prefill_tokens
-
-    @property
-    def sample_rows(self) -> int:
-        return self.decode_rows + self.prefill_rows
 
     def __str__(self) -> str:
         return f"{self.decode_rows}d+{self.prefill_tokens}p"

@@ -30,7 +30,7 @@ NEUTRAL = dict.fromkeys(SAMPLE_FIELDS, 0.0) | {"top_p": 1.0, "repetition": 1.0}
 
 def model_fields(bucket: Bucket, table_width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every field of the packed model input, in order."""
-    decode, tokens, rows = bucket
+    decode, tokens, rows, _ = bucket
     yield from (("decode_slots", (decode,)), ("decode_positions", (decode,)), ("decode_blocks", (decode,)))
     yield from (("tokens", (tokens,)), ("slots", (rows,)), ("starts", (rows,)), ("offsets", (rows + 1,)))
     yield ("tables", (rows, table_width))

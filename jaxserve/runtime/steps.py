@@ -30,7 +30,7 @@ class ModelState(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    logits: jax.Array  # [B + R, V] of the decode rows and of each chunk's last token
+    logits: jax.Array  # [sample_rows, V] of the decode rows and of each chunk's last token
     hidden: jax.Array  # [T, D] of the prefill tokens, for prompt log-probabilities
 
 
@@ -77,7 +77,9 @@ def model_step(
             return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     hidden = model.forward(params, config, layout.tokens, layout.positions, attend)
-    last = jnp.concatenate([jnp.arange(rows, dtype=jnp.int32), rows + jnp.maximum(layout.offsets[1:] - 1, 0)])
+    ends = rows + jnp.maximum(layout.offsets[1:] - 1, 0)
+    padding = jnp.zeros(bucket.sample_rows - rows - bucket.prefill_rows, jnp.int32)
+    last = jnp.concatenate([jnp.arange(rows, dtype=jnp.int32), ends, padding])
     with jax.named_scope("logits"):
         logits = model.logits(params, config, hidden[last])
     return ModelState(tuple(cache), tables), ModelOutput(logits, hidden[rows:])

@@ -29,7 +29,7 @@ class BucketTable:
         """The configured sizes, or, where none are given, powers that end at the scheduler's limits."""
         seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         decode = buckets.decode_buckets or _powers(1, seqs, 4)
-        prefill = buckets.prefill_buckets or _powers(min(64, tokens), tokens, 2)
+        prefill = buckets.prefill_buckets or _powers(min(64, tokens), tokens, 4)
         mixed = buckets.mixed_decode_buckets or tuple(sorted({decode[max(len(decode) - 2, 0)], decode[-1]}))
         require(decode[-1] >= seqs, "decode_buckets", decode, f"a last size of at least max_num_seqs ({seqs})")
         require(mixed[-1] >= seqs, "mixed_decode_buckets", mixed, f"a last size of at least max_num_seqs ({seqs})")
@@ -51,19 +51,29 @@ class BucketTable:
 
     def all(self) -> list[Bucket]:
         """Every bucket, the widest of its kind first: the first two can serve anything."""
-        rows = self.prefill_rows
         wide = self.mixed_decode or (0,)
-        mixed = [Bucket(d, p, rows) for p in reversed(self.prefill) for d in reversed(wide)]
-        decode = [Bucket(d, 0, 0) for d in reversed(self.decode)]
-        prefill = [Bucket(0, p, rows) for p in reversed(self.prefill)] if self.mixed_decode else []
-        return mixed[:1] + decode[:1] + decode[1:] + mixed[1:] + prefill
+        mixed = [self._bucket(d, p) for p in reversed(self.prefill) for d in reversed(wide)]
+        decode = [self._bucket(d, 0) for d in reversed(self.decode)]
+        prefill = [self._bucket(0, p) for p in reversed(self.prefill)] if self.mixed_decode else []
+        return mixed[:1] + decode + mixed[1:] + prefill
 
     def fit(self, decode_rows: int, prefill_tokens: int) -> Bucket:
         """The smallest bucket for a step."""
         if not prefill_tokens:
-            return Bucket(_at_least(self.decode, decode_rows), 0, 0)
+            return self._bucket(_at_least(self.decode, decode_rows), 0)
         decode = _at_least(self.mixed_decode, decode_rows) if decode_rows else 0
-        return Bucket(decode, _at_least(self.prefill, prefill_tokens), self.prefill_rows)
+        return self._bucket(decode, _at_least(self.prefill, prefill_tokens))
+
+    @property
+    def sample_sizes(self) -> tuple[int, ...]:
+        """Row counts that sampling programs exist for: fewer than buckets, for each size has three variants."""
+        widest = max((*self.mixed_decode, 0)) + self.prefill_rows
+        sizes = {*_powers(self.prefill_rows, self.decode[-1], 4), self.decode[-1], widest}
+        return tuple(sorted(size for size in sizes if size <= max(widest, self.decode[-1])))
+
+    def _bucket(self, decode_rows: int, prefill_tokens: int) -> Bucket:
+        rows = self.prefill_rows if prefill_tokens else 0
+        return Bucket(decode_rows, prefill_tokens, rows, _at_least(self.sample_sizes, decode_rows + rows))
 
     def prefill_edges(self, tokens: int) -> tuple[int, int]:
         """The bucket sizes around so many prefill tokens: (largest that they fill, smallest that holds them).

@@ -19,21 +19,21 @@ def sequence(length: int) -> Sequence:
 
 def test_defaults_end_at_the_limits() -> None:
     table = BucketTable.from_config(BucketConfig(), SchedulerConfig(max_num_seqs=24, max_num_batched_tokens=300))
-    assert table.decode == (1, 4, 16, 24) and table.prefill == (64, 128, 256, 300) and table.mixed_decode == (16, 24)
+    assert table.decode == (1, 4, 16, 24) and table.prefill == (64, 256, 300) and table.mixed_decode == (16, 24)
 
 
 def test_the_first_two_can_serve_anything() -> None:
     first, second = TABLE.all()[:2]
-    assert first == Bucket(16, 256, 4) and second == Bucket(16, 0, 0)
+    assert first == Bucket(16, 256, 4, 20) and second == Bucket(16, 0, 0, 16)
     assert len(set(TABLE.all())) == len(TABLE.all()) == 3 + 2 * 3 + 3
 
 
 @pytest.mark.parametrize(
     ("decode", "prefill", "bucket"),
     [
-        (1, 0, Bucket(1, 0, 0)), (2, 0, Bucket(4, 0, 0)), (16, 0, Bucket(16, 0, 0)),
-        (0, 1, Bucket(0, 64, 4)), (0, 64, Bucket(0, 64, 4)), (0, 65, Bucket(0, 128, 4)),
-        (1, 65, Bucket(4, 128, 4)), (5, 256, Bucket(16, 256, 4)),
+        (1, 0, Bucket(1, 0, 0, 4)), (2, 0, Bucket(4, 0, 0, 4)), (16, 0, Bucket(16, 0, 0, 16)),
+        (0, 1, Bucket(0, 64, 4, 4)), (0, 64, Bucket(0, 64, 4, 4)), (0, 65, Bucket(0, 128, 4, 4)),
+        (1, 65, Bucket(4, 128, 4, 16)), (5, 256, Bucket(16, 256, 4, 20)),
     ],
 )  # fmt: skip
 def test_a_step_takes_the_smallest_that_holds_it(decode: int, prefill: int, bucket: Bucket) -> None:
