@@ -137,6 +137,7 @@ def _generate(given: argparse.Namespace) -> int:
     from jaxserve.core.sampling import SamplingParams
     from jaxserve.llm import LLM
 
+    config = _config(given)
     params = SamplingParams(
         max_tokens=given.max_tokens,
         temperature=given.temperature,
@@ -146,7 +147,7 @@ def _generate(given: argparse.Namespace) -> int:
         stop=tuple(given.stop),
     )
     prompts = given.prompt or [sys.stdin.read().rstrip("\n")]
-    llm = LLM(config=_config(given), progress=sys.stderr.isatty())
+    llm = LLM(config=config, progress=sys.stderr.isatty())
     for prompt in prompts:
         tokens = llm.encode_chat([{"role": "user", "content": prompt}]) if given.chat else prompt
         if not given.chat:

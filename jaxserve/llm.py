@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.clock import MonotonicClock
-from jaxserve.core.config import EngineConfig
+from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sampling import SamplingParams
@@ -205,7 +205,11 @@ class LLM:
         config, model_config = self.config, self.model_config
         pinned = config.runtime.deterministic
         table = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
-        max_len = min(config.model.max_model_len or model_config.max_position_embeddings, 1 << 20)
+        max_len = config.model.max_model_len or model_config.context_length
+        require(
+            max_len <= model_config.context_length, "max_model_len", max_len,
+            f"at most {model_config.context_length}, the length that the model declares",
+        )  # fmt: skip
         leaves = jax.tree.leaves(weights)
         num_blocks = size_pool(
             config.cache,
@@ -237,7 +241,8 @@ class LLM:
         self._warm_up()
         limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens)
         scheduler = Scheduler(config.scheduler, table, blocks, table.max_prefill_tokens if pinned else None)
-        self._eos_token_ids = self.tokenizer.eos_token_ids if self.tokenizer else model_config.eos_token_ids
+        ends = self.tokenizer.eos_token_ids if self.tokenizer else ()
+        self._eos_token_ids = tuple(sorted({*ends, *model_config.eos_token_ids}))
         self.engine = Engine(
             scheduler,
             self._runner,

@@ -1,0 +1,98 @@
+"""The command line: it teaches, it refuses in one line, and it runs the model that ships with the package."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from jaxserve.cli import main
+from jaxserve.core.config import all_settings
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--max-num-seqs=2", "--max-num-batched-tokens=64", "--decode-buckets=2", "--prefill-buckets=64"]
+
+
+def test_help_shows_every_setting_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and "curl" in text
+    assert all("--" + setting.name.replace("_", "-") in text for setting in all_settings())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "--config", "nowhere.toml"], "cannot be read"),
+        (["generate", "--prompt", "x", "--model", "/no/such/model"], "/no/such/model"),
+        (["generate", "--prompt", "x", "--block-size", "33"], "block_size"),
+        (["generate", "--prompt", "x", "--max-model-len", "1000000"], "max_model_len"),
+        (["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (["convert", "/no/such/model", "out"], "/no/such/model"),
+    ],
+)
+def test_what_the_caller_can_fix_is_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], compilation_cache: str
+) -> None:
+    if arguments[0] == "generate":
+        arguments = [*arguments, "--compilation-cache-dir", compilation_cache]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxserve: ") and words in error and "Traceback" not in error
+
+
+def test_generate_prints_the_prompt_and_what_follows(
+    capsys: pytest.CaptureFixture[str], compilation_cache: str
+) -> None:
+    options = ["--compilation-cache-dir", compilation_cache, *SMALL, "--max-tokens=8", "--temperature=0"]
+    assert main(["generate", "--prompt", "ROMEO:\n", *options]) == 0
+    once = capsys.readouterr().out
+    assert once.startswith("ROMEO:\n") and len(once) > 10
+    assert main(["generate", "--prompt", "ROMEO:\n", *options]) == 0
+    assert capsys.readouterr().out == once
+
+
+@pytest.mark.slow
+def test_serve_from_the_command_line(tmp_path: Path) -> None:
+    """A real server on the embedded model: answers, streams, and ends when told to."""
+    port = 18473
+    command = [
+        sys.executable,
+        "-m",
+        "jaxserve",
+        "serve",
+        f"--port={port}",
+        *SMALL,
+        f"--compilation-cache-dir={tmp_path}",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url, process)
+        body = {"prompt": "ROMEO:\n", "max_tokens": 12, "temperature": 0}
+        whole = httpx.post(f"{url}/generate", json=body, timeout=60).json()
+        assert whole["usage"]["completion_tokens"] <= 12 and whole["choices"][0]["text"]
+        streamed = httpx.post(f"{url}/generate", json=body | {"stream": True}, timeout=60).text
+        pieces = [json.loads(line[6:]) for line in streamed.split("\n\n") if line and "[DONE]" not in line]
+        assert "".join(piece["text"] for piece in pieces) == whole["choices"][0]["text"]
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "embedded"
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130, -signal.SIGINT)
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    for _ in range(600):
+        assert process.poll() is None, "the server ended"
+        try:
+            httpx.get(f"{url}/health", timeout=2)
+            return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError("the server does not answer")
