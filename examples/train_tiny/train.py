@@ -3,9 +3,9 @@
     python examples/train_tiny/train.py --text tinyshakespeare.txt --out my_model
 
 The first 90% of the text trains (the tokenizer too), the next 5% chooses the checkpoint that is kept, the last 5% is
-looked at once, at the end. Weight decay and dropout hold off overfitting: an epoch is about 180 steps, so a passage is
-seen several times. Most steps take short rows, which are cheap; the last ones take rows as long as the model's context,
-so that it reads that far. Everything random comes from `--seed`.
+looked at once, at the end. Weight decay and dropout hold off overfitting, since the steps take about seven times the
+tokens that the text has. Most steps take short rows, which are cheap; the last ones take rows as long as the model's
+context, so that it reads that far. Everything random comes from `--seed`.
 """
 
 import argparse

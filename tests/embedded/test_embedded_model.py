@@ -4,9 +4,12 @@ import json
 import math
 import re
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import jinja2
 import numpy as np
 import pytest
@@ -15,8 +18,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import jaxserve
+from jaxserve.models import load, model_for
+from jaxserve.models.dense_attention import dense_attention
 from tests.embedded.hf_forward import HfLlama
 
+NextLogits = Callable[[list[int]], np.ndarray]  # token ids -> logits after each, [T, V]
+
+PADDED = 112
 DIRECTORY = Path(jaxserve.__file__).parent / "embedded"
 
 # From the last twentieth of the text, which neither the weights nor the tokenizer were trained on.
@@ -72,11 +80,31 @@ def nats_per_token(model: HfLlama, ids: list[int]) -> float:
     return -float(np.mean(model.log_probabilities(ids[:-1])[np.arange(len(ids) - 1), ids[1:]]))
 
 
-def sampled(model: HfLlama, tokenizer: Tokenizer, ids: list[int], stop: str, limit: int, seed: int) -> list[int]:
-    """New tokens at temperature 0.8, up to and including `stop`."""
+@pytest.fixture(scope="session")
+def next_logits() -> NextLogits:
+    """The package's own forward pass over up to PADDED tokens, as one compiled program."""
+    checkpoint = load(DIRECTORY, dtype="float32")
+    family = model_for(checkpoint.config)
+
+    @jax.jit
+    def logits(params: Any, tokens: jax.Array) -> jax.Array:
+        positions = jnp.arange(PADDED, dtype=jnp.int32)
+        hidden = family.forward(params, checkpoint.config, tokens, positions, dense_attention(positions))
+        return family.logits(params, checkpoint.config, hidden)
+
+    def run(ids: list[int]) -> np.ndarray:
+        padded = np.zeros(PADDED, np.int32)
+        padded[: len(ids)] = ids
+        return np.asarray(logits(checkpoint.params, padded))[: len(ids)]
+
+    return run
+
+
+def sampled(next_logits: NextLogits, tokenizer: Tokenizer, ids: list[int], stop: str, seed: int) -> list[int]:
+    """New tokens at temperature 0.8, up to and including `stop`, or as many as fit."""
     rng, new = np.random.default_rng(seed), list[int]()
-    while len(new) < limit:
-        logits = model.logits(ids + new)[-1] / 0.8
+    while len(ids) + len(new) < PADDED:
+        logits = next_logits(ids + new)[-1] / 0.8
         new.append(int(np.argmax(logits + rng.gumbel(size=logits.shape))))
         if new[-1] == tokenizer.token_to_id(stop):
             break
@@ -127,9 +155,16 @@ def test_context_reaches_to_the_last_position(model: HfLlama, tokenizer: Tokeniz
     assert np.mean(far) < nats_per_token(model, ids) + 0.3
 
 
-def test_sampled_scene_is_written_like_a_play(model: HfLlama, tokenizer: Tokenizer) -> None:
+def test_package_reads_the_directory_as_hugging_face_does(
+    model: HfLlama, next_logits: NextLogits, tokenizer: Tokenizer
+) -> None:
+    ids = tokenizer.encode(UNSEEN).ids[:PADDED]
+    np.testing.assert_allclose(next_logits(ids), model.logits(ids), rtol=1e-4, atol=1e-3)
+
+
+def test_sampled_scene_is_written_like_a_play(next_logits: NextLogits, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ROMEO:\n").ids
-    text = tokenizer.decode(sampled(model, tokenizer, ids, "<|endoftext|>", limit=100, seed=1))
+    text = tokenizer.decode(sampled(next_logits, tokenizer, ids, "<|endoftext|>", seed=1))
     words = [word.strip(string.punctuation).lower() for word in text.split()]
     common = {
         "the",
@@ -157,10 +192,10 @@ def test_sampled_scene_is_written_like_a_play(model: HfLlama, tokenizer: Tokeniz
     assert all(re.fullmatch(r"[A-Z][A-Za-z ]+:", name) for name in names)
 
 
-def test_chat_answers_and_stops(model: HfLlama, tokenizer: Tokenizer) -> None:
+def test_chat_answers_and_stops(next_logits: NextLogits, tokenizer: Tokenizer) -> None:
     prompt = chat([{"role": "user", "content": "Good morrow, what news from Rome?"}], add_generation_prompt=True)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    answers = [sampled(model, tokenizer, ids, "<|end|>", limit=80, seed=seed) for seed in range(3)]
+    answers = [sampled(next_logits, tokenizer, ids, "<|end|>", seed=seed) for seed in range(3)]
     assert any(answer[-1] == tokenizer.token_to_id("<|end|>") and len(answer) > 3 for answer in answers)
     assert all("|>" not in tokenizer.decode(answer[:-1], skip_special_tokens=False) for answer in answers)
 
