@@ -32,7 +32,7 @@ from jaxserve.models.params import check_params
 from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
 from jaxserve.runtime.kv_cache import size_pool
-from jaxserve.runtime.programs import use_compilation_cache
+from jaxserve.runtime.programs import ProgramTable, use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.scheduler import Scheduler
@@ -259,7 +259,7 @@ class LLM:
         with tqdm(total=len(now), desc="Compiling", unit="program", disable=not self._progress) as bar:
             runner.compile(now, lambda key: bar.update() and None)
         if len(now) < len(keys):
-            threading.Thread(target=runner.compile, args=(keys,), name="jaxserve-warmup", daemon=True).start()
+            threading.Thread(target=_compile_rest, args=(keys,), name="jaxserve-warmup", daemon=True).start()
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -287,6 +287,11 @@ class LLM:
                 self.engine.abort(request.id)
             raise
         return [collectors[r.id].output for r in requests]
+
+
+def _compile_rest(keys: list[tuple[ProgramTable, Any]]) -> None:
+    for table, key in keys:
+        table.compile_here(key)
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -80,6 +80,11 @@ class ProgramTable:
     def __len__(self) -> int:
         return len(self._programs)
 
+    def compile_here(self, key: Any) -> None:
+        """Build one in this thread, if it is missing: the background's way, which leaves cores to the serving."""
+        if key not in self._programs:
+            self._programs[key] = self._build(key)
+
     def compile(self, keys: list[Any], progress: Callable[[Any], None] = lambda key: None) -> None:
         """Build what is missing, several at a time; `progress(key)` after each, from this thread."""
         missing = [key for key in keys if key not in self._programs]
