@@ -106,6 +106,10 @@ class RuntimeConfig:
     """How steps are compiled and driven."""
 
     attention_backend: Literal["auto", "reference", "mosaic_gpu", "triton"] = setting("auto", "paged attention kernels")
+    attention_interpret: bool = setting(
+        False, "run the attention kernels in Pallas' interpreter, on the CPU; for tests, very slow"
+    )
+    debug_tables: bool = setting(False, "check block tables and lengths on the device in every step; slower")
     overlap: bool = setting(True, "plan the next step while this one runs; stop conditions are learnt one step late")
     deterministic: bool = setting(False, "the same bits for a request alone or under load; slower")
     warmup: Literal["full", "progressive"] = setting(

@@ -178,9 +178,13 @@ class ModelRunner:
         return ModelState(shapes, jax.ShapeDtypeStruct((self._num_slots + 1, self._table_width), jnp.int32))
 
     def _build_model(self, bucket: Bucket) -> Any:
-        step = partial(
-            model_step, model=self._model, config=self._config, bucket=bucket, backend=self._runtime.attention_backend
-        )
+        runtime = self._runtime
+        attention = {
+            "backend": runtime.attention_backend,
+            "interpret": runtime.attention_interpret,
+            "debug": runtime.debug_tables,
+        }
+        step = partial(model_step, model=self._model, config=self._config, bucket=bucket, attention=attention)
         packed = jax.ShapeDtypeStruct((packed_size(bucket, self._table_width),), jnp.int32)
         arguments = (_shapes(self._params), self._abstract_state(), _shapes(self._slots).tokens, packed)
         return jax.jit(step, donate_argnums=1).lower(*arguments).compile()

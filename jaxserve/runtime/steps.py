@@ -7,6 +7,7 @@ plus one that loads a slot on admission, and one that scores prompts. Each is a 
 state, one packed array); the state is donated and comes back, so nothing is copied.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -56,9 +57,9 @@ def model_step(
     model: Decoder,
     config: ModelConfig,
     bucket: Bucket,
-    backend: str,
+    attention: Mapping[str, Any],
 ) -> tuple[ModelState, ModelOutput]:
-    """One forward pass over a bucket's tokens."""
+    """One forward pass over a bucket's tokens; `attention`: backend, interpret and debug of the attention calls."""
     tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0][0].shape[2])
     cache = list(state.cache)
     rows = bucket.decode_rows
@@ -66,7 +67,7 @@ def model_step(
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
         with jax.named_scope(f"attention_{layer}"):
             cache[layer] = keys, values = write_kv(*cache[layer], k, v, layout.cache_slots)
-            options: dict[str, Any] = {"sliding_window": sliding_window, "backend": backend}
+            options: dict[str, Any] = {"sliding_window": sliding_window, **attention}
             parts: list[jax.Array] = []
             if rows:
                 lengths = layout.decode_lengths

@@ -12,14 +12,13 @@ multiply-and-add over 16 rows at once 6.9 ms, which XLA spreads over the cores. 
 Sorting the rows by length makes the rows of a block end together: without it 9.6.
 """
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-if TYPE_CHECKING:
-    from kernels_pallas.paged_attention.api import Options
+from kernels_pallas.paged_attention.options import Options, Problem
 
 MASKED = -1e30
 """Finite, so that a page without a visible token is harmless: 0 x NaN would not be."""
@@ -30,6 +29,20 @@ PAGES_AT_ONCE = 2
 State = tuple[jax.Array, jax.Array, jax.Array]  # m, sum [R, K, M] and acc [R, K, M, H], float32
 
 
+class _Pages(NamedTuple):
+    """The cache: pages, and, where they are quantised, their scales."""
+
+    k: jax.Array  # [P, K, S, H]
+    v: jax.Array  # [P, K, S, H]
+    k_scales: jax.Array | None  # [P, K]
+    v_scales: jax.Array | None  # [P, K]
+
+
+def limit(problem: Problem) -> str | None:
+    """None: the reference computes everything."""
+    return None
+
+
 def decode(
     q: jax.Array,  # [B, N, H]
     k_pages: jax.Array,  # [P, K, S, H]
@@ -37,19 +50,22 @@ def decode(
     block_tables: jax.Array,  # [B, W]
     lengths: jax.Array,  # [B]
     sinks: jax.Array | None,  # [N]
-    options: "Options",
+    k_scales: jax.Array | None,  # [P, K] float32
+    v_scales: jax.Array | None,  # [P, K] float32
+    options: Options,
 ) -> jax.Array:  # [B, N, H]
     rows, heads, head_dim = q.shape
     kv_heads, size = k_pages.shape[1:3]
     group = heads // kv_heads
     block = ROW_BLOCK if rows % ROW_BLOCK == 0 else rows
     start = _start(sinks, block, kv_heads, group, 1, head_dim)
+    cache = _Pages(k_pages, v_pages, k_scales, v_scales)
 
     def one_block(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         query, tables, length = given
         positions = jnp.broadcast_to((length - 1)[:, None], (block, group))
         scaled = query.reshape(block, kv_heads, group, head_dim).astype(jnp.float32) * options.scale
-        visit = _visit(scaled, k_pages, v_pages, tables, positions, options)
+        visit = _visit(scaled, cache, tables, positions, options)
         first = _first_page(jnp.min(length) - 1, size, options) // PAGES_AT_ONCE
         last = _pages(jnp.max(length), size * PAGES_AT_ONCE)
         return _finish(lax.fori_loop(first, last, visit, start)).reshape(block, heads, head_dim).astype(q.dtype)
@@ -68,7 +84,9 @@ def prefill(
     query_offsets: jax.Array,  # [R + 1]
     context_lengths: jax.Array,  # [R]
     sinks: jax.Array | None,  # [N]
-    options: "Options",
+    k_scales: jax.Array | None,  # [P, K] float32
+    v_scales: jax.Array | None,  # [P, K] float32
+    options: Options,
 ) -> jax.Array:  # [T, N, H]
     """Each row's queries are cut into tiles; a tile's tail may reach into the next row, which then overwrites it."""
     tokens, heads, head_dim = q.shape
@@ -78,7 +96,7 @@ def prefill(
     last_tiles = jnp.cumsum((chunks + tile - 1) // tile, dtype=jnp.int32)  # [R] tiles up to and with the row
     padded = jnp.pad(q, ((0, tile), (0, 0), (0, 0)))
     start = _start(sinks, 1, kv_heads, group, tile, head_dim)
-    tables = _even(block_tables)
+    tables, cache = _even(block_tables), _Pages(k_pages, v_pages, k_scales, v_scales)
 
     def one_tile(i: jax.Array, out: jax.Array) -> jax.Array:
         row = jnp.sum(i >= last_tiles, dtype=jnp.int32)
@@ -90,7 +108,7 @@ def prefill(
         position = first_position + jnp.arange(tile, dtype=jnp.int32)
         positions = jnp.broadcast_to(position[None], (group, tile)).reshape(1, -1)
         scaled = query.astype(jnp.float32) * options.scale
-        visit = _visit(scaled, k_pages, v_pages, tables[row][None], positions, options)
+        visit = _visit(scaled, cache, tables[row][None], positions, options)
         first = _first_page(first_position, size, options) // PAGES_AT_ONCE
         seen = jnp.minimum(first_position + tile, context_lengths[row])
         result = _finish(lax.fori_loop(first, _pages(seen, size * PAGES_AT_ONCE), visit, start))
@@ -103,19 +121,20 @@ def prefill(
 
 def _visit(
     q: jax.Array,  # [R, K, M, H] float32, scaled
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    cache: _Pages,
     tables: jax.Array,  # [R, W], W even
     positions: jax.Array,  # [R, M] of the queries
-    options: "Options",
+    options: Options,
 ):
     """The online softmax over the next pages of every row, for `fori_loop`."""
-    size = k_pages.shape[2]
+    size = cache.k.shape[2]
 
     def visit(i: jax.Array, state: State) -> State:
         m, total, acc = state
         pages = lax.dynamic_slice_in_dim(tables, i * PAGES_AT_ONCE, PAGES_AT_ONCE, axis=1)  # [R, p]
-        scores = _scores(q, k_pages[pages].astype(jnp.float32))  # [R, p, K, M, S]
+        scores = _scores(q, cache.k[pages].astype(jnp.float32))  # [R, p, K, M, S]
+        if cache.k_scales is not None:
+            scores = scores * cache.k_scales[pages][..., None, None]
         if options.soft_cap is not None:
             scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
         at = (i * PAGES_AT_ONCE * size + jnp.arange(PAGES_AT_ONCE * size, dtype=jnp.int32)).reshape(1, -1, 1, size)
@@ -128,8 +147,11 @@ def _visit(
         keep = jnp.exp(m - grown)
         # a query that sees nothing here and saw nothing before has m = MASKED: its weights must be 0, not 1
         weights = jnp.where(visible, jnp.exp(scores - grown[:, None, :, :, None]), 0.0)
-        acc = acc * keep[..., None] + _weighted(weights, v_pages[pages].astype(jnp.float32))
-        return grown, total * keep + weights.sum(axis=(1, 4)), acc
+        total = total * keep + weights.sum(axis=(1, 4))
+        if cache.v_scales is not None:
+            weights = weights * cache.v_scales[pages][..., None, None]
+        acc = acc * keep[..., None] + _weighted(weights, cache.v[pages].astype(jnp.float32))
+        return grown, total, acc
 
     return visit
 
@@ -171,7 +193,7 @@ def _pages(tokens: jax.Array, size: int) -> jax.Array:
     return lax.div(tokens + jnp.int32(size - 1), jnp.int32(size))
 
 
-def _first_page(position: jax.Array, size: int, options: "Options") -> jax.Array:
+def _first_page(position: jax.Array, size: int, options: Options) -> jax.Array:
     """The first page that a query at `position`, or after it, can see."""
     if options.sliding_window is None:
         return jnp.int32(0)

@@ -1,0 +1,94 @@
+"""What every backend of paged attention must do, written once: a backend's test class inherits `BackendSuite`.
+
+Every run draws its own cases; their seed is printed with each, and `KERNELS_SEED=N` draws them again. The answer is
+`cases.expected`, in float64.
+"""
+
+import os
+import secrets
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.paged_attention import decode, prefill
+from kernels_pallas.paged_attention.cases import BARS, Case, draw, relative_error
+
+SEED = int(os.environ.get("KERNELS_SEED", secrets.randbelow(2**31)))
+RUN = {"decode": decode, "prefill": prefill}
+
+
+def compute(case: Case, backend: str, interpret: bool = False, debug: bool = False) -> np.ndarray:
+    """The backend's output for the case, through a jitted call."""
+    where = (case.lengths,) if case.kind == "decode" else (case.offsets, case.lengths)
+    arguments = [jnp.asarray(array) for array in (case.q, case.k_pages, case.v_pages, case.tables, *where)]
+    arrays = {name: value for name, value in case.options.items() if isinstance(value, jax.Array)}
+    static = {name: value for name, value in case.options.items() if name not in arrays}
+    run = jax.jit(partial(RUN[case.kind], **static, backend=backend, interpret=interpret, debug=debug))
+    return np.asarray(run(*arguments, **arrays))
+
+
+class BackendSuite:
+    """Inherit, name the backend, and give the sizes that it can be tested at in reasonable time."""
+
+    backend: ClassVar[str]
+    interpret: ClassVar[bool] = False
+    dtypes: ClassVar[tuple[str, ...]] = ("bfloat16", "float16")
+    quantised: ClassVar[tuple[str, ...]] = ("float8_e4m3fn", "int8")
+    head_dims: ClassVar[tuple[int, ...]] = (64, 96, 128, 256)
+    draws: ClassVar[int] = 2
+    """Cases of each kind, type and head dimension."""
+    sizes: ClassVar[dict[str, int]] = {}
+    """What `cases.draw` is to hold fixed."""
+
+    def check(self, case: Case) -> None:
+        error = relative_error(case, compute(case, self.backend, self.interpret))
+        print(f"{case}: relative error {error:.1e}")
+        assert error <= BARS[case.problem.dtype], f"relative error {error:.2e}: {case}"
+
+    def seeds(self, *what: object) -> list[int]:
+        """Fresh seeds, one a draw, different for every test."""
+        mixed = np.random.SeedSequence([SEED, *map(ord, str((self.backend, *what)))])
+        return [int(state) for state in mixed.generate_state(self.draws)]
+
+    @pytest.mark.parametrize("kind", ["decode", "prefill"])
+    @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+    def test_against_float64(self, head_dim: int, kind: str) -> None:
+        if head_dim not in self.head_dims:
+            pytest.skip(f"{self.backend} has no kernels for head dimension {head_dim}")
+        for dtype in self.dtypes:
+            for seed in self.seeds(kind, head_dim, dtype):
+                self.check(draw(kind, seed, head_dim=head_dim, dtype=dtype, **self.sizes))
+
+    @pytest.mark.parametrize("kind", ["decode", "prefill"])
+    @pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "int8"])
+    def test_quantised_pages(self, kv_dtype: str, kind: str) -> None:
+        if kv_dtype not in self.quantised:
+            pytest.skip(f"{self.backend} has no kernels for pages of {kv_dtype}")
+        for dtype in self.dtypes:
+            for seed in self.seeds(kind, kv_dtype, dtype):
+                head_dim = self.head_dims[seed % len(self.head_dims)]
+                case = draw(kind, seed, head_dim=head_dim, dtype=dtype, kv_dtype=kv_dtype, **self.sizes)
+                self.check(case)
+
+    @pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8, 16])
+    def test_every_group(self, group: int) -> None:
+        kind = "decode" if SEED % 2 else "prefill"
+        seed = self.seeds("group", group)[0]
+        dtype = self.dtypes[seed % len(self.dtypes)]
+        self.check(draw(kind, seed, head_dim=64, dtype=dtype, group=group, **self.sizes))
+
+    @pytest.mark.parametrize("page_size", [16, 32, 64, 128])
+    def test_every_page_size(self, page_size: int) -> None:
+        kind = "prefill" if SEED % 2 else "decode"
+        seed = self.seeds("page", page_size)[0]
+        dtype = self.dtypes[seed % len(self.dtypes)]
+        self.check(draw(kind, seed, head_dim=128, dtype=dtype, page_size=page_size, **self.sizes))
+
+    def test_one_long_row_among_padding(self) -> None:
+        seed = self.seeds("long")[0]
+        sizes = {"max_pages": 12, "rows": 5, "page_size": 16} | self.sizes
+        self.check(draw("decode", seed, head_dim=64, dtype=self.dtypes[0], plain=True, **sizes))

@@ -1,0 +1,134 @@
+"""What does not fit is refused by name; `auto` picks by the GPU's generation; debug looks into the tables."""
+
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.paged_attention import UnsupportedByBackend, choice, decode, prefill
+from kernels_pallas.paged_attention.cases import draw, relative_error
+from kernels_pallas.paged_attention.options import Problem
+from tests.kernels_pallas.backend_suite import compute
+
+K, G, H, S, P, W = 2, 3, 16, 8, 48, 6
+N = K * G
+PAGES = {"k_pages": (P, K, S, H), "v_pages": (P, K, S, H)}
+PROBLEM = Problem(head_dim=128, group=4, page_size=64, dtype="bfloat16", kv_dtype="bfloat16")
+
+
+def given(**change: Any) -> dict[str, Any]:
+    """Arguments of `decode` that fit; `change` gives another shape, or (shape, dtype)."""
+    integers = {"block_tables": (4, W), "lengths": (4,)}
+    shapes: dict[str, Any] = {"q": (4, N, H), **PAGES, **integers} | change
+    kinds = {name: jnp.int32 if name in integers else jnp.float32 for name in shapes}
+    parts = {name: s if isinstance(s[-1], str) else (s, kinds[name]) for name, s in shapes.items()}
+    return {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"q": (4, 5, H)}, "heads"), ({"q": (4, N, 32)}, "head dimension"), ({"q": (4, H)}, "q must be"),
+        ({"v_pages": (P, K, S, 32)}, "v_pages"), ({"lengths": (3,)}, "lengths"),
+        ({"block_tables": (3, W)}, "block_tables"), ({"sinks": (2,)}, "sinks"),
+        ({"q": ((4, N, H), "bfloat16")}, "one floating type"), ({"q": ((4, N, H), "int32")}, "q "),
+        ({"k_scales": (P, K)}, "k_scales are given"), ({"lengths": ((4,), "int16")}, "lengths"),
+        ({"k_pages": ((P, K, S, H), "int8"), "v_pages": ((P, K, S, H), "int8")}, "k_scales are needed"),
+        ({"k_pages": ((P, K, S, H), "int8"), "v_pages": ((P, K, S, H), "int8"), "k_scales": (P, K),
+          "v_scales": (K, P)}, "v_scales must be"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(change: dict, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        decode(**given(**change))
+
+
+@pytest.mark.parametrize("option", [{"sliding_window": 0}, {"soft_cap": 0.0}, {"backend": "cudnn"}, {"scale": np.inf}])
+def test_options_out_of_range(option: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(option))):
+        decode(**given(), **option)
+
+
+def backends(monkeypatch: pytest.MonkeyPatch, **limits: str | None) -> None:
+    modules = {name: types.SimpleNamespace(limit=lambda problem, said=said: said) for name, said in limits.items()}
+    monkeypatch.setattr(choice, "module_of", modules.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [((9, 0), "mosaic_gpu"), ((8, 0), "triton"), ((8, 9), "triton"), ((7, 5), "reference"), ((10, 0), "reference"),
+     (None, "reference")],
+)  # fmt: skip
+def test_auto_goes_by_the_generation(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, name: str
+) -> None:
+    backends(monkeypatch, mosaic_gpu=None, triton=None, reference=None)
+    assert choice.choose("auto", PROBLEM, capability) == name
+
+
+def test_auto_falls_back_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch, mosaic_gpu="head dimension 80 is none of 64, 128", triton="group 32", reference=None)
+    with pytest.warns(UserWarning, match=r"'reference': mosaic_gpu: head dimension 80 .*; triton: group 32"):
+        assert choice.choose("auto", PROBLEM, (9, 0)) == "reference"
+
+
+def test_a_named_backend_says_which_limit_was_hit(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch, mosaic_gpu="head dimension 80 is none of 64, 128", reference=None)
+    with pytest.raises(UnsupportedByBackend, match=r"'mosaic_gpu' cannot .* head dimension 80 .* backend='reference'"):
+        choice.choose("mosaic_gpu", PROBLEM, (9, 0))
+
+
+def test_a_cpu_has_no_capability() -> None:
+    assert choice.device_capability() is None
+
+
+WRONG = [
+    ("block_tables", "block_tables.*2 of them"), ("long", "lengths.*1 of them"), ("negative", "lengths.*1 of them"),
+]  # fmt: skip
+
+
+def spoilt(what: str) -> dict[str, Any]:
+    arguments = given()
+    tables, lengths = np.zeros((4, W), np.int32), np.array([0, 1, S, 3 * S + 1], np.int32)
+    if what == "block_tables":
+        tables[3, 3], tables[2, 0] = P, -1
+        tables[3, 4] = P + 7  # past the row's tokens: nobody reads it
+    elif what != "fine":
+        lengths[0] = W * S + 1 if what == "long" else -1
+    return arguments | {"block_tables": jnp.asarray(tables), "lengths": jnp.asarray(lengths)}
+
+
+@pytest.mark.parametrize(("what", "words"), WRONG)
+def test_debug_finds_wrong_tables(what: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        decode(**spoilt(what), debug=True)
+
+
+@pytest.mark.parametrize(("what", "words"), WRONG)
+def test_debug_finds_wrong_tables_inside_a_program(what: str, words: str) -> None:
+    run = jax.jit(lambda arguments: decode(**arguments, debug=True))
+    with pytest.raises(Exception, match=words):
+        jax.block_until_ready(run(spoilt(what)))
+        jax.effects_barrier()
+
+
+def test_debug_finds_wrong_offsets() -> None:
+    tables, q = jnp.zeros((2, W), jnp.int32), jnp.zeros((4, N, H))
+    pages = jnp.zeros((P, K, S, H))
+    for offsets, context, words in [
+        ([0, 3, 2], [3, 3], "query_offsets"), ([0, 2, 5], [9, 9], "query_offsets"),
+        ([1, 2, 3], [9, 9], "query_offsets"), ([0, 3, 4], [2, 9], "context_lengths"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            prefill(
+                q, pages, pages, tables, jnp.asarray(offsets, jnp.int32), jnp.asarray(context, jnp.int32), debug=True
+            )
+
+
+def test_debug_changes_no_answer() -> None:
+    for kind in ("decode", "prefill"):
+        case = draw(kind, 7, head_dim=64, dtype="float32", page_size=16)
+        assert relative_error(case, compute(case, "reference", debug=True)) < 2e-5
