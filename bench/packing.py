@@ -39,7 +39,7 @@ def run(
     while arrivals or scheduler.has_work:
         while arrivals and arrivals[0][0] <= clock_ms:
             request = arrivals.pop(0)[1]
-            scheduler.add([Sequence(request, 0, len(request.prompt) + (request.params.max_tokens or 0), 0)])
+            scheduler.add([Sequence(request, 0, len(request.prompt) + (request.params.max_tokens or 0), 0)], clock_ms)
         plan = scheduler.plan(clock_ms)
         if plan is None:
             clock_ms = max(clock_ms, arrivals[0][0])

@@ -33,7 +33,7 @@ def decoding_scheduler(seed: int, outputs: int = 100_000) -> Scheduler:
     for i in range(ROWS):
         prompt = tuple(rng.randrange(32_000) for _ in range(rng.randint(100, 1000)))
         request = Request(id=str(i), prompt=prompt, params=params, eos_token_ids=(2,))
-        scheduler.add([Sequence(request, 0, len(prompt) + outputs, i)])
+        scheduler.add([Sequence(request, 0, len(prompt) + outputs, i)], 0.0)
     while True:
         plan = scheduler.plan(0.0)
         assert plan is not None

@@ -65,8 +65,10 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """How much runs at once."""
+    """Who runs, when, and how much at once. docs/scheduling.md compares the choices."""
 
+    policy: str = setting("chunked", "when a batch starts and how much a step takes: chunked")
+    ordering: str = setting("fcfs", "who is next: fcfs")
     max_num_seqs: int = setting(64, "most sequences that run at once")
     max_num_batched_tokens: int = setting(512, "most tokens in a step, decode rows and prefill chunks together")
     chunk_size: int | None = setting(None, "most prompt tokens of one sequence in a step; default: the whole budget")

@@ -65,11 +65,26 @@ class DuplicateRequest(InvalidRequest):
         super().__init__(f"request id {request_id!r} is in use: give each live request its own", "request_id")
 
 
-class QueueFull(JaxserveError):
-    """The waiting queue is at its bound: try again later (HTTP 429)."""
+class TooBusy(JaxserveError):
+    """Not now: the same request may be served later (HTTP 429 with Retry-After).
 
-    def __init__(self, waiting: int, limit: int) -> None:
-        super().__init__(f"{waiting} requests wait and the bound is {limit} (max_waiting): try again later")
+    `retry_after_s`: when a new attempt may succeed. `reason`: "queue_full", "rate_limit" or "slo".
+    """
+
+    def __init__(self, message: str, reason: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+
+class QueueFull(TooBusy):
+    """A waiting queue is at its bound. `limit_name` says which setting set it."""
+
+    def __init__(self, waiting: int, limit: int, limit_name: str = "max_waiting", retry_after_s: float = 1.0) -> None:
+        super().__init__(
+            f"{waiting} requests wait and the bound is {limit} ({limit_name}): try again later",
+            "queue_full",
+            retry_after_s,
+        )
 
 
 # --- set-up ---------------------------------------------------------------------------------------------------

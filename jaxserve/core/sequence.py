@@ -41,6 +41,7 @@ class Request:
     """One prompt and what to do with it.
 
     `prompt` holds token ids. `cache_salt` isolates the prefix cache: only requests with an equal salt share blocks.
+    `priority`: smaller goes first, with orderings that heed it. What is None, the tenant's settings say.
     """
 
     id: str
@@ -49,6 +50,12 @@ class Request:
     arrival_s: float = 0.0
     cache_salt: str = ""
     eos_token_ids: tuple[int, ...] = ()
+    tenant: str = "default"
+    priority: int | None = None
+    ttft_slo_s: float | None = None
+    """The first token is to come within this time after the arrival."""
+    tpot_slo_s: float | None = None
+    """Mean time between output tokens that is wanted at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +88,10 @@ class Sequence:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
+    arrival: int = 0
+    """Arrival number: a preempted sequence keeps its place."""
+    queued_s: float = 0.0
+    """When it came to the scheduler."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end it: the model's end tokens unless ignored, and the caller's."""
 

@@ -68,7 +68,7 @@ class Engine:
         params = request.params
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         sequences = [Sequence(request, i, max_len, (seed + i) % 2**64) for i in range(params.n)]
-        self.scheduler.add(sequences)
+        self.scheduler.add(sequences, self._clock.now())
         self._live[request.id] = sequences
         for sequence in sequences:
             self._outputs.open(sequence)

@@ -1,16 +1,21 @@
-"""Who runs in the next step: continuous batching with chunked prefill, first come first served.
+"""Packs steps: who runs in the next one, with how many tokens, in which bucket.
 
 `plan(now)` packs a step; `commit(plan, result, now)` takes in what it brought. In between the step may still be
 running: the scheduler plans ahead on what it knows (see `core.sequence`), so that the device never waits for the host.
 
-A step takes every decode first, one token each; what is left of `max_num_batched_tokens` goes to prompt chunks, of the
-prompts begun first, then of those that wait. When blocks run out the youngest sequence is preempted: its blocks go
-back, and its tokens are computed again later. A sequence preempted `max_preemptions` times comes back only when all the
-blocks it can ever need are free, and holds them: nothing thrashes, and everything ends.
+Three small objects decide, the scheduler only packs:
+
+    BatchPolicy    when sequences may join, how much a step takes      sched/policies/
+    Ordering       who is next                                         sched/orderings/
+    VictimPolicy   who gives way when blocks run out                   sched/victims.py
+
+A preempted sequence gives its blocks back and waits again, at its old place. One that was preempted `max_preemptions`
+times comes back only when all the blocks it can ever need are free, and holds them: nothing thrashes, everything ends.
 """
 
 import heapq
-from collections import OrderedDict
+from collections import Counter
+from dataclasses import dataclass, field
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.config import SchedulerConfig
@@ -19,7 +24,25 @@ from jaxserve.core.events import Event, Finished, Preempted, PromptScored, Token
 from jaxserve.core.plan import Row, StepPlan, StepResult, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.load import Load
+from jaxserve.sched.orderings import OrderingContext, make_ordering
 from jaxserve.sched.packing import fill_to_edge
+from jaxserve.sched.policies import PolicyContext, make_policy
+from jaxserve.sched.policies.policy import Mode, StepLimits
+from jaxserve.sched.victims import Claim, VictimPolicy, YoungestFirst
+from jaxserve.sched.waiting import WaitingQueue
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A step being packed."""
+
+    now: float
+    limits: StepLimits
+    decodes: list[Row] = field(default_factory=list[Row])
+    prefills: list[Row] = field(default_factory=list[Row])
+    admitted: list[Sequence] = field(default_factory=list[Sequence])
+    preempted: list[Sequence] = field(default_factory=list[Sequence])
 
 
 class Scheduler:
@@ -28,19 +51,32 @@ class Scheduler:
     `aligned_chunk`: chunks end at multiples of this many tokens, one prompt a step, no preemption (deterministic mode).
     """
 
+    expects_more: bool = False
+    """More requests may come: a policy that waits for company may wait. Off, what is here is all there will be."""
+
     def __init__(
-        self, config: SchedulerConfig, buckets: BucketTable, blocks: BlockManager, aligned_chunk: int | None = None
+        self,
+        config: SchedulerConfig,
+        buckets: BucketTable,
+        blocks: BlockManager,
+        aligned_chunk: int | None = None,
+        *,
+        victims: VictimPolicy | None = None,
     ) -> None:
         self._config = config
         self._buckets = buckets
         self._blocks = blocks
         self._aligned_chunk = aligned_chunk
         self._max_preemptions = 0 if aligned_chunk else config.max_preemptions
-        self._chunk_size = min(config.chunk_size or config.max_num_batched_tokens, buckets.max_prefill_tokens)
-        self._waiting: OrderedDict[Sequence, None] = OrderedDict()
+        self._policy = make_policy(PolicyContext(config, buckets))
+        self._ordering = make_ordering(OrderingContext(config))
+        self._victims = victims or YoungestFirst()
+        self._waiting = WaitingQueue(self._ordering)
         self._running: dict[Sequence, None] = {}
+        self._live_of: Counter[str] = Counter()  # by tenant, those that wait or run
         self._free_slots = list(range(config.max_num_seqs))
         self._events: list[Event] = []
+        self._arrivals = 0
         self._step = 0
         self._prefilled_last = False
 
@@ -66,9 +102,13 @@ class Scheduler:
     def live(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
 
+    def wake_s(self, now: float) -> float | None:
+        """When to plan again after a plan of None, if nothing comes, ends or is committed before; None: not at all."""
+        return self._policy.wake_s(self._load(now))
+
     # --- coming and going -------------------------------------------------------------------------------------
 
-    def add(self, sequences: list[Sequence]) -> None:
+    def add(self, sequences: list[Sequence], now: float) -> None:
         """Queue the sequences of one request, all or none.
 
         Raises:
@@ -76,8 +116,14 @@ class Scheduler:
         """
         if len(self._waiting) + len(sequences) > self._config.max_waiting:
             raise QueueFull(len(self._waiting), self._config.max_waiting)
+        tenant = sequences[0].request.tenant
+        if not self._live_of[tenant]:
+            self._ordering.returned(tenant, [name for name, count in self._live_of.items() if count])
+        self._live_of[tenant] += len(sequences)
         for sequence in sequences:
-            self._waiting[sequence] = None
+            self._arrivals += 1
+            sequence.arrival, sequence.queued_s = self._arrivals, now
+            self._waiting.push(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None) -> None:
         """End a sequence from outside (abort, a stop string, an error): its blocks and slot are free at once.
@@ -97,27 +143,26 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can run before a step under way is committed."""
-        preempted: list[Sequence] = []
-        admitted: list[Sequence] = []
-        decodes: list[Row] = []
-        prefills: list[Row] = []
-        if self._buckets.mixes:
-            decodes = self._decode_rows(preempted)
-            prefills = self._prefill_rows(now, len(decodes), admitted, preempted)
-        else:  # one kind a step, in turn, so that neither starves the other
-            if not self._prefilled_last:
-                prefills = self._prefill_rows(now, 0, admitted, preempted)
-            if not prefills:
-                decodes = self._decode_rows(preempted)
-            if not decodes and not prefills:
-                prefills = self._prefill_rows(now, 0, admitted, preempted)
-            self._prefilled_last = bool(prefills)
-        self._events.extend(Preempted(sequence) for sequence in preempted)
-        if not decodes and not prefills:
+        load = self._load(now)
+        self._ordering.refresh(load)
+        draft = _Draft(now, self._policy.limits(load))
+        self._pack(draft)
+        self._events.extend(Preempted(sequence) for sequence in draft.preempted)
+        if not draft.decodes and not draft.prefills:
             return None
         self._step += 1
-        bucket = self._buckets.fit(len(decodes), sum(row.length for row in prefills))
-        return StepPlan(self._step, tuple(decodes), tuple(prefills), bucket, tuple(admitted), tuple(preempted))
+        bucket = self._buckets.fit(len(draft.decodes), sum(row.length for row in draft.prefills))
+        plan = StepPlan(
+            self._step,
+            tuple(draft.decodes),
+            tuple(draft.prefills),
+            bucket,
+            tuple(draft.admitted),
+            tuple(draft.preempted),
+        )
+        self._policy.planned(plan)
+        self._ordering.planned(plan)
+        return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
         """Take in a step's tokens. Rows of sequences that ended meanwhile are dropped."""
@@ -139,33 +184,74 @@ class Scheduler:
                 events.append(Finished(sequence, FinishReason.LENGTH))
         return events
 
-    # --- decode -----------------------------------------------------------------------------------------------
+    # --- packing ----------------------------------------------------------------------------------------------
 
-    def _decode_rows(self, preempted: list[Sequence]) -> list[Row]:
-        rows: list[Row] = []
-        block_size = self._blocks.block_size
-        for sequence in list(self._running):
-            if not sequence.decoding or sequence.status is not Status.RUNNING:
-                continue  # still in its prompt, or preempted a moment ago
+    def _load(self, now: float) -> Load:
+        waiting = self._waiting.sequences
+        return Load(
+            now=now,
+            running=self._running.keys(),
+            waiting=waiting,
+            oldest_s=next(iter(waiting)).queued_s if waiting else now,
+            expects_more=self.expects_more,
+            kv_usage=self._blocks.usage,
+        )
+
+    def _pack(self, draft: _Draft) -> None:
+        match draft.limits.mode:
+            case Mode.MIXED if self._buckets.mixes:
+                self._pack_decodes(draft)
+                self._pack_prefills(draft)
+            case Mode.PREFILL_FIRST:
+                self._pack_prefills(draft)
+                if not draft.prefills:
+                    self._pack_decodes(draft)
+            case _:
+                self._pack_in_turn(draft)
+
+    def _pack_in_turn(self, draft: _Draft) -> None:
+        if not self._prefilled_last:
+            self._pack_prefills(draft)
+        if not draft.prefills:
+            self._pack_decodes(draft)
+        if not draft.decodes and not draft.prefills:
+            self._pack_prefills(draft)
+        self._prefilled_last = bool(draft.prefills)
+
+    def _pack_decodes(self, draft: _Draft) -> None:
+        block_size, rows = self._blocks.block_size, draft.decodes
+        self._grow_decodes(draft)
+        for sequence in self._running:
+            if not sequence.decoding:
+                continue  # still in its prompt
             start = sequence.num_computed
-            if start + 1 >= sequence.max_len:
-                continue  # its last token is being sampled
-            if start == len(sequence.blocks) * block_size and not self._make_room(sequence, start + 1, preempted):
-                continue
+            if start + 1 >= sequence.max_len or start == len(sequence.blocks) * block_size:
+                continue  # its last token is being sampled, or it waits for a block
             sequence.num_computed = start + 1
             sequence.num_pending += 1
             if start % block_size <= 1:  # a block has filled, and its tokens are known by now
                 self._blocks.note_computed(sequence)
             rows.append(Row(sequence, start, 1, True))
-        return rows
 
-    def _make_room(self, sequence: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
-        """Grow a running sequence, preempting the youngest until it fits; False if it is itself preempted."""
+    def _grow_decodes(self, draft: _Draft) -> None:
+        """Blocks for the decodes that have filled theirs; before any row is made, so that no victim has one."""
+        block_size = self._blocks.block_size
+        full = [s for s in self._running if s.decoding and s.num_computed == len(s.blocks) * block_size]
+        for sequence in full:
+            if sequence.status is Status.RUNNING and sequence.num_computed + 1 < sequence.max_len:
+                self._make_room(sequence, sequence.num_computed + 1, draft)
+
+    def _make_room(self, sequence: Sequence, tokens: int, draft: _Draft) -> bool:
+        """Grow a running sequence, preempting until it fits; False if it is itself preempted, or has to wait."""
         while not self._blocks.grow(sequence, tokens):
-            victim = next(s for s in reversed(self._running) if s.preemptions < self._max_preemptions)
-            self._preempt(victim)
-            preempted.append(victim)
-            if victim is sequence:
+            candidates = tuple(s for s in self._running if s.preemptions < self._max_preemptions)
+            missing = self._blocks.blocks_for(tokens) - len(sequence.blocks) - self._blocks.pool.num_free
+            victim = self._victims.choose(Claim(sequence, candidates, missing, must=True, now=draft.now))
+            if victim is None:
+                return False
+            self._preempt(victim.sequence)
+            draft.preempted.append(victim.sequence)
+            if victim.sequence is sequence:
                 return False
         return True
 
@@ -175,60 +261,86 @@ class Scheduler:
         sequence.num_computed = 0
         sequence.decoding = False
         sequence.preemptions += 1
-        self._waiting[sequence] = None
-        self._waiting.move_to_end(sequence, last=False)
+        self._waiting.push(sequence)
 
-    # --- prefill ----------------------------------------------------------------------------------------------
-
-    def _prefill_rows(
-        self, now: float, decode_rows: int, admitted: list[Sequence], preempted: list[Sequence]
-    ) -> list[Row]:
-        budget = min(self._config.max_num_batched_tokens - decode_rows, self._buckets.max_prefill_tokens)
+    def _pack_prefills(self, draft: _Draft) -> None:
+        """Chunks of the prompts that are under way and of those that wait, merged in the ordering's order."""
+        limits = draft.limits
+        budget = min(limits.tokens - len(draft.decodes), self._buckets.max_prefill_tokens)
+        begun = self._begun()
         lengths: dict[Sequence, int] = {}
-        for sequence in [s for s in self._running if not s.decoding]:
-            if budget <= 0 or len(lengths) == self._buckets.prefill_rows or sequence.status is not Status.RUNNING:
-                continue
-            chunk = self._chunk(sequence, budget)
-            if not chunk:
-                continue  # max_tokens = 0, and its last chunk is under way
-            room = self._blocks.grow(sequence, sequence.num_computed + chunk)
-            if not room and not lengths and not decode_rows:  # nothing else moves: somebody has to give way
-                room = self._make_room(sequence, sequence.num_computed + chunk, preempted)
-            if room:
-                lengths[sequence] = chunk
-                budget -= chunk
-        while self._waiting and not preempted and budget > 0 and len(lengths) < self._buckets.prefill_rows:
-            sequence = next(iter(self._waiting))
-            if not self._free_slots or sequence.num_pending or not self._admit(sequence, budget, now):
+        places = 0 if draft.preempted else limits.admit  # blocks are short: nobody joins in this step
+        while budget > 0 and len(lengths) < self._buckets.prefill_rows:
+            head = self._waiting.first() if places > len(draft.admitted) else None
+            if begun and (head is None or not self._precedes(head, begun[-1])):
+                sequence = begun.pop()
+                chunk = self._chunk(sequence, budget, limits, alone=not lengths)
+                if chunk and self._grow_prefill(sequence, chunk, draft, alone=not lengths):
+                    lengths[sequence] = chunk
+                    budget -= chunk
+                elif chunk:
+                    places = 0  # it waits for blocks: nobody may take them away from it
+            elif head is not None and self._admit(head, budget, draft, alone=not lengths):
+                lengths[head] = self._chunk(head, budget, limits, alone=True)
+                budget -= lengths[head]
+            elif head is not None:
+                places = 0
+            else:
                 break
-            admitted.append(sequence)
-            lengths[sequence] = self._chunk(sequence, budget)
-            budget -= lengths[sequence]
-        if lengths and self._config.fill_buckets and not self._aligned_chunk:
+            if draft.preempted:
+                places = 0
+        if lengths and self._config.fill_buckets and not self._aligned_chunk and not limits.whole:
             fill_to_edge(lengths, budget, self._buckets, self._blocks)
-        return [self._prefill_row(sequence, length) for sequence, length in lengths.items()]
+        draft.prefills += [self._prefill_row(sequence, length) for sequence, length in lengths.items()]
 
-    def _chunk(self, sequence: Sequence, budget: int) -> int:
-        chunk = min(sequence.num_uncomputed, self._chunk_size, budget)
+    def _begun(self) -> list[Sequence]:
+        """Running sequences still in their prompts, the next one last."""
+        begun = [s for s in self._running if not s.decoding and s.num_uncomputed]
+        begun.sort(key=self._place, reverse=True)
+        return begun
+
+    def _place(self, sequence: Sequence) -> tuple[float, float, int]:
+        ordering = self._ordering
+        return ordering.rank(sequence.request.tenant), ordering.key(sequence), sequence.arrival
+
+    def _precedes(self, one: Sequence, other: Sequence) -> bool:
+        return self._place(one) < self._place(other)
+
+    def _chunk(self, sequence: Sequence, budget: int, limits: StepLimits, alone: bool) -> int:
+        """Tokens of its prompt in this step. `alone`: nobody is in the step's prefill yet, so it may be split."""
+        chunk = min(sequence.num_uncomputed, limits.chunk, budget)
+        if limits.whole and not alone and chunk < sequence.num_uncomputed:
+            return 0
         if self._aligned_chunk:
             chunk = min(chunk, self._aligned_chunk - sequence.num_computed % self._aligned_chunk)
         return chunk
 
-    def _admit(self, sequence: Sequence, budget: int, now: float) -> bool:
-        params = sequence.params
+    def _grow_prefill(self, sequence: Sequence, chunk: int, draft: _Draft, alone: bool) -> bool:
+        tokens = sequence.num_computed + chunk
+        if alone and not draft.decodes:  # nothing else moves: somebody has to give way
+            return self._make_room(sequence, tokens, draft)
+        return self._blocks.grow(sequence, tokens)
+
+    def _admit(self, sequence: Sequence, budget: int, draft: _Draft, alone: bool) -> bool:
+        """Give a waiting sequence a slot and blocks for its first chunk; False, and it waits on."""
+        limits = draft.limits
+        if not self._free_slots or sequence.num_pending:
+            return False
+        if limits.whole and not alone and sequence.num_uncomputed > min(limits.chunk, budget):
+            return False
         reserve = sequence.max_len if sequence.preemptions >= self._max_preemptions else 0
-        shared = self._blocks.admit(
-            sequence, min(self._chunk_size, budget), reserve=reserve, share=params.prompt_logprobs is None
-        )
+        share = sequence.params.prompt_logprobs is None
+        shared = self._blocks.admit(sequence, min(limits.chunk, budget), reserve=reserve, share=share)
         if shared is None:
             return False
-        del self._waiting[sequence]
+        self._waiting.remove(sequence)
         self._running[sequence] = None
         sequence.status = Status.RUNNING
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.num_computed = sequence.num_cached = shared
         if sequence.first_scheduled_s is None:
-            sequence.first_scheduled_s = now
+            sequence.first_scheduled_s = draft.now
+        draft.admitted.append(sequence)
         return True
 
     def _prefill_row(self, sequence: Sequence, length: int) -> Row:
@@ -261,7 +373,8 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self._release(sequence)
         else:
-            del self._waiting[sequence]
+            self._waiting.remove(sequence)
+        self._live_of[sequence.request.tenant] -= 1
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         sequence.finished_s = now

@@ -50,9 +50,13 @@ def build_engine(
     return engine
 
 
+OF_THE_REQUEST = ("tenant", "priority", "ttft_slo_s", "tpot_slo_s", "arrival_s")
+
+
 def request(name: str, prompt: list[int], *, eos: tuple[int, ...] = (), salt: str = "", **params: Any) -> Request:
-    options = {"max_tokens": 8, "temperature": 0.0, "seed": 0} | params
-    return Request(id=name, prompt=tuple(prompt), params=SamplingParams(**options), cache_salt=salt, eos_token_ids=eos)
+    own = {key: params.pop(key) for key in OF_THE_REQUEST if key in params}
+    options = SamplingParams(**({"max_tokens": 8, "temperature": 0.0, "seed": 0} | params))
+    return Request(id=name, prompt=tuple(prompt), params=options, cache_salt=salt, eos_token_ids=eos, **own)
 
 
 def drive(engine: Engine, limit: int = 5000) -> dict[tuple[str, int], list[int]]:

@@ -1,0 +1,19 @@
+"""Orderings by the name that the setting `ordering` gives. A new one is a file in this folder and a line here."""
+
+from collections.abc import Callable
+
+from jaxserve.core.config import require
+from jaxserve.sched.orderings.context import OrderingContext
+from jaxserve.sched.orderings.fcfs import FirstCome
+from jaxserve.sched.orderings.ordering import Ordering
+
+ORDERINGS: dict[str, Callable[[OrderingContext], Ordering]] = {
+    "fcfs": FirstCome,
+}
+
+
+def make_ordering(context: OrderingContext) -> Ordering:
+    """The ordering that the settings name. Raises ConfigError for an unknown one."""
+    name = context.config.ordering
+    require(name in ORDERINGS, "ordering", name, "one of " + ", ".join(ORDERINGS))
+    return ORDERINGS[name](context)

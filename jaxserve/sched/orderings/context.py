@@ -1,0 +1,10 @@
+"""What every ordering is built from."""
+
+from dataclasses import dataclass
+
+from jaxserve.core.config import SchedulerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class OrderingContext:
+    config: SchedulerConfig

@@ -1,0 +1,19 @@
+"""Batch policies by the name that the setting `policy` gives. A new one is a file in this folder and a line here."""
+
+from collections.abc import Callable
+
+from jaxserve.core.config import require
+from jaxserve.sched.policies.chunked import Chunked
+from jaxserve.sched.policies.context import PolicyContext
+from jaxserve.sched.policies.policy import BatchPolicy
+
+POLICIES: dict[str, Callable[[PolicyContext], BatchPolicy]] = {
+    "chunked": Chunked,
+}
+
+
+def make_policy(context: PolicyContext) -> BatchPolicy:
+    """The policy that the settings name. Raises ConfigError for an unknown one."""
+    name = context.config.policy
+    require(name in POLICIES, "policy", name, "one of " + ", ".join(POLICIES))
+    return POLICIES[name](context)

@@ -1,0 +1,19 @@
+"""Stall-free batching: every decode first, the rest of the step's tokens to prompt chunks.
+
+A long prompt costs the others at most one budget's worth of step time, again and again, instead of one long gap
+(Sarathi-Serve, Agrawal et al. 2024).
+"""
+
+from jaxserve.sched.load import Load
+from jaxserve.sched.policies.context import PolicyContext
+from jaxserve.sched.policies.policy import BatchPolicy, StepLimits
+
+
+class Chunked(BatchPolicy):
+    def __init__(self, context: PolicyContext) -> None:
+        config = context.config
+        chunk = config.chunk_size or config.max_num_batched_tokens
+        self._limits = StepLimits(config.max_num_batched_tokens, chunk, config.max_num_seqs)
+
+    def limits(self, load: Load) -> StepLimits:
+        return self._limits

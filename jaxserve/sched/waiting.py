@@ -1,0 +1,78 @@
+"""The sequences that wait, sorted: a heap for each tenant, in the ordering's order.
+
+A sequence that leaves from the middle (an abort) stays in its heap as a dead entry until it comes to the top.
+"""
+
+import heapq
+from collections.abc import Collection, Iterator
+
+from jaxserve.core.sequence import Sequence
+from jaxserve.sched.orderings.ordering import Ordering
+
+_Entry = tuple[float, int, int, Sequence]
+"""(key, arrival number, serial number of the entry, sequence): no two are equal before the last field."""
+
+
+class WaitingQueue:
+    def __init__(self, ordering: Ordering) -> None:
+        self._ordering = ordering
+        self._epoch = ordering.epoch
+        self._heaps: dict[str, list[_Entry]] = {}
+        self._entries: dict[Sequence, _Entry] = {}
+        self._serial = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._entries)
+
+    def __contains__(self, sequence: object) -> bool:
+        return sequence in self._entries
+
+    @property
+    def sequences(self) -> Collection[Sequence]:
+        return self._entries.keys()
+
+    def push(self, sequence: Sequence) -> None:
+        self._serial += 1
+        entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence)
+        self._entries[sequence] = entry
+        heapq.heappush(self._heaps.setdefault(sequence.request.tenant, []), entry)
+
+    def remove(self, sequence: Sequence) -> None:
+        del self._entries[sequence]
+
+    def first(self, passed: Collection[str] = ()) -> Sequence | None:
+        """Who is next, of all tenants but those `passed` over; None if nobody is."""
+        if self._ordering.epoch != self._epoch:
+            self._sort_again()
+        best: Sequence | None = None
+        best_rank: tuple[float, float, int] | None = None
+        for tenant in list(self._heaps):
+            if tenant in passed:
+                continue
+            entry = self._head(tenant)
+            if entry is None:
+                continue
+            rank = (self._ordering.rank(tenant), entry[0], entry[1])
+            if best_rank is None or rank < best_rank:
+                best, best_rank = entry[3], rank
+        return best
+
+    def _head(self, tenant: str) -> _Entry | None:
+        """The tenant's first live entry; a tenant without one is forgotten."""
+        heap = self._heaps[tenant]
+        while heap:
+            if self._entries.get(heap[0][3]) is heap[0]:
+                return heap[0]
+            heapq.heappop(heap)
+        del self._heaps[tenant]
+        return None
+
+    def _sort_again(self) -> None:
+        self._epoch = self._ordering.epoch
+        waiting = list(self._entries)
+        self._heaps.clear()
+        for sequence in waiting:
+            self.push(sequence)
