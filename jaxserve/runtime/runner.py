@@ -5,7 +5,6 @@ and returns; the tokens stay on the device as the next step's input. `wait` bloc
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,16 +16,17 @@ from jaxserve.core.errors import UnexpectedCompilation
 from jaxserve.core.plan import Bucket, StepPlan
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
-from jaxserve.runtime.batch import SAMPLE_FIELDS, BatchBuilder, packed_size
-from jaxserve.runtime.kv_cache import abstract_cache, allocate_cache
+from jaxserve.runtime.batch import BatchBuilder
+from jaxserve.runtime.kv_cache import allocate_cache
+from jaxserve.runtime.lowering import Lowering
 from jaxserve.runtime.programs import CompilationCounter, ProgramTable, smallest_holding
 from jaxserve.runtime.results import PendingStep, PromptScores
-from jaxserve.runtime.sampler import SlotState, Variant, choose_variant, init_slot_state, load_slot
-from jaxserve.runtime.slots import SlotLoader, abstract_row
-from jaxserve.runtime.steps import ModelState, model_step, sample_step, score_step
+from jaxserve.runtime.sampler import Processor, SlotState, Variant, choose_variant, init_slot_state
+from jaxserve.runtime.slots import SlotLoader
+from jaxserve.runtime.steps import ModelState
 from jaxserve.sched.buckets import BucketTable
 
-Processor = Callable[..., jax.Array]
+__all__ = ["ModelRunner", "Processor"]
 
 
 class ModelRunner:
@@ -52,20 +52,25 @@ class ModelRunner:
         max_len: int,
         processor: Processor | None = None,
     ) -> None:
-        self._model, self._config, self._params = model, config, params
+        self._config, self._params = config, params
         self._cache_config, self._runtime = cache, runtime
-        self._num_blocks, self._num_slots, self._max_len = num_blocks, num_slots, max_len
+        self._num_blocks, self._num_slots = num_blocks, num_slots
         self._buckets = buckets.all()
-        self._table_width = -(-max_len // cache.block_size)
         self._processor = processor
         self._device = jax.tree.leaves(params)[0].device
         self._dtype = jax.tree.leaves(params)[0].dtype
+        lowering = Lowering(
+            model, config, params, cache=cache, runtime=runtime, num_blocks=num_blocks, num_slots=num_slots,
+            max_len=max_len, processor=processor,
+        )  # fmt: skip
+        self._table_width, self._context = lowering.table_width, lowering.context
         self._batch = BatchBuilder(num_slots, self._table_width, cache.block_size)
         self._counter = CompilationCounter()
-        self._models = ProgramTable(self._build_model, runtime.compile_threads)
-        self._samplers = ProgramTable(self._build_sampler, runtime.compile_threads)
-        self._scorers = ProgramTable(self._build_scorer, runtime.compile_threads)
-        self._loaders = ProgramTable(self._build_loader, 1)
+        threads = runtime.compile_threads
+        self._models = ProgramTable(lambda bucket: lowering.model_program(bucket).compile(), threads)
+        self._samplers = ProgramTable(lambda key: lowering.sampler(*key).compile(), threads)
+        self._scorers = ProgramTable(lambda tokens: lowering.scorer(tokens).compile(), threads)
+        self._loaders = ProgramTable(lambda _: lowering.slot_loader().compile(), 1)
         self._allocate()
 
     # --- programs ---------------------------------------------------------------------------------------------
@@ -159,11 +164,7 @@ class ModelRunner:
             begin += row.length
         return self._scorers[bucket.prefill_tokens](self._params, hidden, targets)
 
-    # --- building ---------------------------------------------------------------------------------------------
-
-    @property
-    def _context(self) -> int:
-        return self._table_width * self._cache_config.block_size
+    # --- state ----------------------------------------------------------------------------------------------
 
     def _allocate(self) -> None:
         cache = allocate_cache(self._config, self._num_blocks, self._cache_config.block_size, self._dtype, self._device)
@@ -172,41 +173,3 @@ class ModelRunner:
             self._slots: SlotState = init_slot_state(self._num_slots, self._context, self._config.vocab_size)
         self._state = ModelState(cache, tables)
         self._slot_loader = SlotLoader(self._context, self._config.vocab_size)
-
-    def _abstract_state(self) -> ModelState:
-        shapes = abstract_cache(self._config, self._num_blocks, self._cache_config.block_size, self._dtype)
-        return ModelState(shapes, jax.ShapeDtypeStruct((self._num_slots + 1, self._table_width), jnp.int32))
-
-    def _build_model(self, bucket: Bucket) -> Any:
-        runtime = self._runtime
-        attention = {
-            "backend": runtime.attention_backend,
-            "interpret": runtime.attention_interpret,
-            "debug": runtime.debug_tables,
-        }
-        step = partial(model_step, model=self._model, config=self._config, bucket=bucket, attention=attention)
-        packed = jax.ShapeDtypeStruct((packed_size(bucket, self._table_width),), jnp.int32)
-        arguments = (_shapes(self._params), self._abstract_state(), _shapes(self._slots).tokens, packed)
-        return jax.jit(step, donate_argnums=1).lower(*arguments).compile()
-
-    def _build_sampler(self, key: tuple[int, Variant]) -> Any:
-        rows, variant = key
-        step = partial(sample_step, variant=variant, processor=self._processor if variant is Variant.FULL else None)
-        logits = jax.ShapeDtypeStruct((rows, self._config.vocab_size), jnp.float32)
-        packed = jax.ShapeDtypeStruct((len(SAMPLE_FIELDS), rows), jnp.int32)
-        return jax.jit(step, donate_argnums=1).lower(logits, _shapes(self._slots), packed).compile()
-
-    def _build_scorer(self, tokens: int) -> Any:
-        step = partial(score_step, model=self._model, config=self._config)
-        hidden = jax.ShapeDtypeStruct((tokens, self._config.hidden_size), self._dtype)
-        targets = jax.ShapeDtypeStruct((tokens,), jnp.int32)
-        return jax.jit(step).lower(_shapes(self._params), hidden, targets).compile()
-
-    def _build_loader(self, _: str) -> Any:
-        row = abstract_row(self._context)
-        slot = jax.ShapeDtypeStruct((), jnp.int32)
-        return jax.jit(load_slot, donate_argnums=0).lower(_shapes(self._slots), slot, *row).compile()
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
