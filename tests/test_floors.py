@@ -21,7 +21,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-HOST = ["core", "cache", "text", "sched", "engine"]
+HOST = ["core", "cache", "text", "sched", "engine", "sim"]
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "orbax", "starlette", "uvicorn"}
 
 
@@ -73,7 +73,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_the_host_side_loads_no_jax() -> None:
-    statement = "import jaxserve.engine.loop, jaxserve.sched.scheduler, jaxserve.engine.collect, jaxserve.core.config"
+    statement = "import jaxserve.engine.loop, jaxserve.engine.collect, jaxserve.sim.drive, jaxserve.sim.build"
     assert not loaded_after(statement) & DEVICE_LIBRARIES
 
 

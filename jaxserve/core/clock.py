@@ -9,12 +9,19 @@ class Clock(Protocol):
         """Seconds since an origin of the clock's own."""
         ...
 
+    def sleep_until(self, at_s: float) -> None:
+        """Return when the clock shows `at_s` or later."""
+        ...
+
 
 class MonotonicClock:
     """The machine's own clock."""
 
     def now(self) -> float:
         return time.monotonic()
+
+    def sleep_until(self, at_s: float) -> None:
+        time.sleep(max(at_s - self.now(), 0.0))
 
 
 class VirtualClock:
@@ -29,3 +36,6 @@ class VirtualClock:
     def advance(self, seconds: float) -> None:
         assert seconds >= 0.0
         self._now += seconds
+
+    def sleep_until(self, at_s: float) -> None:
+        self._now = max(self._now, at_s)

@@ -49,10 +49,30 @@ class Engine:
         self._live: dict[str, list[Sequence]] = {}
         self._events: list[Event] = []
         self._seeds = random.Random(seed)
+        self._idle = False
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._flying) or bool(self._events)
+
+    @property
+    def idle(self) -> bool:
+        """The last step found nothing that could run: until `wake_s` or a new request, the next will not either."""
+        return self._idle
+
+    @property
+    def wake_s(self) -> float | None:
+        """When, on the engine's clock, an idle engine should step again though nothing came; None: at no time."""
+        return self.scheduler.wake_s(self._clock.now())
+
+    @property
+    def expects_more(self) -> bool:
+        """More requests may come, so that a batch may wait for them. A server says yes, an offline run no."""
+        return self.scheduler.expects_more
+
+    @expects_more.setter
+    def expects_more(self, value: bool) -> None:
+        self.scheduler.expects_more = value
 
     def add(self, request: Request) -> list[Sequence]:
         """Queue a request; its outputs come from later steps.
@@ -88,6 +108,7 @@ class Engine:
           UnexpectedCompilation: a program was missing, and the configuration makes that an error.
         """
         plan = self.scheduler.plan(self._clock.now())
+        self._idle = plan is None and not self._flying
         if plan is not None:
             self._submit(plan)
         if self._flying and (plan is None or len(self._flying) > self._depth):
@@ -131,6 +152,7 @@ class Engine:
     def _recover(self, error: Exception) -> None:
         """A step failed: what ran is lost and says so; what waits is served by a clean executor."""
         self._flying.clear()
+        self.scheduler.forget_steps()
         now = self._clock.now()
         for sequence in self.scheduler.live():
             if sequence.slot >= 0 or sequence.num_pending:

@@ -29,6 +29,7 @@ from jaxserve.sched.orderings import OrderingContext, make_ordering
 from jaxserve.sched.packing import fill_to_edge
 from jaxserve.sched.policies import PolicyContext, make_policy
 from jaxserve.sched.policies.policy import Mode, StepLimits
+from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import Claim, VictimPolicy, YoungestFirst
 from jaxserve.sched.waiting import WaitingQueue
 
@@ -61,6 +62,7 @@ class Scheduler:
         blocks: BlockManager,
         aligned_chunk: int | None = None,
         *,
+        costs: StepCosts | None = None,
         victims: VictimPolicy | None = None,
     ) -> None:
         self._config = config
@@ -68,8 +70,9 @@ class Scheduler:
         self._blocks = blocks
         self._aligned_chunk = aligned_chunk
         self._max_preemptions = 0 if aligned_chunk else config.max_preemptions
-        self._policy = make_policy(PolicyContext(config, buckets))
-        self._ordering = make_ordering(OrderingContext(config))
+        self.costs = costs or StepCosts()
+        self._policy = make_policy(PolicyContext(config, buckets, self.costs))
+        self._ordering = make_ordering(OrderingContext(config, self.costs))
         self._victims = victims or YoungestFirst()
         self._waiting = WaitingQueue(self._ordering)
         self._running: dict[Sequence, None] = {}
@@ -134,6 +137,10 @@ class Scheduler:
             self._end(sequence, reason, now)
             self._events.append(Finished(sequence, reason, error))
 
+    def forget_steps(self) -> None:
+        """A step failed: those that were planned will not be committed."""
+        self.costs.lost()
+
     def drain_events(self) -> list[Event]:
         """What happened outside `commit` since the last call: preemptions and outside finishes."""
         events, self._events = self._events, []
@@ -160,12 +167,14 @@ class Scheduler:
             tuple(draft.admitted),
             tuple(draft.preempted),
         )
+        self.costs.planned(plan, now)
         self._policy.planned(plan)
         self._ordering.planned(plan)
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
         """Take in a step's tokens. Rows of sequences that ended meanwhile are dropped."""
+        self.costs.committed(now)
         events = self.drain_events()
         tokens: list[int] = result.tokens.tolist()
         logprobs, scored = result.logprobs or {}, result.prompt_logprobs or {}

@@ -1,0 +1,35 @@
+"""Cost models as JSON files: what `jaxserve calibrate` writes and what `configs/cost/` holds."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.sched.cost_model import CostModel, FormulaCost
+from jaxserve.sched.fitted_cost import FittedCost
+
+_KINDS = {"formula": FormulaCost, "fitted": FittedCost}
+
+
+def load_cost(path: str | Path) -> CostModel:
+    """Raises ConfigError for a file that holds no cost model."""
+    try:
+        stored: object = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); `jaxserve calibrate` makes one") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+    fields = cast(dict[str, Any], stored if isinstance(stored, dict) else {})
+    kind = _KINDS.get(fields.get("kind", ""))
+    if kind is None:
+        raise ConfigError(f"{path}: no cost model: `jaxserve calibrate` makes one, configs/cost/ holds examples")
+    try:
+        return kind.from_json(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: a damaged cost model ({error}): make it again with `jaxserve calibrate`") from error
+
+
+def save_cost(path: str | Path, model: FormulaCost | FittedCost, belongs_to: dict[str, Any] | None = None) -> None:
+    """`belongs_to`: the machine and the settings that the figures were measured with."""
+    stored = model.to_json() | {"belongs_to": belongs_to or {}}
+    Path(path).write_text(json.dumps(stored, indent=1) + "\n")
