@@ -17,7 +17,7 @@ examples:
   echo "Good morrow, cousin" | jaxserve generate --temperature 0
   jaxserve convert ./Qwen3-0.6B ./qwen3-orbax        then: jaxserve serve --model ./qwen3-orbax
 
-  curl localhost:8000/generate -d '{"prompt": "ROMEO:", "max_tokens": 40, "stream": true}'
+  curl localhost:8000/v1/completions -d '{"prompt": "ROMEO:", "max_tokens": 40, "stream": true}'
 
 Settings come from --config (TOML, one table a section) and from flags, which go over it.
 Every setting is documented in docs/settings.md.
@@ -127,7 +127,7 @@ def _serve(given: argparse.Namespace) -> int:
     from jaxserve.llm import LLM
 
     llm = LLM(config=config)
-    service = Service(EngineLoop(llm.engine), llm.make_request, llm.model_name, config.server.max_body_bytes)
+    service = Service(EngineLoop(llm.engine), llm.make_request, llm.tokenizer, llm.model_name, config.server)
     print(f"jaxserve {__version__}: {llm.model_name} on http://{config.server.host}:{config.server.port}", flush=True)
     uvicorn.run(create_app(service), host=config.server.host, port=config.server.port, log_level="warning")
     return 0

@@ -130,7 +130,35 @@ class ServerConfig:
 
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8000, "port to listen on")
+    api_keys_file: str | None = setting(None, 'TOML file, tenant = "key" a line; none: no key is asked for')
+    admin_key_file: str | None = setting(None, "file with the key of the admin routes; none: they are closed")
+    cors_origins: str | None = setting(None, "origins whose pages may call, separated by commas; none: no page may")
     max_body_bytes: int = setting(4 << 20, "largest request body")
+    max_header_bytes: int = setting(32 << 10, "largest request line and headers together")
+    max_connections: int = setting(4096, "most open connections; one more is closed with 503")
+    max_open_requests: int = setting(2048, "most requests under way or waiting; one more is refused with 429")
+    max_stream_backlog: int = setting(4096, "tokens a stream's reader may fall behind before it is cut")
+    receive_timeout_s: float = setting(30.0, "longest time for a request's headers and body to come in")
+    write_timeout_s: float = setting(30.0, "longest time that a client may leave an answer unread")
+    keep_alive_s: float = setting(65.0, "how long an idle connection stays open")
+    request_timeout_s: float = setting(3600.0, "longest time a request may take; its own `timeout` may be shorter")
+    drain_timeout_s: float = setting(60.0, "after SIGTERM: longest time for what runs to finish")
+    watchdog_s: float = setting(120.0, "a step that runs longer is reported, and /health answers 503")
+    ssl_certfile: str | None = setting(None, "TLS certificate; none: plain HTTP")
+    ssl_keyfile: str | None = setting(None, "its key")
+    ssl_ca_certs: str | None = setting(None, "clients must bring a certificate of this authority")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "JSON log lines from this level on")
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "max_header_bytes", "max_connections", "max_open_requests", "max_stream_backlog",
+                     "receive_timeout_s", "write_timeout_s", "keep_alive_s", "request_timeout_s", "drain_timeout_s",
+                     "watchdog_s"):  # fmt: skip
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        require(0 <= self.port < 65536, "port", self.port, "0 to 65535")
+        require(
+            self.ssl_certfile is not None or (self.ssl_keyfile is None and self.ssl_ca_certs is None),
+            "ssl_certfile", None, "a certificate beside ssl_keyfile and ssl_ca_certs",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

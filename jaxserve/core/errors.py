@@ -65,6 +65,11 @@ class DuplicateRequest(InvalidRequest):
         super().__init__(f"request id {request_id!r} is in use: give each live request its own", "request_id")
 
 
+class UnknownModel(InvalidRequest):
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__(f"the model {model!r} is not served here: ask for {served!r}, or leave model out", "model")
+
+
 class TooBusy(JaxserveError):
     """Not now: the same request may be served later (HTTP 429 with Retry-After).
 
@@ -124,3 +129,24 @@ class UnexpectedCompilation(JaxserveError):
 
 class EngineStopped(JaxserveError):
     """The engine no longer takes or serves requests. The message says why."""
+
+
+class StepFailed(JaxserveError):
+    """The step that ran this request failed: out of memory, a device error. Others are served (HTTP 500)."""
+
+    def __init__(self, cause: str | None) -> None:
+        super().__init__(f"the step that ran this request failed: {cause}")
+
+
+class DeadlineExceeded(JaxserveError):
+    """The request ran out of the time it was given; it is aborted (HTTP 504)."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"not done within {timeout_s:g} s: lower max_tokens, or give a longer timeout")
+
+
+class ReaderTooSlow(JaxserveError):
+    """A stream's reader left too many outputs unread; its request is aborted and the connection cut."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the client left {limit} events unread: read faster, or do not stream")

@@ -1,7 +1,8 @@
 """The engine on a thread of its own, for asynchronous callers.
 
 The thread owns the engine: it takes commands (add, abort) between steps, steps while there is work, and sleeps on the
-command queue otherwise. Outputs cross to the event loop in one call a step, whatever their number.
+command queue otherwise. Outputs cross to the event loop in one call a step, whatever their number, and each reader
+finds all of its own there at once.
 
     event loop    --- add, abort --->   SimpleQueue   --->   engine thread: take commands, step, ...
                   <-- outputs of a step, one call_soon_threadsafe --
@@ -9,29 +10,37 @@ command queue otherwise. Outputs cross to the event loop in one call a step, wha
 
 import asyncio
 import queue
+import sys
 import threading
-from collections.abc import AsyncGenerator, Callable
+import traceback
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 
+from jaxserve.core.clock import Clock, MonotonicClock
 from jaxserve.core.errors import DuplicateRequest, EngineStopped
 from jaxserve.core.sequence import Request
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import SequenceOutput
+from jaxserve.engine.stream import OutputStream
 
 _Command = Callable[[], None]
 _Item = SequenceOutput | Exception
 
 
 class EngineLoop:
-    """Start it inside a running event loop; `generate` may then be called from that loop by any number of tasks."""
+    """Start it inside a running event loop; `open` and `generate` may then be called from that loop by any task."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self._engine = engine
+        self._clock = clock or MonotonicClock()
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[_Item]] = {}
+        self._streams: dict[str, OutputStream] = {}
         self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
         self._stopping = False
         self._failure: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._step_began_s: float | None = None
+        self.num_steps = 0
 
     @property
     def engine(self) -> Engine:
@@ -40,6 +49,27 @@ class EngineLoop:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and self._failure is None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the thread, if something did."""
+        return self._failure
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    @property
+    def step_age_s(self) -> float:
+        """How long the step under way has been running; 0 between steps."""
+        began = self._step_began_s
+        return 0.0 if began is None else self._clock.now() - began
+
+    def stack(self) -> str:
+        """Where the engine's thread is at this moment, for whoever finds that it hangs."""
+        frame = sys._current_frames().get(self._thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
+        return "".join(traceback.format_stack(frame)) if frame is not None else "the thread has ended"
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -50,6 +80,25 @@ class EngineLoop:
         self._send(self._set_stopping)
         await asyncio.to_thread(self._thread.join)
 
+    def open(
+        self, requests: Sequence[Request], *, timeout_s: float | None = None, max_backlog: int | None = None
+    ) -> OutputStream:
+        """Queue requests and return the stream of all their outputs. Whoever opens a stream closes it.
+
+        Raises:
+          EngineStopped, DuplicateRequest: nothing was queued. Other refusals come from the stream's `next`.
+        """
+        if not self.alive:
+            raise EngineStopped(f"the engine is not running{f': {self._failure}' if self._failure else ''}")
+        for request in requests:
+            if request.id in self._streams:
+                raise DuplicateRequest(request.id)
+        stream = OutputStream(requests, self._close, timeout_s=timeout_s, max_backlog=max_backlog)
+        for request in requests:
+            self._streams[request.id] = stream
+            self._send(partial(self._add, request))
+        return stream
+
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         """A request's outputs as they come, of all its sequences. Leaving early aborts it within one step.
 
@@ -57,26 +106,18 @@ class EngineLoop:
           InvalidRequest, QueueFull: nothing was queued.
           EngineStopped: the engine ended before the request did.
         """
-        if not self.alive:
-            raise EngineStopped(f"the engine is not running{f': {self._failure}' if self._failure else ''}")
-        stream: asyncio.Queue[_Item] = asyncio.Queue()
-        open_sequences = request.params.n
-        if request.id in self._streams:
-            raise DuplicateRequest(request.id)
-        self._streams[request.id] = stream
-        self._send(lambda: self._add(request))
+        stream = self.open([request])
         try:
-            while open_sequences:
-                item = await stream.get()
-                if isinstance(item, Exception):
-                    open_sequences = 0
-                    raise item
-                open_sequences -= item.finish_reason is not None
-                yield item
+            while outputs := await stream.next():
+                for output in outputs:
+                    yield output
         finally:
-            self._streams.pop(request.id, None)
-            if open_sequences:
-                self._send(lambda: self._abort(request.id))
+            stream.close()
+
+    def fail_open(self, error: Exception) -> None:
+        """End every stream with `error`, and abort what it runs."""
+        for stream in list(self._streams.values()):
+            stream.fail(error)
 
     # --- the engine's thread ----------------------------------------------------------------------------------
 
@@ -85,7 +126,11 @@ class EngineLoop:
             while not self._stopping:
                 self._take_commands(block=not self._engine.has_work)
                 if self._engine.has_work and not self._stopping:
-                    self._deliver(self._engine.step())
+                    self._step_began_s = self._clock.now()
+                    outputs = self._engine.step()
+                    self._step_began_s = None
+                    self.num_steps += 1
+                    self._deliver(outputs)
             self._fail_all(EngineStopped("the engine was stopped"))
         except Exception as error:  # nothing may end the thread unseen: callers would wait for ever
             self._failure = error
@@ -134,5 +179,17 @@ class EngineLoop:
     def _hand_out(self, items: list[tuple[str, _Item]]) -> None:
         for request_id, item in items:
             stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.put_nowait(item)
+            if stream is None:
+                continue
+            if isinstance(item, Exception):
+                stream.fail(item)
+                continue
+            stream.push(item)
+            if not stream.has(request_id):
+                self._streams.pop(request_id, None)
+
+    def _close(self, request_ids: Sequence[str]) -> None:
+        """A stream is done with these before they ended."""
+        for request_id in request_ids:
+            if self._streams.pop(request_id, None) is not None:
+                self._send(partial(self._abort, request_id))

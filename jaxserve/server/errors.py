@@ -1,30 +1,69 @@
 """Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}` and a status."""
 
+import math
 from typing import Any
 
 from starlette.responses import JSONResponse
 
-from jaxserve.core.errors import EngineStopped, InvalidRequest, JaxserveError, QueueFull
-
-_STATUS: tuple[tuple[type[Exception], int, str], ...] = (
-    (InvalidRequest, 400, "invalid_request_error"),
-    (QueueFull, 429, "rate_limit_error"),
-    (EngineStopped, 503, "service_unavailable_error"),
-    (JaxserveError, 500, "internal_server_error"),
+from jaxserve.core.errors import (
+    DeadlineExceeded,
+    EngineStopped,
+    InvalidRequest,
+    JaxserveError,
+    ReaderTooSlow,
+    TooBusy,
+    UnknownModel,
 )
 
 
 class BodyTooLarge(InvalidRequest):
-    def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"the body is over {limit} bytes: shorten it, or start the server with a larger max_body_bytes"
-        )
+    def __init__(self, limit: int, name: str = "max_body_bytes") -> None:
+        super().__init__(f"the body is over {limit} bytes: shorten it, or start the server with a larger {name}")
+
+
+class NoSuchThing(InvalidRequest):
+    """A path or an id that names nothing here."""
+
+
+class BadKey(JaxserveError):
+    """No API key, or none that is known."""
+
+
+class NotAllowed(JaxserveError):
+    """A known key without the right to this."""
+
+
+class NotServing(JaxserveError):
+    """The server is starting or draining: another one may serve (HTTP 503)."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(JaxserveError):
+    """A bound on open requests is reached (HTTP 429)."""
+
+
+_STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    (BodyTooLarge, 413, "invalid_request_error"),
+    (UnknownModel, 404, "not_found_error"),
+    (NoSuchThing, 404, "not_found_error"),
+    (InvalidRequest, 400, "invalid_request_error"),
+    (BadKey, 401, "authentication_error"),
+    (NotAllowed, 403, "permission_error"),
+    (TooBusy, 429, "rate_limit_error"),
+    (TooManyRequests, 429, "rate_limit_error"),
+    (NotServing, 503, "service_unavailable_error"),
+    (EngineStopped, 503, "service_unavailable_error"),
+    (DeadlineExceeded, 504, "timeout_error"),
+    (ReaderTooSlow, 408, "timeout_error"),
+    (JaxserveError, 500, "internal_server_error"),
+)
 
 
 def status_of(error: Exception) -> tuple[int, str]:
     """(HTTP status, error type)"""
-    if isinstance(error, BodyTooLarge):
-        return 413, "invalid_request_error"
     return next(
         ((status, name) for kind, status, name in _STATUS if isinstance(error, kind)), (500, "internal_server_error")
     )
@@ -38,6 +77,11 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 
 def error_response(error: Exception) -> JSONResponse:
+    """With Retry-After, in whole seconds, for what may go better later."""
     status, _ = status_of(error)
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    headers: dict[str, str] = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", 1.0))))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status, headers)

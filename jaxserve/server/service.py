@@ -1,22 +1,65 @@
 """What the routes need of an engine, whoever made it."""
 
+import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from jaxserve.core.config import ServerConfig
+from jaxserve.core.errors import InvalidRequest, PromptTooLong, UnknownModel
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.engine.loop import EngineLoop
+from jaxserve.server.context import Call
+from jaxserve.server.schemas.sampling import SamplingFields
+from jaxserve.text.tokenizer import Tokenizer
 
-MakeRequest = Callable[[str | list[int], SamplingParams, str, str], Request]
+MakeRequest = Callable[..., Request]
+LONG_TEXT = 20_000
+"""Characters from which on a text is encoded on a thread: the event loop serves others meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`make_request`: (prompt, params, request id, cache salt) -> an engine request; it encodes text."""
+    """`make_request`: (token ids, params, request id, cache salt) -> an engine request."""
 
     loop: EngineLoop
     make_request: MakeRequest
+    tokenizer: Tokenizer | None
     model_name: str
-    max_body_bytes: int
+    config: ServerConfig = field(default_factory=ServerConfig)
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def max_model_len(self) -> int:
+        return self.loop.engine.limits.max_len[0]
+
+    def check_model(self, model: str | None) -> None:
+        """Raises UnknownModel unless it is the served one, or none is named."""
+        if model is not None and model != self.model_name:
+            raise UnknownModel(model, self.model_name)
+
+    def need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequest(f"{what} needs a tokenizer and this model has none: send token ids", "prompt")
+        return self.tokenizer
+
+    def request(
+        self, tokens: list[int], params: SamplingParams, request_id: str, body: SamplingFields, call: Call
+    ) -> Request:
+        """One prompt of a body, as the engine takes it."""
+        request = self.make_request(tokens, params, request_id, body.cache_salt or "")
+        return dataclasses.replace(request, tenant=call.tenant, priority=body.priority)
+
+    async def encode(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt; a text that cannot fit is refused before it is read."""
+        if not isinstance(prompt, str):
+            return prompt
+        tokenizer = self.need_tokenizer("a text prompt")
+        at_least = len(prompt) // tokenizer.max_token_chars
+        if at_least > self.max_model_len:
+            raise PromptTooLong(at_least, self.max_model_len - 1, self.loop.engine.limits.max_len[1])
+        if len(prompt) < LONG_TEXT:
+            return tokenizer.encode(prompt, add_special_tokens)
+        return await asyncio.to_thread(tokenizer.encode, prompt, add_special_tokens)

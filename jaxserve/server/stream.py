@@ -1,48 +1,80 @@
 """Server-sent events: `data: {json}`, a blank line, and `data: [DONE]` last. No comments, no keep-alives: some clients
-strip six bytes a line and parse the rest."""
+strip six bytes a line and parse the rest.
 
-import json
-from collections.abc import AsyncGenerator
+Events that are ready together leave in one write. The response ends in one of three ways: all is told; the client left,
+which aborts its requests; or it reads so slowly that its backlog passed the bound, and the connection is cut.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
 
+import pydantic_core
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from jaxserve.engine.stream import OutputStream
 from jaxserve.server.errors import error_body
 
 DONE = b"data: [DONE]\n\n"
 
 
-def event(payload: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def frame(payloads: list[bytes]) -> bytes:
+    """Payloads as events."""
+    return b"".join([b"data: " + payload + b"\n\n" for payload in payloads])
 
 
-async def events(payloads: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+async def events(payloads: AsyncGenerator[list[bytes], None]) -> AsyncGenerator[bytes, None]:
     """The stream's bytes. An error after the first event can no longer change the status: it becomes an event."""
     async with aclosing(payloads):
         try:
-            async for payload in payloads:
-                yield event(payload)
+            async for ready in payloads:
+                if ready:
+                    yield frame(ready)
         except Exception as error:
-            yield event(error_body(error))
+            yield frame([pydantic_core.to_json(error_body(error))])
         yield DONE
 
 
-class EventStream(StreamingResponse):
-    """Closes its generator when the client leaves, so that the request behind it is aborted at once."""
+class EventStream(Response):
+    """An ASGI response that writes events and listens for the client's leaving at the same time."""
 
-    def __init__(self, payloads: AsyncGenerator[dict[str, Any], None]) -> None:
-        self._events = events(payloads)
-        super().__init__(self._events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    media_type = "text/event-stream"
+
+    def __init__(self, outputs: OutputStream, payloads: AsyncGenerator[list[bytes], None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._outputs, self._events = outputs, events(payloads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
+        cut: Callable[[], None] | None = scope.get("extensions", {}).get("jaxserve.cut")
+        self._outputs.on_overflow = cut
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        writing = asyncio.ensure_future(self._write(send))
+        try:
+            await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        finally:
+            self._outputs.close()
+            writing.cancel()
+            leaving.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for ready in self._events:
+            await send({"type": "http.response.body", "body": ready, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def wait_for_disconnect(request: Request) -> None:
     """Returns when the client has gone away. Only after the whole body was read."""
-    while (await request.receive())["type"] != "http.disconnect":
+    await _disconnected(request.receive)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,6 +1,7 @@
 """A model's tokenizer and chat template, read from its directory. No Python code from a checkpoint is ever run."""
 
 import datetime
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import jinja2.sandbox
 import tokenizers
 
 from jaxserve.core.errors import CheckpointError, InvalidRequest
+from jaxserve.text.token_bytes import TokenBytes
 
 Message = dict[str, Any]
 
@@ -36,6 +38,7 @@ class Tokenizer:
         self._backend = backend
         self.eos_token_ids = eos_token_ids
         self._special = special or {}
+        self.token_bytes = TokenBytes(backend)
         self._template = None if chat_template is None else _environment().from_string(chat_template)
 
     @classmethod
@@ -80,6 +83,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @functools.cached_property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token: a text of more than n times as many has more than n tokens."""
+        return max(len(piece) for piece in self._backend.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
@@ -105,20 +113,21 @@ class Tokenizer:
         """
         if self._template is None:
             raise InvalidRequest("this model has no chat template: send a prompt instead", "messages")
-        _check_messages(messages)
+        conversation = [_plain(message, i) for i, message in enumerate(messages)]
+        if not conversation:
+            raise InvalidRequest("messages is empty: give at least one", "messages")
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest(
                 "continue_final_message and add_generation_prompt exclude each other: set one to false",
                 "continue_final_message",
             )
+        names: dict[str, Any] = {"messages": conversation, "add_generation_prompt": add_generation_prompt}
         try:
-            text = self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._special, **extra
-            )
-        except jinja2.TemplateError as error:
+            text = self._template.render(**(self._special | extra | names))
+        except Exception as error:  # a template is a program: it fails in any way that Python knows
             raise InvalidRequest(f"the chat template refuses these messages: {error}", "messages") from error
         if continue_final_message:
-            last = str(messages[-1].get("content", "")).strip()
+            last = str(conversation[-1].get("content") or "").strip()
             end = text.rfind(last)
             if not last or end < 0:
                 raise InvalidRequest("the last message has no text to continue", "continue_final_message")
@@ -130,12 +139,19 @@ class Tokenizer:
         return self.encode(self.render_chat(messages, **options), add_special_tokens=False)
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise InvalidRequest("messages is empty: give at least one", "messages")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequest(f"messages[{i}] must be an object with a role", "messages")
+def _plain(message: Message, index: int) -> Message:
+    """A message as templates know them: its content one text, whatever parts it came in."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"messages[{index}] must be an object with a role", "messages")
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    texts: list[str] = []
+    for part in cast(list[Any], content):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise InvalidRequest(f"messages[{index}]: only parts of type text are supported", "messages")
+        texts.append(part["text"])
+    return message | {"content": "\n".join(texts)}
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:

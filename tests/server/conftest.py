@@ -1,19 +1,24 @@
-"""The application over the fake device, on a real uvicorn on loopback."""
+"""Two applications on a real uvicorn on loopback: one over the fake device, one over the embedded model."""
 
 import asyncio
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from starlette.applications import Starlette
 
+from jaxserve.core.config import ServerConfig
 from jaxserve.core.sequence import Request
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import EngineLoop
+from jaxserve.llm import LLM
 from jaxserve.server.app import create_app
+from jaxserve.server.keys import Keys
 from jaxserve.server.service import Service
 from tests.engine.conftest import build_engine
 
@@ -23,32 +28,93 @@ class Running:
     client: httpx.Client
     engine: Engine
     url: str
+    app: Starlette
 
 
-def start(engine: Engine, max_body_bytes: int = 4000) -> tuple[uvicorn.Server, threading.Thread, str]:
-    def make_request(prompt, params, request_id, salt) -> Request:
-        tokens = [ord(c) % 97 for c in prompt] if isinstance(prompt, str) else prompt
-        return Request(id=request_id, prompt=tuple(tokens), params=params, cache_salt=salt)
+class Letters:
+    """Stands for a tokenizer where the fake device does: a character is a token."""
 
-    service = Service(EngineLoop(engine), make_request, "fake", max_body_bytes)
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    for _ in range(200):
-        if server.started:
-            break
-        threading.Event().wait(0.02)
-    return server, thread, url
+    max_token_chars = 1
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(c) % 97 for c in text]
+
+
+class Background:
+    """A uvicorn server on a thread of its own, on a port that was free."""
+
+    def __init__(self, app: Starlette) -> None:
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([sock])), daemon=True)
+        self.thread.start()
+        for _ in range(500):
+            if self.server.started:
+                return
+            threading.Event().wait(0.02)
+        raise AssertionError("the server does not start")
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def fake_service(engine: Engine, **settings: Any) -> Service:
+    def make_request(prompt: Any, params: Any, request_id: str, salt: str) -> Request:
+        return Request(id=request_id, prompt=tuple(prompt), params=params, cache_salt=salt)
+
+    config = ServerConfig(**({"max_body_bytes": 4000} | settings))
+    return Service(EngineLoop(engine), make_request, Letters(), "fake", config)  # type: ignore[arg-type]
+
+
+def serve(service: Service, keys: Keys | None = None) -> Iterator[Running]:
+    app = create_app(service, keys=keys)
+    background = Background(app)
+    with httpx.Client(base_url=background.url, timeout=20) as client:
+        yield Running(client, service.loop.engine, background.url, app)
+    background.stop()
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    engine = build_engine(max_model_len=20_000, blocks=3000, max_waiting=20)
-    server, thread, url = start(engine)
-    with httpx.Client(base_url=url, timeout=20) as client:
-        yield Running(client, engine, url)
-    server.should_exit = True
-    thread.join(10)
+    yield from serve(fake_service(build_engine(max_model_len=20_000, blocks=3000, max_waiting=20)))
+
+
+@pytest.fixture(scope="session")
+def llm(compilation_cache: str) -> LLM:
+    """The embedded model with few programs."""
+    return LLM(
+        "embedded",
+        progress=False,
+        compilation_cache_dir=compilation_cache,
+        max_num_seqs=8,
+        max_num_batched_tokens=128,
+        decode_buckets=(8,),
+        prefill_buckets=(128,),
+        mixed_decode_buckets=(8,),
+        prefill_rows=4,
+        num_blocks=200,
+    )
+
+
+def llm_service(llm: LLM, **settings: Any) -> Service:
+    config = ServerConfig(**settings)
+    return Service(EngineLoop(llm.engine), llm.make_request, llm.tokenizer, llm.model_name, config)
+
+
+@pytest.fixture(scope="session")
+def embedded(llm: LLM) -> Iterator[Running]:
+    yield from serve(llm_service(llm))
+
+
+def assert_idle(engine: Engine) -> None:
+    """Every block is free again, soon."""
+    pool = engine.scheduler.blocks.pool
+    for _ in range(400):
+        if pool.num_free == pool.capacity and not engine.scheduler.num_running:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("blocks are still held")

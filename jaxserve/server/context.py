@@ -1,0 +1,31 @@
+"""One HTTP call: who made it, and what the log will say of it. Never the prompt's text, unless asked."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxserve.engine.outputs import SequenceOutput
+
+
+@dataclass(slots=True)
+class Call:
+    request_id: str
+    """What came in as X-Request-Id, or was made here; goes out again."""
+    tenant: str = "default"
+    admin: bool = False
+    began_s: float = field(default_factory=time.monotonic)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    first_token_s: float | None = None
+    finish_reasons: list[str] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    """More for the log line: the endpoint's own fields."""
+
+    def count(self, output: SequenceOutput) -> None:
+        self.output_tokens += len(output.tokens)
+        if self.first_token_s is None and output.tokens:
+            self.first_token_s = time.monotonic()
+            self.cached_tokens = output.sequence.num_cached
+        if output.finish_reason is not None:
+            self.finish_reasons.append(output.finish_reason)

@@ -1,0 +1,112 @@
+"""What every call passes: a request id, an API key, the bounds on open work, an error's shape, a line in the log.
+
+Written as plain ASGI: a stream's events pass one thin function more, and nothing is buffered.
+"""
+
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxserve.server.body import ClientLeft
+from jaxserve.server.context import Call
+from jaxserve.server.errors import NotAllowed, error_response
+from jaxserve.server.keys import ADMIN_KEY_VARIABLE, Keys
+from jaxserve.server.log import logger
+from jaxserve.server.state import ServerState
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"})
+"""Asked without a key: probes, scrapers, and whoever wants to know how to ask."""
+ADMIN_PREFIXES = ("/admin", "/debug")
+_GOOD_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
+
+
+class Front:
+    """The outermost layer but Starlette's own."""
+
+    def __init__(self, app: ASGIApp, state: ServerState, keys: Keys) -> None:
+        self._app, self._state, self._keys = app, state, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        call = Call(_request_id(headers.get(b"x-request-id")))
+        scope.setdefault("state", {})["call"] = call
+        status = 0
+        id_header = (b"x-request-id", call.request_id.encode())
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), id_header]
+            await send(message)
+
+        works = scope["method"] == "POST"
+        counted = False
+        try:
+            self._authorize(scope["path"], headers, call)
+            if works:
+                self._state.check_admission()
+                self._state.open_calls += 1
+                counted = True
+            elif self._state.service is None and scope["path"] not in OPEN_PATHS:
+                self._state.check_admission()
+            await self._app(scope, receive, send_with_id)
+        except ClientLeft:
+            status = status or 499
+        except Exception as error:
+            if not status:
+                response = error_response(error)
+                await response(scope, receive, send_with_id)
+            if status >= 500 and not hasattr(error, "retry_after_s"):
+                logger.error("request failed", exc_info=error, extra={"fields": {"request_id": call.request_id}})
+        finally:
+            self._state.open_calls -= counted
+            self._log(scope, call, status)
+
+    def _authorize(self, path: str, headers: dict[bytes, bytes], call: Call) -> None:
+        """Raises BadKey or NotAllowed."""
+        given = headers.get(b"authorization")
+        authorization = None if given is None else given.decode("latin-1")
+        if path.startswith(ADMIN_PREFIXES):
+            if not self._keys.has_admin:
+                raise NotAllowed(
+                    f"admin routes are closed: start the server with {ADMIN_KEY_VARIABLE} or admin_key_file"
+                )
+            if not self._keys.is_admin(authorization):
+                raise NotAllowed("this needs the admin key: send Authorization: Bearer KEY")
+            call.admin = True
+        elif path not in OPEN_PATHS:
+            call.tenant = self._keys.tenant_of(authorization)
+
+    def _log(self, scope: Scope, call: Call, status: int) -> None:
+        if scope["path"] in OPEN_PATHS:
+            return
+        now = time.monotonic()
+        fields: dict[str, Any] = {
+            "request_id": call.request_id,
+            "tenant": call.tenant,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "duration_s": round(now - call.began_s, 6),
+        }
+        if call.prompt_tokens:
+            fields |= {
+                "prompt_tokens": call.prompt_tokens,
+                "cached_tokens": call.cached_tokens,
+                "output_tokens": call.output_tokens,
+                "ttft_s": None if call.first_token_s is None else round(call.first_token_s - call.began_s, 6),
+                "finish_reasons": call.finish_reasons,
+            }
+        logger.info("request", extra={"fields": fields | call.notes})
+
+
+def _request_id(given: bytes | None) -> str:
+    """The caller's own, if it can stand in a header and a log line; else a new one."""
+    text = "" if given is None else given.decode("latin-1")
+    return text if _GOOD_ID.fullmatch(text) else f"req-{uuid.uuid4().hex}"

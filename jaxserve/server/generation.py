@@ -1,0 +1,132 @@
+"""From engine requests to an answer: whole, or as a stream of events. Every generating route comes through here.
+
+Job = requests + an Answer that knows its format
+    whole(...)      collect everything, then one JSON body
+    stream(...)     wait for the first output (a refusal still has a status of its own), then events
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jaxserve.core.errors import StepFailed
+from jaxserve.core.sequence import FinishReason
+from jaxserve.core.sequence import Request as EngineRequest
+from jaxserve.engine.collect import Collector, RequestOutput
+from jaxserve.engine.outputs import SequenceOutput
+from jaxserve.engine.stream import OutputStream
+from jaxserve.server.context import Call
+from jaxserve.server.service import Service
+from jaxserve.server.stream import EventStream, wait_for_disconnect
+
+CLIENT_CLOSED_REQUEST = 499
+_T = TypeVar("_T")
+
+
+class Answer(Protocol):
+    """One API's format."""
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        """The body of an answer without `stream`."""
+        ...
+
+    def events(self, outputs: Sequence[SequenceOutput]) -> list[bytes]:
+        """The payloads of a stream for outputs that became ready together, one a token."""
+        ...
+
+    def last_events(self) -> list[bytes]:
+        """What follows the last output, before [DONE]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    requests: list[EngineRequest]
+    answer: Answer
+    timeout_s: float | None
+
+
+async def respond(request: Request, service: Service, job: Job, stream: bool) -> Response:
+    """The HTTP response to a job; a client that leaves first aborts it."""
+    call: Call = request.state.call
+    call.prompt_tokens = sum(len(wanted.prompt) for wanted in job.requests)
+    outputs = open_job(service, job)
+    if not stream:
+        done = await unless_left(request, _answer(outputs, job, call))
+        return done if isinstance(done, Response) else JSONResponse(done)
+    first = await unless_left(request, _first(outputs))
+    return first if isinstance(first, Response) else EventStream(outputs, _payloads(first, outputs, job, call))
+
+
+async def whole(service: Service, job: Job, call: Call | None = None) -> dict[str, Any]:
+    """A job's whole answer, for whoever is no HTTP client.
+
+    Raises:
+      StepFailed: the engine's step failed under it. All that `OutputStream.next` raises.
+    """
+    return await _answer(open_job(service, job), job, call)
+
+
+def open_job(service: Service, job: Job) -> OutputStream:
+    return service.loop.open(job.requests, timeout_s=job.timeout_s, max_backlog=service.config.max_stream_backlog)
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T | Response:
+    """The work's result; if the client leaves first, the work is cancelled, which aborts its requests."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(wait_for_disconnect(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _answer(stream: OutputStream, job: Job, call: Call | None) -> dict[str, Any]:
+    collectors = {wanted.id: Collector(wanted) for wanted in job.requests}
+    try:
+        while outputs := await stream.next():
+            for output in outputs:
+                check_step(output)
+                collectors[output.request_id].add(output)
+                if call is not None:
+                    call.count(output)
+    finally:
+        stream.close()
+    return job.answer.whole([collector.output for collector in collectors.values()])
+
+
+async def _first(stream: OutputStream) -> list[SequenceOutput]:
+    try:
+        outputs = await stream.next()
+        for output in outputs:
+            check_step(output)
+        return outputs
+    except BaseException:
+        stream.close()
+        raise
+
+
+async def _payloads(
+    first: list[SequenceOutput], stream: OutputStream, job: Job, call: Call
+) -> AsyncGenerator[list[bytes], None]:
+    """Payloads that are ready together, together: they go out in one write."""
+    outputs = first
+    while outputs:
+        for output in outputs:
+            check_step(output)
+            call.count(output)
+        yield job.answer.events(outputs)
+        outputs = await stream.next()
+    yield job.answer.last_events()
+
+
+def check_step(output: SequenceOutput) -> None:
+    if output.finish_reason is FinishReason.ERROR:
+        raise StepFailed(output.error)

@@ -1,0 +1,58 @@
+"""Where the server is in its life, and how much it has taken on.
+
+starting --model loaded, programs compiled--> ready --SIGTERM--> draining --nothing runs, or time is up--> exit
+"""
+
+from typing import Literal
+
+from jaxserve.core.config import ServerConfig
+from jaxserve.core.errors import EngineStopped
+from jaxserve.server.errors import NotServing, TooManyRequests
+from jaxserve.server.service import Service
+
+Phase = Literal["starting", "ready", "draining"]
+
+
+class ServerState:
+    """One writer: the event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.phase: Phase = "starting"
+        self.service: Service | None = None
+        self.open_calls = 0
+        """Calls that may make work, from their first byte to their last."""
+
+    def open(self, service: Service) -> None:
+        """The model is there. Starts its engine's thread, unless the server is already on its way out."""
+        self.service = service
+        service.loop.start()
+        if self.phase == "starting":
+            self.phase = "ready"
+
+    def drain(self) -> None:
+        """Take nothing new; what runs goes on."""
+        self.phase = "draining"
+
+    def check_admission(self) -> None:
+        """Raises NotServing, EngineStopped or TooManyRequests if a call that makes work cannot be taken now."""
+        if self.phase == "starting":
+            raise NotServing("the model is still loading: try again, or ask /ready", 5.0)
+        if self.phase == "draining":
+            raise NotServing("the server is shutting down and takes nothing new: try another", 1.0)
+        if trouble := self.trouble():
+            raise EngineStopped(trouble)
+        limit = self.config.max_open_requests
+        if self.open_calls >= limit:
+            raise TooManyRequests(f"{limit} requests are open, which is the bound (max_open_requests): try again later")
+
+    def trouble(self) -> str | None:
+        """What keeps the engine from serving, in a sentence."""
+        if self.service is None:
+            return None
+        loop = self.service.loop
+        if not loop.alive:
+            return f"the engine has stopped: {loop.failure or 'it was told to'}"
+        if loop.step_age_s > self.config.watchdog_s:
+            return f"a step has been running for {loop.step_age_s:.0f} s: the device may hang"
+        return None
