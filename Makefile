@@ -20,7 +20,7 @@ check: $(VENV)/.tested           ## lint, format, types
 	$(BIN)/pyright
 
 cuda: $(VENV)/.installed         ## add the CUDA plugin: NVIDIA GPUs, and compiling for one without one
-	$(BIN)/pip install --quiet -e ".[cuda12]"
+	$(BIN)/pip install --quiet -e ".[$(or $(CUDA),cuda12)]"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -120,6 +120,10 @@ class NotEnoughMemory(JaxserveError):
     """The KV cache would have no room for one sequence: says what takes the memory and which setting to change."""
 
 
+class CompilerMissing(JaxserveError):
+    """Programs for a GPU cannot be compiled here: says what to install."""
+
+
 # --- running --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,237 @@
+"""The work of `bench.compile`: kernels and steps compiled for a target, each a row of a table.
+
+Temporaries of a step may be the activations of one layer (the gate and up projections, their product, queries, keys
+and values, a few hidden states) and `SLACK`. A decode kernel keeps the memory busy when the shared memory of the blocks
+that fit on one multiprocessor holds at least what the memory delivers in a microsecond, and when they are at least two,
+so that one block's beginning and end hide behind another's middle.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bench.models import MODELS, tiny
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import CompilerMissing, ConfigError
+from jaxserve.core.plan import Bucket
+from jaxserve.core.target import Target
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import model_for
+from jaxserve.runtime.compile_only import CompileOnlyDevice, without_gpu
+from jaxserve.runtime.kernel_report import Dump, Kernel, blocks_per_core, find_ptxas, take_dump
+from jaxserve.runtime.kv_cache import block_bytes
+from jaxserve.runtime.lowering import Lowering
+from jaxserve.runtime.program_report import ProgramReport, compile_and_report
+from jaxserve.sched.buckets import BucketTable
+from kernels_pallas.paged_attention import UnsupportedByBackend, decode, prefill
+from kernels_pallas.paged_attention.choice import choose
+from kernels_pallas.paged_attention.options import QUANTISED, Problem
+
+SLACK = 64 << 20
+LATENCY_S = 1e-6
+KV_HEADS, ROWS, TOKENS, CONTEXT = 8, 64, 2048, 8192
+HEADER = (
+    f"{'program':44s} {'compile':>8s} {'arguments':>10s} {'aliased':>10s} {'temporary':>10s} {'kernels':>7s} "
+    f"{'registers':>9s} {'spills':>6s} {'shared':>8s} {'blocks/SM':>9s}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One program. Sizes in bytes; registers, spills, shared memory and blocks an SM of its attention kernels."""
+
+    name: str
+    compile_s: float
+    arguments: int
+    aliased: int
+    temporaries: int
+    kernels: int
+    registers: int | None
+    spills: int | None
+    shared: int | None
+    blocks_per_sm: int | None
+    command_buffers: int | None
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        size = lambda n: f"{n / 2**20:.1f} MiB" if n < 10 << 30 else f"{n / 2**30:.1f} GiB"  # noqa: E731
+        show = lambda n: "-" if n is None else str(n)  # noqa: E731
+        shared = "-" if self.shared is None else f"{self.shared / 1024:.0f} KiB"
+        return (
+            f"{self.name:44s} {self.compile_s:6.1f} s {size(self.arguments):>10s} {size(self.aliased):>10s} "
+            f"{size(self.temporaries):>10s} {self.kernels:7d} {show(self.registers):>9s} {show(self.spills):>6s} "
+            f"{shared:>8s} {show(self.blocks_per_sm):>9s}" + ("  FAILS" if self.problems else "")
+        )
+
+
+class CompileRun:
+    """Compiles for one target, prints a row for each program, and keeps the rows.
+
+    Raises:
+      CompilerMissing: no CUDA plugin, or no `ptxas` to say what the kernels take.
+    """
+
+    def __init__(self, target: Target, dump: Path, backend: str, config: str | Path) -> None:
+        without_gpu()
+        self._target, self._dump, self._backend = target, dump, backend
+        self._config = EngineConfig.from_toml(config)
+        self._device = CompileOnlyDevice(target)
+        if find_ptxas() is None:
+            raise CompilerMissing("ptxas is not there to tell registers and spills: install a CUDA toolkit, or "
+                                  "pip install nvidia-cuda-nvcc")  # fmt: skip
+        self.rows: list[Row] = []
+        print(f"for {target.device} with JAX {jax.__version__}\n{HEADER}", flush=True)
+
+    def kernels(self, *, small: bool) -> None:
+        """Decode and prefill kernels over the problems that the table of tiles tells apart."""
+        for problem in small_problems() if small else problems():
+            for kind, lower in (("decode", self._decode), ("prefill", self._prefill)):
+                name = f"{kind} H{problem.head_dim} G{problem.group} S{problem.page_size} {problem.kv_dtype}"
+                try:
+                    backend = choose(self._backend, problem, self._target.capability)
+                except UnsupportedByBackend as error:
+                    self._add(Row(name, 0, 0, 0, 0, 0, None, None, None, None, None, (str(error),)))
+                    continue
+                self._compile(name, lambda f=lower, p=problem, b=backend: f(p, b), is_decode=kind == "decode")
+
+    def steps(self, names: list[str], *, small: bool) -> None:
+        """The model program of every bucket of the configuration, widest first."""
+        for name in names:
+            if name not in MODELS:
+                raise ConfigError(f"models = {name!r} is not known: give some of {', '.join(MODELS)}")
+            model = tiny(MODELS[name]) if small else MODELS[name]
+            lowering, cache_bytes, page = self._lowering(model)
+            buckets = BucketTable.from_config(self._config.buckets, self._config.scheduler).all()
+            for bucket in buckets[:2] if small else buckets:
+                step = f"{name}{' tiny' if small else ''} step {bucket}"
+                self._compile(
+                    step, lambda low=lowering, b=bucket: low.model_program(b),
+                    cache_bytes=cache_bytes, page=page, limit=temporaries_limit(model, bucket),
+                )  # fmt: skip
+
+    def _lowering(self, model: ModelConfig) -> tuple[Lowering, int, tuple[int, ...]]:
+        """The model's programs, with as many KV blocks as the target holds; the cache's bytes; one page array."""
+        cache, dtype = self._config.cache, jnp.dtype("bfloat16")
+        decoder = model_for(model)
+        params = decoder.abstract_params(model, dtype)
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        size = block_bytes(model, cache.block_size, dtype)
+        blocks = min(int(self._target.memory * cache.gpu_memory_utilization - weights) // size, 1 << 17) | 1
+        problem = Problem(model.head_dim, model.group_size, cache.block_size, dtype.name, dtype.name)
+        runtime = replace(
+            self._config.runtime, attention_backend=choose(self._backend, problem, self._target.capability)
+        )
+        lowering = Lowering(
+            decoder, model, params, cache=cache, runtime=runtime, num_blocks=blocks,
+            num_slots=self._config.scheduler.max_num_seqs,
+            max_len=self._config.model.max_model_len or model.context_length, sharding=self._device.sharding,
+        )  # fmt: skip
+        return lowering, size * blocks, (blocks, model.num_kv_heads, cache.block_size, model.head_dim)
+
+    def _compile(
+        self,
+        name: str,
+        lower: Callable[[], Any],
+        *,
+        is_decode: bool = False,
+        cache_bytes: int = 0,
+        page: tuple[int, ...] = (),
+        limit: int | None = None,
+    ) -> None:
+        def lower_there() -> Any:
+            with self._device.lowering():
+                return lower()
+
+        _, report = compile_and_report(name, lower_there, page)
+        dump = take_dump(self._dump, self._target.capability)
+        attention = [k for k in dump.kernels if "paged" in k.name or "mosaic" in k.name]
+        problems = [*self._program_problems(report, cache_bytes, limit), *self._kernel_problems(attention, is_decode)]
+        self._add(_row(report, dump, attention, self._target, problems))
+
+    def _program_problems(self, report: ProgramReport, cache_bytes: int, limit: int | None) -> Iterator[str]:
+        if report.aliased < cache_bytes:
+            yield f"{report.aliased} of the cache's {cache_bytes} bytes are aliased"
+        if report.cache_copies:
+            yield f"makes {len(report.cache_copies)} arrays as large as a cache's: {', '.join(report.cache_copies[:3])}"
+        if limit is not None and report.temporaries > limit:
+            yield f"temporaries {report.temporaries / 2**20:.0f} MiB, more than {limit / 2**20:.0f}"
+
+    def _kernel_problems(self, attention: list[Kernel], is_decode: bool) -> Iterator[str]:
+        for kernel in attention:
+            if kernel.registers is None:
+                yield f"{kernel.name}: ptxas does not take its PTX"
+            if kernel.spills:
+                yield f"{kernel.name} spills {kernel.spills} bytes"
+            blocks = blocks_per_core(kernel, self._target)
+            if is_decode and blocks is not None and kernel.shared is not None:
+                needed = self._target.bandwidth * LATENCY_S / self._target.cores
+                if blocks < 2 or blocks * kernel.shared < needed:
+                    yield (
+                        f"{kernel.name}: {blocks} blocks of {kernel.shared / 1024:.0f} KiB an SM, too few to keep "
+                        f"{needed / 1024:.0f} KiB in flight"
+                    )
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        print(row, flush=True)
+
+    def _decode(self, problem: Problem, backend: str) -> Any:
+        q, pages, scales, tables, length = self._arguments(problem, ROWS, ROWS)
+        run = lambda q, k, v, t, n, s: decode(q, k, v, t, n, **_scales(s), backend=backend)  # noqa: E731
+        return jax.jit(run).lower(q, pages, pages, tables, length, scales)
+
+    def _prefill(self, problem: Problem, backend: str) -> Any:
+        q, pages, scales, tables, length = self._arguments(problem, TOKENS, 16)
+        offsets = self._device.shape((17,), jnp.int32)
+        run = lambda q, k, v, t, o, n, s: prefill(q, k, v, t, o, n, **_scales(s), backend=backend)  # noqa: E731
+        return jax.jit(run).lower(q, pages, pages, tables, offsets, length, scales)
+
+    def _arguments(self, problem: Problem, queries: int, rows: int) -> tuple[Any, ...]:
+        shape, size = self._device.shape, problem.page_size
+        pages = shape((ROWS * CONTEXT // size, KV_HEADS, size, problem.head_dim), problem.kv_dtype)
+        return (
+            shape((queries, KV_HEADS * problem.group, problem.head_dim), problem.dtype), pages,
+            shape(pages.shape[:2], jnp.float32) if problem.quantised else None,
+            shape((rows, CONTEXT // size), jnp.int32), shape((rows,), jnp.int32),
+        )  # fmt: skip
+
+
+def problems() -> Iterator[Problem]:
+    """Every head dimension, page size and page type, at a group of 4; every group at one of them; and float16."""
+    for head_dim in (64, 96, 128, 256):
+        for size in (16, 32, 64, 128):
+            for kv_dtype in ("bfloat16", *QUANTISED):
+                yield Problem(head_dim, 4, size, "bfloat16", kv_dtype)
+    for group in (1, 2, 3, 5, 6, 7, 8, 12, 16):
+        yield Problem(128, group, 64, "bfloat16", "bfloat16")
+    for head_dim in (64, 96, 128, 256):
+        yield Problem(head_dim, 8, 64, "float16", "float16")
+
+
+def small_problems() -> Iterator[Problem]:
+    yield Problem(128, 4, 64, "bfloat16", "bfloat16")
+    yield Problem(64, 4, 32, "bfloat16", "int8")
+
+
+def temporaries_limit(model: ModelConfig, bucket: Bucket) -> int:
+    """Bytes that a step of the bucket may need beside its arguments and results."""
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    return 2 * bucket.tokens * (3 * model.intermediate_size + 4 * model.hidden_size + heads) + SLACK
+
+
+def _scales(scales: Any) -> dict[str, Any]:
+    return {"k_scales": scales, "v_scales": scales}
+
+
+def _row(report: ProgramReport, dump: Dump, attention: list[Kernel], target: Target, problems: list[str]) -> Row:
+    most = lambda values: max((value for value in values if value is not None), default=None)  # noqa: E731
+    blocks = [count for kernel in attention if (count := blocks_per_core(kernel, target)) is not None]
+    return Row(
+        report.name, report.lower_s + report.compile_s, report.arguments, report.aliased, report.temporaries,
+        dump.launches, most(k.registers for k in attention), most(k.spills for k in attention),
+        most(k.shared for k in attention), min(blocks, default=None), dump.command_buffers, tuple(problems),
+    )  # fmt: skip
