@@ -3,11 +3,17 @@
 The only writer of `Sequence.blocks`. It is a ledger: the bytes live with the executor, which is handed block tables
 in every plan. A full block is registered with the prefix cache when the step that fills it is *planned*: steps run in
 order on the device, so whoever finds it there later reads it after it was written.
+
+With tiers (`cache.tiers`) a preempted sequence's blocks can be parked in host memory or on the disk instead of given up,
+and prefix blocks that are evicted are kept in host memory. Both come back on admission; the sequence then has its first
+row in the plan after (`loading`).
 """
 
 from jaxserve.cache.block_pool import BlockPool
 from jaxserve.cache.prefix_cache import PrefixCache
+from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.config import CacheConfig
+from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import Sequence
 
 
@@ -19,14 +25,22 @@ class BlockManager:
     """
 
     def __init__(
-        self, config: CacheConfig, num_blocks: int, *, share_multiple: int = 1, share_outputs: bool = True
+        self,
+        config: CacheConfig,
+        num_blocks: int,
+        *,
+        tiers: TierLedger | None = None,
+        share_multiple: int = 1,
+        share_outputs: bool = True,
     ) -> None:
         self.block_size = config.block_size
         self._caching = config.enable_prefix_caching
         self._share_multiple = share_multiple
         self._share_outputs = share_outputs
+        self.tiers = tiers or TierLedger()
+        self._keep_prefixes = config.offload_prefixes
         self._prefixes = PrefixCache(config.block_size)
-        self._pool = BlockPool(num_blocks, on_evict=self._prefixes.forget)
+        self._pool = BlockPool(num_blocks, on_evict=self._evict)
         self._watermark = max(1, int(config.watermark * self._pool.capacity)) if config.watermark else 0
         self.prefix_queries = 0
         """Tokens looked up in the prefix cache, and below, tokens found there."""
@@ -50,28 +64,38 @@ class BlockManager:
         return -(-tokens // self.block_size)
 
     def admit(self, sequence: Sequence, chunk: int, reserve: int = 0, share: bool = True) -> int | None:
-        """Blocks for the shared prefix and the first `chunk` tokens after it.
+        """Blocks for what is known of the sequence (a shared prefix, or what was parked) and the next `chunk` tokens.
 
-        Returns the shared tokens (0 without a hit), or None, and nothing is changed, when the blocks do not suffice
-        with the watermark left free. `reserve`: hold blocks for this many tokens from the start.
+        Returns the known tokens (0 if there are none), or None, and nothing is changed, when the blocks do not suffice
+        with the watermark left free. `reserve`: hold blocks for this many tokens from the start. A parked sequence must
+        be `ready`.
         """
         assert not sequence.blocks
-        found = self._shared(sequence) if self._caching and share else []
-        shared = len(found) * self.block_size
-        tokens = max(min(shared + chunk, len(sequence.tokens)), reserve)
+        share = self._caching and share
+        links = self._prefixes.links(sequence) if share else []
+        parked = self.tiers.parked(sequence)
+        found, kept = self._find(links, with_kept=parked is None)
+        known = (len(found) + len(kept)) * self.block_size
+        if parked is not None:
+            known = max(known, min(parked.tokens, parked.intact * self.block_size))
+        tokens = max(min(known + chunk, len(sequence.tokens)), reserve)
         fresh = self.blocks_for(tokens) - len(found)
         revived = sum(1 for block in found if self._pool.is_free(block))
         idle = self._pool.num_free == self._pool.capacity
         if fresh + revived + (0 if idle else self._watermark) > self._pool.num_free:
+            self.tiers.return_prefixes(kept)
             return None
-        if self._caching and share:
-            self.prefix_queries += len(sequence.tokens)
-            self.prefix_hits += shared
         for block in found:
             self._pool.share(block)
         sequence.blocks = found + [self._pool.take() for _ in range(fresh)]
         sequence.num_registered = len(found)
-        return shared
+        if parked is not None:
+            self.tiers.unpark(sequence, len(found), sequence.blocks)
+        self.tiers.load_prefixes(sequence, kept, sequence.blocks[len(found) :])
+        if share and parked is None:
+            self.prefix_queries += len(sequence.tokens)
+            self.prefix_hits += known
+        return known
 
     def grow(self, sequence: Sequence, tokens: int) -> bool:
         """Make room for the sequence's first `tokens` tokens; False, and nothing is changed, without enough blocks."""
@@ -103,12 +127,29 @@ class BlockManager:
         sequence.blocks = []
         sequence.num_registered = 0
 
+    def park(self, sequence: Sequence, tier: Tier) -> None:
+        """Take all blocks back, and save what is computed in a tier that has room; it may not run in this plan."""
+        held = sequence.blocks[: self.blocks_for(sequence.num_computed)]
+        self.tiers.park(sequence, held, sequence.num_computed, tier)
+        self.free(sequence)
+
     def drop_prefixes(self) -> None:
         """Forget all cached content: the weights changed."""
         self._prefixes.clear()
         self._pool.forget_cached()
+        self.tiers.drop_prefixes()
 
-    def _shared(self, sequence: Sequence) -> list[int]:
-        found = self._prefixes.match(sequence)
-        tokens = len(found) * self.block_size // self._share_multiple * self._share_multiple
-        return found[: tokens // self.block_size]
+    def _evict(self, block: int) -> None:
+        link = self._prefixes.forget(block)
+        if self._keep_prefixes:
+            self.tiers.keep_prefix(link, block)
+
+    def _find(self, links: list[bytes], with_kept: bool) -> tuple[list[int], dict[bytes, int]]:
+        """(blocks of the longest known prefix, host slots that continue it), a share multiple together."""
+        found = self._prefixes.match(links)
+        kept = self.tiers.borrow_prefixes(links[len(found) :]) if with_kept else {}
+        tokens = (len(found) + len(kept)) * self.block_size // self._share_multiple * self._share_multiple
+        count = tokens // self.block_size
+        surplus = dict(list(kept.items())[max(count - len(found), 0) :])
+        self.tiers.return_prefixes(surplus)
+        return found[:count], {link: slot for link, slot in kept.items() if link not in surplus}

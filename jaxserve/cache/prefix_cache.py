@@ -34,13 +34,17 @@ class PrefixCache:
             hashes.append(_digest(link + tokens.tobytes()))
         return hashes[:count]
 
-    def match(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the longest known prefix, at least one token short of the whole sequence.
+    def links(self, sequence: Sequence) -> list[bytes]:
+        """The hashes of all blocks that may be shared: they end at least one token short of the whole sequence.
 
         One token is always left to compute: its logits are what the next token is sampled from.
         """
+        return self.hash_blocks(sequence, (len(sequence.tokens) - 1) // self._block_size)
+
+    def match(self, links: list[bytes]) -> list[int]:
+        """Blocks that hold the longest known prefix."""
         blocks: list[int] = []
-        for link in self.hash_blocks(sequence, (len(sequence.tokens) - 1) // self._block_size):
+        for link in links:
             block = self._block_of.get(link)
             if block is None:
                 break
@@ -53,10 +57,11 @@ class PrefixCache:
             self._block_of[link] = block
             self._hash_of[block] = link
 
-    def forget(self, block: int) -> None:
-        """The block's content is about to be overwritten."""
+    def forget(self, block: int) -> bytes:
+        """The block's content is about to be overwritten. Returns its link."""
         link = self._hash_of.pop(block)
         del self._block_of[link]
+        return link
 
     def clear(self) -> None:
         self._block_of.clear()

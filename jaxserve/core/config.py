@@ -52,6 +52,15 @@ class CacheConfig:
     num_blocks: int | None = setting(None, "size of the KV pool in blocks; replaces kv_cache_bytes")
     enable_prefix_caching: bool = setting(True, "requests that begin alike share the blocks of their common beginning")
     watermark: float = setting(0.01, "share of the blocks that admission leaves free for the sequences that run")
+    offload_host_bytes: int = setting(
+        0, "host memory for the KV blocks of preempted sequences and evicted prefixes, allocated at the start; 0: none"
+    )
+    offload_prefixes: bool = setting(True, "prefix blocks evicted from the device are kept in the host's memory")
+    offload_disk_bytes: int = setting(0, "most bytes of KV blocks of preempted sequences in offload_disk_dir; 0: none")
+    offload_disk_dir: str = setting("~/.cache/jaxserve/kv", "folder for those; one engine's own, emptied at the start")
+    offload_staging_bytes: int = setting(
+        256 << 20, "host memory for KV blocks on their way to or from the disk, unless one sequence needs more"
+    )
 
     def __post_init__(self) -> None:
         require(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
@@ -61,6 +70,10 @@ class CacheConfig:
         for name in ("kv_cache_bytes", "num_blocks"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a positive number")
+        for name in ("offload_host_bytes", "offload_disk_bytes", "offload_staging_bytes"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number of bytes, or 0")
+        disk = self.offload_disk_dir if self.offload_disk_bytes else "unused"
+        require(bool(disk), "offload_disk_dir", disk, "a folder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ A step is one flat run of tokens: decode rows first (one token each), then prefi
       decode_rows of the bucket      prefill_tokens of the bucket
 """
 
+import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,13 +45,47 @@ class Row(NamedTuple):
     samples: bool
 
 
-class Move(NamedTuple):
-    """K/V of one block on its way between tiers; the executor performs moves before the step's tokens run."""
+NO_BUCKET = Bucket(0, 0, 0, 0)
+"""The bucket of a step without rows: nothing is computed, only moves are made, or waited for."""
 
-    block: int
-    source: str
-    target: str
+
+class Tier(enum.StrEnum):
+    """Where a block's K/V can be."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+    STAGED = "staged"
+    """In host memory, on the way from the disk; numbered as on the disk, where it still is as well."""
+    NONE = "none"
+
+
+class Move(NamedTuple):
+    """K/V of one block on its way between tiers, all layers.
+
+    Moves are made in the plan's order, those from the device before the step's rows run and those to the device after
+    them: a block may be saved and overwritten in one step, and a loaded block is there for the step after.
+
+        device -> host, disk    save                     host, staged -> device    load
+        disk -> staged          fetch                    disk, staged -> none      drop
+
+    Only what touches the disk can fail or takes longer than the step: a save to it and a fetch are reported (`Moved`).
+    A load from `staged` and a drop remove the file.
+    """
+
+    source: Tier
+    source_block: int
+    target: Tier
+    target_block: int
     key: int
+    """Serial number of the move."""
+
+
+class Moved(NamedTuple):
+    """A move that has ended. Not `ok`: the disk was full, failed, or did not hold what was written."""
+
+    move: Move
+    ok: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +100,7 @@ class StepPlan:
     """Sequences that got their slot in this step: the executor loads their per-slot state first."""
     preempted: tuple[Sequence, ...] = ()
     moves: tuple[Move, ...] = ()
+    """A plan may hold moves and no rows, or neither: then the step is to wait a moment for moves under way."""
 
     @property
     def num_tokens(self) -> int:
@@ -91,3 +127,5 @@ class StepResult:
     """By row, for the rows that asked."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None
     """By row: at the chunk's positions, the log-probabilities of the *next* prompt token."""
+    moved: tuple[Moved, ...] = ()
+    """Moves to and from the disk that have ended since the last result."""

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxserve.core.plan import Bucket, StepPlan, StepResult, TokenLogprobs
+from jaxserve.runtime.offload import Offload
 from jaxserve.runtime.sampler import Sampled
 
 PromptScores = tuple[
@@ -16,7 +17,10 @@ PromptScores = tuple[
 class PendingStep:
     """What `ModelRunner.submit` returns. It reads the plan's parameters now and its arrays in `wait`."""
 
-    def __init__(self, plan: StepPlan, bucket: Bucket, sampled: Sampled, scores: PromptScores | None) -> None:
+    def __init__(
+        self, plan: StepPlan, bucket: Bucket, sampled: Sampled, scores: PromptScores | None, offload: Offload
+    ) -> None:
+        self._offload = offload
         self._rows = (*plan.decodes, *plan.prefills)
         self._num_decodes = len(plan.decodes)
         self._index = [*range(self._num_decodes), *range(bucket.decode_rows, bucket.decode_rows + len(plan.prefills))]
@@ -29,7 +33,7 @@ class PendingStep:
 
     def wait(self) -> StepResult:
         tokens = np.asarray(self._sampled.tokens)[self._index]
-        return StepResult(tokens, self._logprobs(tokens), self._prompt_logprobs())
+        return StepResult(tokens, self._logprobs(tokens), self._prompt_logprobs(), self._offload.settled())
 
     @staticmethod
     def _prompt_targets(row: Any) -> list[int]:
@@ -65,6 +69,17 @@ class PendingStep:
                 ]
             begin += row.length
         return found
+
+
+class PendingMoves:
+    """A step without rows; one without moves either waits a moment for those under way."""
+
+    def __init__(self, plan: StepPlan, offload: Offload) -> None:
+        self._offload = offload
+        self._idle = not plan.moves
+
+    def wait(self) -> StepResult:
+        return StepResult(np.zeros(0, np.int32), moved=self._offload.settled(wait=self._idle))
 
 
 def _position(token: int, logprob: Any, rank: Any, top_ids: Any, top: Any, count: int) -> TokenLogprobs:

@@ -19,8 +19,9 @@ from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import BatchBuilder
 from jaxserve.runtime.kv_cache import allocate_cache
 from jaxserve.runtime.lowering import Lowering
+from jaxserve.runtime.offload import Offload, mover_keys
 from jaxserve.runtime.programs import CompilationCounter, ProgramTable, smallest_holding
-from jaxserve.runtime.results import PendingStep, PromptScores
+from jaxserve.runtime.results import PendingMoves, PendingStep, PromptScores
 from jaxserve.runtime.sampler import Processor, SlotState, Variant, choose_variant, init_slot_state
 from jaxserve.runtime.slots import SlotLoader
 from jaxserve.runtime.steps import ModelState
@@ -35,6 +36,7 @@ class ModelRunner:
     Args:
       num_blocks: KV blocks, the scratch block included.
       max_len: tokens of the longest sequence.
+      host_blocks, disk_blocks: sizes of the offload tiers; 0: none.
       processor: jitted into the sampler: (logits [R, V], slot state, rows) -> logits.
     """
 
@@ -50,6 +52,8 @@ class ModelRunner:
         num_blocks: int,
         num_slots: int,
         max_len: int,
+        host_blocks: int = 0,
+        disk_blocks: int = 0,
         processor: Processor | None = None,
     ) -> None:
         self._config, self._params = config, params
@@ -71,6 +75,9 @@ class ModelRunner:
         self._samplers = ProgramTable(lambda key: lowering.sampler(*key).compile(), threads)
         self._scorers = ProgramTable(lambda tokens: lowering.scorer(tokens).compile(), threads)
         self._loaders = ProgramTable(lambda _: lowering.slot_loader().compile(), 1)
+        self._movers = ProgramTable(lambda key: lowering.block_mover(*key).compile(), threads)
+        self._offload = Offload(cache, lowering.state.cache, self._movers, self._device, host_blocks, disk_blocks)
+        self._offloads = host_blocks + disk_blocks > 0
         self._allocate()
 
     # --- programs ---------------------------------------------------------------------------------------------
@@ -78,6 +85,8 @@ class ModelRunner:
     def program_keys(self) -> list[tuple[ProgramTable, Any]]:
         """Every program, those that can serve anything first."""
         keys: list[tuple[ProgramTable, Any]] = [(self._loaders, "load")]
+        if self._offloads:
+            keys += [(self._movers, key) for key in mover_keys()]
         for bucket in self._buckets:
             keys.append((self._models, bucket))
             keys += [(self._samplers, (bucket.sample_rows, variant)) for variant in Variant]
@@ -91,7 +100,7 @@ class ModelRunner:
         wide = set(self._buckets[:2])
         rows, tokens = {b.sample_rows for b in wide}, {b.prefill_tokens for b in wide}
         return sum(
-            table is self._loaders
+            table in (self._loaders, self._movers)
             or (table is self._models and key in wide)
             or (table is self._samplers and key[0] in rows)
             or (table is self._scorers and key in tokens)
@@ -99,7 +108,7 @@ class ModelRunner:
         )
 
     def compile(self, keys: list[tuple[ProgramTable, Any]], progress: Callable[[Any], None] = lambda key: None) -> None:
-        for table in (self._loaders, self._models, self._samplers, self._scorers):
+        for table in (self._loaders, self._movers, self._models, self._samplers, self._scorers):
             table.compile([key for owner, key in keys if owner is table], progress)
 
     @property
@@ -109,7 +118,7 @@ class ModelRunner:
 
     # --- the executor -----------------------------------------------------------------------------------------
 
-    def submit(self, plan: StepPlan) -> PendingStep:
+    def submit(self, plan: StepPlan) -> PendingStep | PendingMoves:
         with self._counter.watch():
             pending = self._dispatch(plan)
         if self._counter.count and self._runtime.on_compile_after_warmup == "error":
@@ -118,22 +127,34 @@ class ModelRunner:
             )
         return pending
 
-    def _dispatch(self, plan: StepPlan) -> PendingStep:
-        bucket = smallest_holding(plan.bucket, self._models.__contains__, self._buckets)
+    def _dispatch(self, plan: StepPlan) -> PendingStep | PendingMoves:
+        loads = self._offload.begin(self._state.cache, plan.moves)
         for sequence in plan.admitted:
             self._batch.load(sequence)
             if (row := self._slot_loader.row(sequence)) is not None:
                 self._slots = self._loaders["load"](self._slots, np.int32(sequence.slot), *row)
+        pending = self._run_rows(plan) if plan.bucket.tokens else PendingMoves(plan, self._offload)
+        if loads:
+            self._state = self._state._replace(cache=self._offload.finish(self._state.cache, loads))
+        return pending
+
+    def _run_rows(self, plan: StepPlan) -> PendingStep:
+        bucket = smallest_holding(plan.bucket, self._models.__contains__, self._buckets)
         self._state, output = self._models[bucket](
             self._params, self._state, self._slots.tokens, self._batch.model_input(plan, bucket)
         )
         sampled, self._slots = self._samplers[bucket.sample_rows, self._variant(plan)](
             output.logits, self._slots, self._batch.sample_input(plan, bucket)
         )
-        return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.hidden))
+        return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.hidden), self._offload)
 
     def reset(self) -> None:
         self._allocate()
+        self._offload.reset()
+
+    def close(self) -> None:
+        """Remove what is on the disk, and give its folder free."""
+        self._offload.close()
 
     def update_params(self, params: Any) -> None:
         """New weights of the same shapes and types, already on the device. Nothing may be under way."""

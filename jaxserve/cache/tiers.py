@@ -1,0 +1,284 @@
+"""Which blocks are away from the device, and where: in host memory, or on the disk.
+
+Two kinds of content leave the device. A preempted sequence is *parked*: all its computed K/V, until it runs again. A
+prefix block that is evicted is *kept* in host memory, until it is asked for again or the room is needed.
+
+    device --save--> host --load--> device            in step with the plans: there when it is needed
+    device --save--> disk --fetch--> staged --load--> device        may take long, and may fail: reported
+
+Like the block manager this is a ledger: it says what to move (`take_moves`) and is told what came of it (`settle`).
+Host slots never fail. A disk slot whose save or fetch failed is *lost*: the sequence keeps the blocks before it and
+computes the rest again. What is on its way to or from the disk lies in host memory beside the pool, at most
+`staging_blocks` of it, or one sequence.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from itertools import count
+
+from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.sequence import Sequence
+
+MAX_BACKOFF = 256
+"""After failed saves the disk is left alone for 1, 2, 4 .. parkings, up to this many."""
+
+
+@dataclass(slots=True, eq=False)
+class Parked:
+    """A sequence's K/V away from the device: block i of it is in `slots[i]` of `tier`."""
+
+    tier: Tier
+    slots: list[int]
+    tokens: int
+    """Computed tokens, all blocks together; the last one may be partly filled."""
+    intact: int
+    """Leading blocks that are not lost."""
+    fetching: set[int] = field(default_factory=set[int])
+    """Keys of the fetches under way."""
+    staged: bool = False
+    """Fetched, or being fetched."""
+
+
+@dataclass(slots=True)
+class TierCounts:
+    """Blocks since the start."""
+
+    saved_to_host: int = 0
+    saved_to_disk: int = 0
+    loaded_from_host: int = 0
+    loaded_from_disk: int = 0
+    failed_saves: int = 0
+    failed_fetches: int = 0
+    prefixes_kept: int = 0
+    prefixes_loaded: int = 0
+
+
+class TierLedger:
+    """`host_blocks`, `disk_blocks`: sizes of the tiers; 0: there is none."""
+
+    def __init__(self, host_blocks: int = 0, disk_blocks: int = 0, staging_blocks: int = 0) -> None:
+        self.capacity = {Tier.HOST: host_blocks, Tier.DISK: disk_blocks}
+        self.counts = TierCounts()
+        self._staging_blocks = staging_blocks
+        self._keys = count()
+        self._outbox: list[Move] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Everything away is lost: the executor was reset. Moves under way are no longer waited for."""
+        self._free = {tier: list(range(size - 1, -1, -1)) for tier, size in self.capacity.items()}
+        self._parked: dict[Sequence, Parked] = {}
+        self._prefixes: OrderedDict[bytes, int] = OrderedDict()
+        self._under_way: dict[int, tuple[Parked, int]] = {}
+        self._writing = self._staged = 0
+        self._failures = self._backoff = 0
+        self._loading: set[Sequence] = set()
+        self._outbox.clear()
+
+    # --- what can be asked ------------------------------------------------------------------------------------
+
+    def used(self, tier: Tier) -> int:
+        """Slots that hold something; of the host's, kept prefixes included."""
+        return self.capacity[tier] - len(self._free[tier])
+
+    @property
+    def num_prefixes(self) -> int:
+        return len(self._prefixes)
+
+    def room(self, tier: Tier) -> int:
+        """Blocks that a sequence could park in a tier now. Kept prefixes give way."""
+        free = len(self._free[tier])
+        if tier is Tier.HOST:
+            return free + len(self._prefixes)
+        if self._backoff:
+            return 0
+        transit = self._writing + self._staged
+        return free if not transit else min(free, max(self._staging_blocks - transit, 0))
+
+    @property
+    def busy(self) -> bool:
+        """Moves wait to be planned, or are under way to or from the disk."""
+        return bool(self._outbox or self._under_way)
+
+    @property
+    def waits_for_disk(self) -> bool:
+        return bool(self._under_way)
+
+    def parked(self, sequence: Sequence) -> Parked | None:
+        return self._parked.get(sequence)
+
+    def loading(self, sequence: Sequence) -> bool:
+        """Its blocks are loaded behind the step that is being planned: it has no row in that step."""
+        return sequence in self._loading
+
+    # --- sequences --------------------------------------------------------------------------------------------
+
+    def park(self, sequence: Sequence, blocks: Seq[int], tokens: int, tier: Tier) -> None:
+        """Save a sequence's first `tokens` tokens, which are in `blocks`. There must be room."""
+        assert len(blocks) <= self.room(tier) and sequence not in self._parked
+        parked = Parked(tier, [], tokens, len(blocks))
+        self._parked[sequence] = parked
+        for i, block in enumerate(blocks):
+            slot = self._take(tier)
+            parked.slots.append(slot)
+            key = self._emit(Tier.DEVICE, block, tier, slot)
+            if tier is Tier.DISK:
+                self._under_way[key] = parked, i
+                self._writing += 1
+        if tier is Tier.DISK:
+            self.counts.saved_to_disk += len(blocks)
+        else:
+            self.counts.saved_to_host += len(blocks)
+
+    def pass_over_disk(self) -> None:
+        """A sequence was parked elsewhere because the disk had failed: one nearer to trying it again."""
+        self._backoff = max(self._backoff - 1, 0)
+
+    def ready(self, sequence: Sequence) -> bool:
+        """Whether a sequence can be loaded now. If it is on the disk, this starts the fetch."""
+        parked = self._parked.get(sequence)
+        if parked is None or parked.tier is Tier.HOST:
+            return True
+        if not parked.staged and not self._start_fetch(parked):
+            return False
+        return not parked.fetching
+
+    def unpark(self, sequence: Sequence, first: int, blocks: Seq[int]) -> int:
+        """Load a ready sequence's blocks from the `first` on into the `blocks` of those numbers.
+
+        Returns the leading blocks that the device then holds. The slots are free; the sequence runs a step later.
+        """
+        parked = self._parked.pop(sequence)
+        source = Tier.HOST if parked.tier is Tier.HOST else Tier.STAGED
+        for i, slot in enumerate(parked.slots):
+            if first <= i < parked.intact:
+                self._emit(source, slot, Tier.DEVICE, blocks[i])
+                self._loading.add(sequence)
+            elif parked.tier is Tier.DISK:
+                self._emit(Tier.DISK, slot, Tier.NONE, slot)
+        loaded = max(parked.intact - first, 0)
+        if parked.tier is Tier.HOST:
+            self.counts.loaded_from_host += loaded
+        else:
+            self.counts.loaded_from_disk += loaded
+            self._staged -= len(parked.slots)
+        self._free[parked.tier].extend(parked.slots)
+        return max(parked.intact, first)
+
+    def forget(self, sequence: Sequence) -> None:
+        """A parked sequence has ended, or is to be computed again."""
+        parked = self._parked.pop(sequence, None)
+        if parked is None:
+            return
+        if parked.tier is Tier.DISK:
+            for slot in parked.slots:
+                self._emit(Tier.DISK, slot, Tier.NONE, slot)
+            if parked.staged:
+                self._staged -= len(parked.slots)
+        self._free[parked.tier].extend(parked.slots)
+
+    # --- prefixes ---------------------------------------------------------------------------------------------
+
+    def keep_prefix(self, link: bytes, block: int) -> None:
+        """The device is about to overwrite a block of a known prefix: keep it, in place of the one longest unused."""
+        if link in self._prefixes:
+            self._prefixes.move_to_end(link)
+        elif self._free[Tier.HOST] or self._prefixes:
+            self._prefixes[link] = slot = self._take(Tier.HOST)
+            self._emit(Tier.DEVICE, block, Tier.HOST, slot)
+            self.counts.prefixes_kept += 1
+
+    def borrow_prefixes(self, links: Seq[bytes]) -> dict[bytes, int]:
+        """Slots of the leading links that are kept; nobody else is given them until they are returned or loaded."""
+        slots: dict[bytes, int] = {}
+        for link in links:
+            if link not in self._prefixes:
+                break
+            slots[link] = self._prefixes.pop(link)
+        return slots
+
+    def return_prefixes(self, slots: dict[bytes, int]) -> None:
+        self._prefixes.update(slots)
+
+    def load_prefixes(self, sequence: Sequence, slots: dict[bytes, int], blocks: Seq[int]) -> None:
+        """Bring borrowed prefix blocks back, into the first of `blocks`; they are kept on as well."""
+        self.return_prefixes(slots)
+        for slot, block in zip(slots.values(), blocks, strict=False):
+            self._emit(Tier.HOST, slot, Tier.DEVICE, block)
+            self._loading.add(sequence)
+        self.counts.prefixes_loaded += len(slots)
+
+    def drop_prefixes(self) -> None:
+        self._free[Tier.HOST].extend(self._prefixes.values())
+        self._prefixes.clear()
+
+    # --- moves ------------------------------------------------------------------------------------------------
+
+    def take_moves(self) -> tuple[Move, ...]:
+        """What has to be moved in the step being planned. From the next plan on, what it loads is there."""
+        moves = tuple(self._outbox)
+        self._outbox.clear()
+        self._loading.clear()
+        return moves
+
+    def settle(self, moved: Seq[Moved]) -> None:
+        """Take in which saves to the disk and fetches from it have ended."""
+        for move, ok in moved:
+            if move.key not in self._under_way:
+                continue  # from before a reset
+            parked, index = self._under_way.pop(move.key)
+            parked.fetching.discard(move.key)
+            if not ok:
+                parked.intact = min(parked.intact, index)
+            if move.source is Tier.DEVICE:
+                self._writing -= 1
+                self._note_save(ok)
+            elif not ok:
+                self.counts.failed_fetches += 1
+
+    def _note_save(self, ok: bool) -> None:
+        if ok:
+            self._failures = 0
+            return
+        self.counts.failed_saves += 1
+        if not self._backoff:
+            self._failures += 1
+            self._backoff = min(2 ** (self._failures - 1), MAX_BACKOFF)
+
+    def _start_fetch(self, parked: Parked) -> bool:
+        """Begin to read a sequence's blocks. False: what is on its way leaves no room yet.
+
+        Blocks that were fetched for a sequence which has not been loaded since go back, so that two which wait for
+        each other's room cannot wait for ever.
+        """
+        wanted = len(parked.slots)
+        if self._staged and self._staged + wanted > self._staging_blocks:
+            for other in self._parked.values():
+                if other.staged and not other.fetching:
+                    self._unstage(other)
+        if self._staged and self._staged + wanted > self._staging_blocks:
+            return False
+        parked.staged = True
+        self._staged += wanted
+        for i, slot in enumerate(parked.slots[: parked.intact]):
+            key = self._emit(Tier.DISK, slot, Tier.STAGED, slot)
+            self._under_way[key] = parked, i
+            parked.fetching.add(key)
+        return True
+
+    def _unstage(self, parked: Parked) -> None:
+        for slot in parked.slots:
+            self._emit(Tier.STAGED, slot, Tier.DISK, slot)
+        parked.staged = False
+        self._staged -= len(parked.slots)
+
+    def _take(self, tier: Tier) -> int:
+        if tier is Tier.HOST and not self._free[tier]:
+            return self._prefixes.popitem(last=False)[1]
+        return self._free[tier].pop()
+
+    def _emit(self, source: Tier, source_block: int, target: Tier, target_block: int) -> int:
+        key = next(self._keys)
+        self._outbox.append(Move(source, source_block, target, target_block, key))
+        return key

@@ -1,0 +1,276 @@
+"""Performs a plan's moves: K/V blocks between the device, host memory and the disk.
+
+A block leaves the device as one array [2 L, K, S, H], all layers together, so that a tier holds one array (or file) a
+block and a transfer is one long copy:
+
+    before the rows    gather the saved blocks (one program for 16, 4 or 1 of them), start their copies to the host;
+                       start the copies of loaded blocks to the device
+    the rows           run while those copies are on their way
+    after the rows     scatter the loaded blocks into the cache, which is donated and changes in place
+
+Programs run in order, so that a saved block may be overwritten, and a loaded one used, without waiting. The host's pool
+is pinned memory on a GPU (`memory_kind = "pinned_host"`), where copies then run beside the programs; on the CPU it is
+plain memory, and a saved block stays where the gather put it. The pool is allocated at the start: each slot's array
+gives its memory to the one that replaces it.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.core.config import CacheConfig
+from jaxserve.core.errors import NotEnoughMemory
+from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.runtime.disk_store import DiskStore
+from jaxserve.runtime.kv_cache import KVCache
+from jaxserve.runtime.programs import ProgramTable
+
+GROUPS = (16, 4, 1)
+"""Blocks that one program gathers or scatters."""
+MAX_STAGED_BYTES = 256 << 20
+"""Saved blocks that may still lie on the device, waiting for their copies."""
+WAIT_S = 0.02
+"""Longest wait for the disk in a step that has nothing else to do; new requests are seen after it."""
+
+Loads = list[tuple[int, jax.Array]]  # (device block, its content on the device)
+
+
+class Offload:
+    """The tiers' bytes.
+
+    Args:
+      cache: the cache's shapes.
+      programs: executables by `mover_keys`.
+      memory_kind: of the host's pool; default: pinned on a GPU.
+
+    Raises:
+      ConfigError: the disk's folder cannot be used. NotEnoughMemory: the host's pool does not fit.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        cache: Any,
+        programs: ProgramTable,
+        device: jax.Device,
+        host_blocks: int,
+        disk_blocks: int,
+        memory_kind: str | None = None,
+    ) -> None:
+        self._block = _block_of(cache)
+        self._block_bytes = int(np.prod(self._block.shape)) * jnp.dtype(self._block.dtype).itemsize
+        self._on_device = jax.sharding.SingleDeviceSharding(device)
+        kind = memory_kind or ("pinned_host" if device.platform == "gpu" else None)
+        self._on_host = jax.sharding.SingleDeviceSharding(device, memory_kind=kind)
+        self._host: list[jax.Array] = self._allocate(host_blocks)
+        self._disk = DiskStore(config.offload_disk_dir) if disk_blocks else None
+        self._programs = programs
+        self._start()
+
+    def reset(self) -> None:
+        """Forget everything: the ledger does too. What the disk's thread still does is for nobody."""
+        if self._disk is not None:
+            self._disk.submit(self._disk.clear)
+        self._start()
+
+    def close(self) -> None:
+        if self._disk is not None:
+            self._disk.close()
+
+    # --- a step -----------------------------------------------------------------------------------------------
+
+    def begin(self, cache: KVCache, moves: Iterable[Move]) -> Loads:
+        """Everything but the scatter: before the step's rows are dispatched."""
+        moves = tuple(moves)
+        saved = self._gather(cache, [move for move in moves if move.source is Tier.DEVICE])
+        loads: Loads = []
+        for move in moves:  # in order: a slot may be loaded and then saved to
+            if move.target is Tier.DEVICE:
+                loads.append((move.target_block, jax.device_put(self._content(move), self._on_device)))
+            elif move.target is Tier.HOST:
+                self._host[move.target_block] = saved[move.key]
+            else:
+                self._move_on_disk(move, saved.get(move.key))
+        return loads
+
+    def finish(self, cache: KVCache, loads: Loads) -> KVCache:
+        """Put the loaded blocks into the (donated) cache: after the step's rows are dispatched."""
+        begin = 0
+        for size in _groups(len(loads)):
+            part = loads[begin : begin + size]
+            blocks = np.array([block for block, _ in part], np.int32)
+            cache = self._programs["scatter", size](cache, blocks, tuple(content for _, content in part))
+            begin += size
+        return cache
+
+    def settled(self, wait: bool = False) -> tuple[Moved, ...]:
+        """Moves to and from the disk that have ended since the last call; `wait`: for one, a moment at most."""
+        found: list[Moved] = []
+        try:
+            if wait and self._outstanding:
+                found.append(self._ended.get(timeout=WAIT_S))
+            while True:
+                found.append(self._ended.get_nowait())
+        except queue.Empty:
+            pass
+        self._outstanding -= len(found)
+        return tuple(found)
+
+    @property
+    def host_bytes(self) -> int:
+        return len(self._host) * self._block_bytes
+
+    # --- the host's pool --------------------------------------------------------------------------------------
+
+    def _gather(self, cache: KVCache, moves: list[Move]) -> dict[int, jax.Array]:
+        """Arrays of the saved blocks by key, on their way to the host."""
+        saved: dict[int, jax.Array] = {}
+        begin = 0
+        for size in _groups(len(moves)):
+            part = moves[begin : begin + size]
+            self._bound_staging(size * self._block_bytes)
+            blocks = np.array([move.source_block for move in part], np.int32)
+            arrays = jax.device_put(list(self._programs["gather", size](cache, blocks)), self._on_host)
+            self._staged.append(arrays)
+            saved |= {move.key: array for move, array in zip(part, arrays, strict=True)}
+            begin += size
+        return saved
+
+    def _bound_staging(self, more: int) -> None:
+        """Wait for the oldest copies while those under way hold too much of the device's memory."""
+        while self._staged and self._staged[0][0].is_ready():
+            self._staged.popleft()
+        while self._staged and sum(len(arrays) for arrays in self._staged) * self._block_bytes + more > MAX_STAGED_BYTES:
+            jax.block_until_ready(self._staged.popleft())
+
+    def _content(self, move: Move) -> jax.Array:
+        if move.source is Tier.HOST:
+            return self._host[move.source_block]
+        assert self._disk is not None
+        content = self._fetched.pop(move.source_block)
+        del self._written[move.source_block]
+        self._disk.submit(partial(self._disk.remove, move.source_block))
+        return content
+
+    # --- the disk ---------------------------------------------------------------------------------------------
+
+    def _move_on_disk(self, move: Move, content: jax.Array | None) -> None:
+        disk, slot = self._disk, move.source_block
+        assert disk is not None
+        fetched, ended = self._fetched, self._ended  # a reset replaces both: a late job then reaches nobody
+        if move.target is Tier.DISK and content is not None:
+            self._written[move.target_block] = move.key
+            self._outstanding += 1
+            disk.submit(partial(_save, disk, ended, move, content))
+        elif move.target is Tier.STAGED:
+            self._outstanding += 1
+            key = self._written[slot]
+            disk.submit(partial(_fetch, disk, ended, fetched, move, key, self._block, self._on_host))
+        elif move.target is Tier.DISK:  # back from staging
+            fetched.pop(slot, None)
+        else:
+            self._written.pop(slot, None)
+            disk.submit(partial(_drop, disk, fetched, slot))
+
+    # --- building ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._fetched: dict[int, jax.Array] = {}
+        self._written: dict[int, int] = {}
+        self._ended: queue.SimpleQueue[Moved] = queue.SimpleQueue()
+        self._outstanding = 0
+        self._staged: deque[list[jax.Array]] = deque()
+
+    def _allocate(self, count: int) -> list[jax.Array]:
+        shape, dtype = self._block.shape, self._block.dtype  # np.full touches the memory, np.zeros only asks for it
+        try:
+            pool = [jax.device_put(np.full(shape, 0, dtype), self._on_host) for _ in range(count)]
+            return jax.block_until_ready(pool)
+        except (MemoryError, RuntimeError) as error:
+            raise NotEnoughMemory(
+                f"the host has no {count * self._block_bytes / 2**30:.2f} GiB for offload_host_bytes: lower it"
+            ) from error
+
+
+def mover_keys() -> list[tuple[str, int]]:
+    """(name, blocks) of every program."""
+    return [(name, size) for name in ("gather", "scatter") for size in GROUPS]
+
+
+def lower_mover(cache: Any, name: str, blocks: int, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
+    """One of the programs, from the cache's shapes."""
+    ids = jax.ShapeDtypeStruct((blocks,), jnp.int32, sharding=sharding)
+    if name == "gather":
+        return jax.jit(gather_blocks).lower(cache, ids)
+    block = _block_of(cache)
+    contents = tuple(jax.ShapeDtypeStruct(block.shape, block.dtype, sharding=sharding) for _ in range(blocks))
+    return jax.jit(scatter_blocks, donate_argnums=0).lower(cache, ids, contents)
+
+
+def gather_blocks(cache: KVCache, blocks: jax.Array) -> tuple[jax.Array, ...]:  # [n] -> n x [2 L, K, S, H]
+    pages = jnp.stack([array[blocks] for layer in cache for array in layer], axis=1)
+    return tuple(pages[i] for i in range(blocks.shape[0]))
+
+
+def scatter_blocks(cache: KVCache, blocks: jax.Array, contents: tuple[jax.Array, ...]) -> KVCache:
+    """The cache with block i replaced by its content: [n], n x [2 L, K, S, H]."""
+    pages = jnp.stack(contents, axis=1)  # [2 L, n, K, S, H]
+    mode = "promise_in_bounds"
+    return tuple(
+        (keys.at[blocks].set(pages[2 * i], mode=mode), values.at[blocks].set(pages[2 * i + 1], mode=mode))
+        for i, (keys, values) in enumerate(cache)
+    )
+
+
+def _block_of(cache: Any) -> jax.ShapeDtypeStruct:
+    page = cache[0][0]
+    return jax.ShapeDtypeStruct((2 * len(cache), *page.shape[1:]), page.dtype)
+
+
+def _groups(count: int) -> Iterator[int]:
+    """Sizes of programs that make up `count` blocks exactly: no padding, few calls."""
+    for size in GROUPS:
+        while count >= size:
+            yield size
+            count -= size
+
+
+# --- in the disk's thread -------------------------------------------------------------------------------------
+
+
+def _save(disk: DiskStore, ended: "queue.SimpleQueue[Moved]", move: Move, content: jax.Array) -> None:
+    try:
+        data = np.ascontiguousarray(np.asarray(content)).view(np.uint8).reshape(-1)
+        ok = disk.write(move.target_block, move.key, memoryview(data))
+    except Exception:  # a failed step's array, say: the block is lost, and the ledger is told so
+        ok = False
+    ended.put(Moved(move, ok))
+
+
+def _fetch(
+    disk: DiskStore,
+    ended: "queue.SimpleQueue[Moved]",
+    fetched: dict[int, jax.Array],
+    move: Move,
+    key: int,
+    block: jax.ShapeDtypeStruct,
+    on_host: jax.sharding.Sharding,
+) -> None:
+    size = int(np.prod(block.shape)) * jnp.dtype(block.dtype).itemsize
+    data = disk.read(move.source_block, key, size)
+    if data is not None:
+        content = np.frombuffer(data, np.uint8).view(block.dtype).reshape(block.shape)
+        fetched[move.source_block] = jax.device_put(content, on_host)
+    ended.put(Moved(move, data is not None))
+
+
+def _drop(disk: DiskStore, fetched: dict[int, jax.Array], slot: int) -> None:
+    fetched.pop(slot, None)
+    disk.remove(slot)

@@ -1,0 +1,210 @@
+"""The tiers' bytes: what is saved is what comes back, whatever else is moved between; and what a disk can do wrong."""
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.core.config import CacheConfig
+from jaxserve.core.errors import ConfigError
+from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.runtime.disk_store import SUFFIX, DiskStore
+from jaxserve.runtime.offload import Offload, lower_mover, mover_keys
+from jaxserve.runtime.programs import ProgramTable
+
+BLOCKS, LAYERS, PAGE = 40, 3, (2, 8, 4)  # K, S, H
+
+
+def cache_of(dtype: Any) -> Any:
+    rng = np.random.default_rng(5)
+    pages = [jnp.asarray(rng.normal(size=(BLOCKS, *PAGE)), dtype) for _ in range(2 * LAYERS)]
+    return tuple(zip(pages[::2], pages[1::2], strict=True))
+
+
+def make(folder: Path, dtype: Any = jnp.float32, host: int = 30, disk: int = 30, **options: Any) -> Offload:
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), cache_of(dtype))
+    config = CacheConfig(offload_host_bytes=1, offload_disk_bytes=1, offload_disk_dir=str(folder))
+    programs = ProgramTable(lambda key: lower_mover(shapes, *key).compile(), 1)
+    programs.compile(mover_keys())
+    return Offload(config, shapes, programs, jax.devices()[0], host, disk, **options)
+
+
+class Moves:
+    """Numbers moves as a ledger does."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, source: Tier, blocks: list[int], target: Tier, to: list[int]) -> list[Move]:
+        found = [Move(source, b, target, t, self.count + i) for i, (b, t) in enumerate(zip(blocks, to, strict=True))]
+        self.count += len(found)
+        return found
+
+
+def run(offload: Offload, cache: Any, moves: list[Move]) -> Any:
+    return offload.finish(cache, offload.begin(cache, moves))
+
+
+def wait_for(offload: Offload, count: int) -> list[Moved]:
+    found: list[Moved] = []
+    for _ in range(500):
+        found += offload.settled(wait=True)
+        if len(found) >= count:
+            return found
+    raise AssertionError(f"{len(found)} of {count} moves ended")
+
+
+def wipe(cache: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.at[1:].set(jnp.asarray(-1, leaf.dtype)), cache)
+
+
+def same_blocks(left: Any, right: Any, pairs: list[tuple[int, int]]) -> bool:
+    a, b = (np.stack([np.asarray(leaf) for leaf in jax.tree.leaves(cache)]) for cache in (left, right))
+    return all(np.array_equal(a[:, i], b[:, j]) for i, j in pairs)
+
+
+@pytest.mark.parametrize("memory_kind", [None, "pinned_host"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [1, 3, 21])
+def test_host_blocks_come_back_bitwise(tmp_path: Path, memory_kind: str | None, dtype: Any, count: int) -> None:
+    offload, move = make(tmp_path, dtype, memory_kind=memory_kind), Moves()
+    blocks, slots, back = list(range(1, count + 1)), list(range(count)), list(range(39, 39 - count, -1))
+    original = cache_of(dtype)
+    cache = run(offload, original, move(Tier.DEVICE, blocks, Tier.HOST, slots))
+    cache = run(offload, wipe(cache), move(Tier.HOST, slots, Tier.DEVICE, back))
+    expected = cache_of(dtype)
+    assert same_blocks(cache, expected, list(zip(back, blocks, strict=True)))
+    assert np.all(np.asarray(cache[0][0][20 if count < 20 else 0], np.float32) == (-1 if count < 20 else
+                  np.asarray(expected[0][0][0], np.float32)))  # fmt: skip
+    offload.close()
+
+
+def test_a_slot_may_be_loaded_and_saved_to_in_one_step(tmp_path: Path) -> None:
+    offload, move = make(tmp_path), Moves()
+    cache = run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [5], Tier.HOST, [0]))
+    swap = move(Tier.HOST, [0], Tier.DEVICE, [6]) + move(Tier.DEVICE, [6], Tier.HOST, [0])
+    cache = run(offload, cache, swap)
+    cache = run(offload, cache, move(Tier.HOST, [0], Tier.DEVICE, [7]))
+    assert same_blocks(cache, cache_of(jnp.float32), [(6, 5), (7, 6)])
+    offload.close()
+
+
+def test_disk_blocks_come_back_and_leave_nothing(tmp_path: Path) -> None:
+    offload, move = make(tmp_path), Moves()
+    blocks = list(range(1, 22))
+    cache = run(offload, cache_of(jnp.float32), move(Tier.DEVICE, blocks, Tier.DISK, blocks))
+    assert all(ok for _, ok in wait_for(offload, 21))
+    assert len(list(tmp_path.glob(f"*{SUFFIX}"))) == 21
+    cache = run(offload, wipe(cache), move(Tier.DISK, blocks, Tier.STAGED, blocks))
+    assert all(ok for _, ok in wait_for(offload, 21))
+    cache = run(offload, cache, move(Tier.STAGED, blocks[1:], Tier.DEVICE, blocks[1:]))
+    cache = run(offload, cache, move(Tier.DISK, [1], Tier.NONE, [1]))
+    assert same_blocks(cache, cache_of(jnp.float32), [(i, i) for i in blocks[1:]])
+    offload._disk.flush()
+    assert not list(tmp_path.glob(f"*{SUFFIX}"))
+    offload.close()
+
+
+def damage_checksum(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_checksum,
+        Path.unlink,
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes((path.parent / f"00000002{SUFFIX}").read_bytes()),
+    ],
+    ids=["checksum", "missing", "short", "long", "empty", "another's"],
+)
+def test_a_file_that_is_not_what_was_written_fails_alone(tmp_path: Path, damage: Any) -> None:
+    offload, move = make(tmp_path), Moves()
+    cache = run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [1, 2], Tier.DISK, [1, 2]))
+    wait_for(offload, 2)
+    damage(tmp_path / f"00000001{SUFFIX}")
+    run(offload, cache, move(Tier.DISK, [1, 2], Tier.STAGED, [1, 2]))
+    assert [ok for _, ok in wait_for(offload, 2)] == [False, True]
+    offload.close()
+
+
+def test_a_full_disk_fails_the_write_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offload, move = make(tmp_path), Moves()
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = real(path, mode, *args, **options)
+        if mode == "wb" and path.name.startswith("00000001"):
+
+            def write(data: Any) -> int:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            file = FullFile(file)
+        return file
+
+    class FullFile:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __enter__(self) -> "FullFile":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", full)
+    run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [1, 2], Tier.DISK, [1, 2]))
+    assert [ok for _, ok in wait_for(offload, 2)] == [False, True]
+    assert [path.name for path in tmp_path.glob(f"*{SUFFIX}")] == [f"00000002{SUFFIX}"]
+    offload.close()
+
+
+def test_a_reset_forgets_and_removes(tmp_path: Path) -> None:
+    offload, move = make(tmp_path), Moves()
+    run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [1, 2], Tier.DISK, [1, 2]))
+    offload.reset()
+    offload._disk.flush()
+    assert not list(tmp_path.glob(f"*{SUFFIX}")) and offload.settled() == ()
+    cache = run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [3], Tier.DISK, [1]))
+    run(offload, cache, move(Tier.DISK, [1], Tier.STAGED, [1]))
+    assert [ok for _, ok in wait_for(offload, 2)] == [True, True]
+    offload.close()
+
+
+def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
+    (tmp_path / f"00000007{SUFFIX}").write_bytes(b"from before")
+    (tmp_path / "notes.txt").write_text("not ours")
+    store = DiskStore(tmp_path)
+    assert not list(tmp_path.glob(f"*{SUFFIX}")) and (tmp_path / "notes.txt").exists()
+    with pytest.raises(ConfigError, match="in use by another engine"):
+        DiskStore(tmp_path)
+    store.close()
+    DiskStore(tmp_path).close()
+
+
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="can be written"):
+        DiskStore(tmp_path / "file" / "kv")
+
+
+def test_nothing_is_waited_for_when_nothing_is_under_way(tmp_path: Path) -> None:
+    offload = make(tmp_path, disk=0)
+    begin = time.perf_counter()
+    assert offload.settled(wait=True) == ()
+    assert time.perf_counter() - begin < 1.0
+    offload.close()
