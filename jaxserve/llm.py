@@ -17,6 +17,7 @@ import jax
 from tqdm import tqdm
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
@@ -31,7 +32,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import check_params
 from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
-from jaxserve.runtime.kv_cache import size_pool
+from jaxserve.runtime.kv_cache import size_pool, tier_blocks
 from jaxserve.runtime.programs import ProgramTable, use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
 from jaxserve.sched.buckets import BucketTable
@@ -166,6 +167,10 @@ class LLM:
         self._runner.update_params(_like(params, self._runner.params))
         self.engine.scheduler.blocks.drop_prefixes()
 
+    def close(self) -> None:
+        """Give back what outlives a request: the folder of the disk tier. Also happens when the program ends."""
+        self._runner.close()
+
     @property
     def params(self) -> Any:
         return self._runner.params
@@ -220,9 +225,11 @@ class LLM:
             program_bytes=0,
             useful_tokens=config.scheduler.max_num_seqs * max_len,
         )
+        host_blocks, disk_blocks, staging_blocks = tier_blocks(config.cache, model_config, leaves[0].dtype)
         blocks = BlockManager(
             config.cache,
             num_blocks,
+            tiers=TierLedger(host_blocks, disk_blocks, staging_blocks),
             share_multiple=table.max_prefill_tokens if pinned else 1,
             share_outputs=not pinned,
         )
@@ -236,6 +243,8 @@ class LLM:
             num_blocks=num_blocks,
             num_slots=config.scheduler.max_num_seqs,
             max_len=max_len,
+            host_blocks=host_blocks,
+            disk_blocks=disk_blocks,
             processor=self._processor,
         )
         self._warm_up()

@@ -127,10 +127,16 @@ class BlockManager:
         sequence.blocks = []
         sequence.num_registered = 0
 
-    def park(self, sequence: Sequence, tier: Tier) -> None:
-        """Take all blocks back, and save what is computed in a tier that has room; it may not run in this plan."""
-        held = sequence.blocks[: self.blocks_for(sequence.num_computed)]
-        self.tiers.park(sequence, held, sequence.num_computed, tier)
+    def park(self, sequence: Sequence, tier: Tier | None) -> None:
+        """Take all blocks of a preempted sequence back, and save what is computed in a tier that has room, if any.
+
+        It may have no row in the plan that is being made.
+        """
+        if tier is not Tier.DISK:
+            self.tiers.passed_over()
+        if tier is not None and sequence.num_computed:
+            held = sequence.blocks[: self.blocks_for(sequence.num_computed)]
+            self.tiers.park(sequence, held, sequence.num_computed, tier)
         self.free(sequence)
 
     def drop_prefixes(self) -> None:

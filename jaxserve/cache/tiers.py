@@ -131,8 +131,8 @@ class TierLedger:
         else:
             self.counts.saved_to_host += len(blocks)
 
-    def pass_over_disk(self) -> None:
-        """A sequence was parked elsewhere because the disk had failed: one nearer to trying it again."""
+    def passed_over(self) -> None:
+        """A sequence was preempted and not parked on the disk: if it was because the disk failed, one nearer to a try."""
         self._backoff = max(self._backoff - 1, 0)
 
     def ready(self, sequence: Sequence) -> bool:

@@ -158,6 +158,7 @@ class Engine:
             if sequence.slot >= 0 or sequence.num_pending:
                 self.scheduler.finish(sequence, FinishReason.ERROR, now, f"{type(error).__name__}: {error}")
         self.scheduler.blocks.drop_prefixes()
+        self.scheduler.blocks.tiers.reset()
         self._executor.reset()
 
     def _forget(self, sequence: Sequence) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxserve.core.config import CacheConfig
+from jaxserve.core.config import CacheConfig, require
 from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.models.config import ModelConfig
 
@@ -78,3 +78,16 @@ def size_pool(
             f"max_num_batched_tokens, or a smaller dtype"
         )
     return blocks + 1
+
+
+def tier_blocks(config: CacheConfig, model: ModelConfig, dtype: Any) -> tuple[int, int, int]:
+    """How many blocks the host's pool, the disk's folder and the way to the disk hold.
+
+    Raises:
+      ConfigError: a tier is asked for that could not hold one block.
+    """
+    size = block_bytes(model, config.block_size, dtype)
+    for name in ("offload_host_bytes", "offload_disk_bytes"):
+        given = getattr(config, name)
+        require(not given or given >= size, name, given, f"at least the {size} bytes of one KV block, or 0")
+    return config.offload_host_bytes // size, config.offload_disk_bytes // size, config.offload_staging_bytes // size

@@ -21,7 +21,7 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.errors import QueueFull
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
-from jaxserve.core.plan import Row, StepPlan, StepResult, TokenLogprobs
+from jaxserve.core.plan import NO_BUCKET, Row, StepPlan, StepResult, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.load import Load
@@ -30,7 +30,7 @@ from jaxserve.sched.packing import fill_to_edge
 from jaxserve.sched.policies import PolicyContext, make_policy
 from jaxserve.sched.policies.policy import Mode, StepLimits
 from jaxserve.sched.step_costs import StepCosts
-from jaxserve.sched.victims import Claim, VictimPolicy, YoungestFirst
+from jaxserve.sched.victims import Claim, Victim, VictimPolicy, YoungestFirst
 from jaxserve.sched.waiting import WaitingQueue
 
 
@@ -73,7 +73,7 @@ class Scheduler:
         self.costs = costs or StepCosts()
         self._policy = make_policy(PolicyContext(config, buckets, self.costs))
         self._ordering = make_ordering(OrderingContext(config, self.costs))
-        self._victims = victims or YoungestFirst()
+        self._victims = victims or YoungestFirst(blocks)
         self._waiting = WaitingQueue(self._ordering)
         self._running: dict[Sequence, None] = {}
         self._live_of: Counter[str] = Counter()  # by tenant, those that wait or run
@@ -99,8 +99,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Something waits, runs, or has ended and not been told."""
-        return bool(self._waiting or self._running or self._events)
+        """Something waits, runs, is moved between tiers, or has ended and not been told."""
+        return bool(self._waiting or self._running or self._events or self._blocks.tiers.busy)
 
     def live(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
@@ -149,23 +149,28 @@ class Scheduler:
     # --- the step ---------------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None when nothing can run before a step under way is committed."""
+        """The next step, or None when nothing can run before a step under way is committed.
+
+        A step may have no rows: only blocks to move between tiers, or only moves under way to wait for.
+        """
         load = self._load(now)
         self._ordering.refresh(load)
         draft = _Draft(now, self._policy.limits(load))
         self._pack(draft)
         self._events.extend(Preempted(sequence) for sequence in draft.preempted)
-        if not draft.decodes and not draft.prefills:
+        moves = self._blocks.tiers.take_moves()
+        rows = bool(draft.decodes or draft.prefills)
+        if not rows and not moves and not self._blocks.tiers.waits_for_disk:
             return None
         self._step += 1
-        bucket = self._buckets.fit(len(draft.decodes), sum(row.length for row in draft.prefills))
         plan = StepPlan(
             self._step,
             tuple(draft.decodes),
             tuple(draft.prefills),
-            bucket,
+            self._buckets.fit(len(draft.decodes), sum(row.length for row in draft.prefills)) if rows else NO_BUCKET,
             tuple(draft.admitted),
             tuple(draft.preempted),
+            moves,
         )
         self.costs.planned(plan, now)
         self._policy.planned(plan)
@@ -176,6 +181,7 @@ class Scheduler:
         """Take in a step's tokens. Rows of sequences that ended meanwhile are dropped."""
         self.costs.committed(now)
         events = self.drain_events()
+        self._blocks.tiers.settle(result.moved)
         tokens: list[int] = result.tokens.tolist()
         logprobs, scored = result.logprobs or {}, result.prompt_logprobs or {}
         for i, row in enumerate((*plan.decodes, *plan.prefills)):
@@ -258,13 +264,16 @@ class Scheduler:
             victim = self._victims.choose(Claim(sequence, candidates, missing, must=True, now=draft.now))
             if victim is None:
                 return False
-            self._preempt(victim.sequence)
+            self._preempt(victim)
             draft.preempted.append(victim.sequence)
             if victim.sequence is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, victim: Victim) -> None:
+        """It has no row in this plan: what it holds is saved before the rows run."""
+        sequence = victim.sequence
+        self._blocks.park(sequence, victim.fate.tier)
         self._release(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed = 0
@@ -283,6 +292,8 @@ class Scheduler:
             head = self._waiting.first() if places > len(draft.admitted) else None
             if begun and (head is None or not self._precedes(head, begun[-1])):
                 sequence = begun.pop()
+                if sequence.status is not Status.RUNNING:
+                    continue  # it has given way a moment ago
                 chunk = self._chunk(sequence, budget, limits, alone=not lengths)
                 if chunk and self._grow_prefill(sequence, chunk, draft, alone=not lengths):
                     lengths[sequence] = chunk
@@ -290,8 +301,9 @@ class Scheduler:
                 elif chunk:
                     places = 0  # it waits for blocks: nobody may take them away from it
             elif head is not None and self._admit(head, budget, draft, alone=not lengths):
-                lengths[head] = self._chunk(head, budget, limits, alone=True)
-                budget -= lengths[head]
+                if not self._blocks.tiers.loading(head):
+                    lengths[head] = self._chunk(head, budget, limits, alone=True)
+                    budget -= lengths[head]
             elif head is not None:
                 places = 0
             else:
@@ -332,10 +344,11 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, budget: int, draft: _Draft, alone: bool) -> bool:
         """Give a waiting sequence a slot and blocks for its first chunk; False, and it waits on."""
-        limits = draft.limits
-        if not self._free_slots or sequence.num_pending:
+        limits, parked = draft.limits, self._blocks.tiers.parked(sequence)
+        if not self._blocks.tiers.ready(sequence) or not self._free_slots or sequence.num_pending:
             return False
-        if limits.whole and not alone and sequence.num_uncomputed > min(limits.chunk, budget):
+        uncomputed = sequence.num_uncomputed - (parked.tokens if parked else 0)
+        if limits.whole and not alone and uncomputed > min(limits.chunk, budget):
             return False
         reserve = sequence.max_len if sequence.preemptions >= self._max_preemptions else 0
         share = sequence.params.prompt_logprobs is None
@@ -346,7 +359,9 @@ class Scheduler:
         self._running[sequence] = None
         sequence.status = Status.RUNNING
         sequence.slot = heapq.heappop(self._free_slots)
-        sequence.num_computed = sequence.num_cached = shared
+        sequence.num_computed = shared
+        if parked is None:
+            sequence.num_cached = shared
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = draft.now
         draft.admitted.append(sequence)
@@ -383,6 +398,7 @@ class Scheduler:
             self._release(sequence)
         else:
             self._waiting.remove(sequence)
+            self._blocks.tiers.forget(sequence)
         self._live_of[sequence.request.tenant] -= 1
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason

@@ -8,6 +8,8 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import Sequence
 
 
@@ -16,6 +18,14 @@ class Fate(enum.StrEnum):
 
     RECOMPUTE = "recompute"
     """Dropped: its tokens are computed again."""
+    HOST = "host"
+    """Parked in host memory."""
+    DISK = "disk"
+    """Parked on the disk."""
+
+    @property
+    def tier(self) -> Tier | None:
+        return None if self is Fate.RECOMPUTE else Tier(self.value)
 
 
 class Victim(NamedTuple):
@@ -43,7 +53,18 @@ class VictimPolicy(Protocol):
 
 
 class YoungestFirst(VictimPolicy):
-    """The one that was admitted last: the least work is lost, and who came first finishes first."""
+    """The one that was admitted last: the least work is lost, and who came first finishes first.
+
+    Its K/V are parked in the first tier of `blocks` that has room, host memory before the disk.
+    """
+
+    def __init__(self, blocks: BlockManager) -> None:
+        self._blocks = blocks
 
     def choose(self, claim: Claim) -> Victim:
-        return Victim(claim.candidates[-1])
+        sequence = claim.candidates[-1]
+        wanted = self._blocks.blocks_for(sequence.num_computed)
+        for fate in (Fate.HOST, Fate.DISK):
+            if fate.tier is not None and self._blocks.tiers.room(fate.tier) >= wanted:
+                return Victim(sequence, fate)
+        return Victim(sequence, Fate.RECOMPUTE)

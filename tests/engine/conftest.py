@@ -6,14 +6,17 @@ from typing import Any
 import pytest
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import BucketConfig, CacheConfig, SchedulerConfig
+from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.scheduler import Scheduler
+from jaxserve.sched.victims import VictimPolicy
 from tests.engine.fake_executor import VOCAB, FakeExecutor
 
 BLOCK = 8
@@ -28,6 +31,8 @@ def build_engine(
     max_model_len: int = 256,
     watermark: float = 0.01,
     buckets: dict[str, Any] | None = None,
+    tiers: tuple[int, int, int] = (0, 0, 0),
+    victims: VictimPolicy | None = None,
     **limits: Any,
 ) -> Engine:
     """An engine with the fake executor as `engine.executor`-in-waiting: see `executor_of`."""
@@ -37,10 +42,12 @@ def build_engine(
     shapes = BucketConfig(**(buckets or {"prefill_buckets": (8, 16, scheduling.max_num_batched_tokens)}))
     table = (BucketTable.pinned if deterministic else BucketTable.from_config)(shapes, scheduling)
     aligned = table.max_prefill_tokens if deterministic else None
-    manager = BlockManager(cache, blocks + 1, share_multiple=aligned or 1, share_outputs=not deterministic)
+    manager = BlockManager(
+        cache, blocks + 1, tiers=TierLedger(*tiers), share_multiple=aligned or 1, share_outputs=not deterministic
+    )
     executor = FakeExecutor(BLOCK, blocks + 1, scheduling.max_num_seqs, table)
     engine = Engine(
-        Scheduler(scheduling, table, manager, aligned),
+        Scheduler(scheduling, table, manager, aligned, victims=victims),
         executor,
         Limits(VOCAB, max_model_len, manager.max_tokens),
         VirtualClock(),
@@ -77,6 +84,10 @@ def assert_whole(engine: Engine) -> None:
     assert pool.num_free == pool.capacity
     assert all(pool.is_free(block) for block in range(1, pool.num_blocks))
     assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
+    tiers = engine.scheduler.blocks.tiers
+    assert tiers.used(Tier.DISK) == 0 and tiers.used(Tier.HOST) == tiers.num_prefixes and not tiers.busy
+    fake = engine.fake.tiers  # type: ignore[attr-defined]
+    assert not fake.disk and not fake.staged
 
 
 @pytest.fixture

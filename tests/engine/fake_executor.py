@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxserve.core.plan import Row, StepPlan, StepResult
+from jaxserve.core.plan import Move, Row, StepPlan, StepResult
 from jaxserve.sched.buckets import BucketTable
+from tests.engine.fake_tiers import FakeTiers
 
 VOCAB = 97
 
@@ -49,6 +50,7 @@ class FakeExecutor:
     resets: int = 0
 
     def __post_init__(self) -> None:
+        self.tiers = FakeTiers(self.block_size)
         self.reset()
         self.resets = 0
         self._queue: list[FakePending] = []
@@ -57,6 +59,7 @@ class FakeExecutor:
         self.cache: dict[int, tuple[int, ...]] = {}  # cache slot -> the tokens up to and with the one stored there
         self.known: dict[tuple[int, int], int] = {}  # (slot, position) -> token
         self._queue = []
+        self.tiers.reset()
         self.resets += 1
 
     def submit(self, plan: StepPlan) -> "FakePending":
@@ -66,7 +69,7 @@ class FakeExecutor:
             raise RuntimeError("no memory left on the device")
         rows = [self._snapshot(row, decode=True) for row in plan.decodes]
         rows += [self._snapshot(row, decode=False) for row in plan.prefills]
-        pending = FakePending(self, plan.step, rows)
+        pending = FakePending(self, plan.step, rows, plan.moves)
         self._queue.append(pending)
         return pending
 
@@ -84,7 +87,8 @@ class FakeExecutor:
         assert sum(row.length for row in plan.prefills) <= bucket.prefill_tokens
         slots = [row.sequence.slot for row in (*plan.decodes, *plan.prefills)]
         assert len(set(slots)) == len(slots), "a slot runs once a step"
-        if self.buckets is not None:
+        assert bool(slots) == bool(bucket.tokens)
+        if self.buckets is not None and slots:
             assert bucket in self.buckets.all(), "the step has no program"
 
     def run_until(self, pending: "FakePending") -> None:
@@ -97,6 +101,7 @@ class FakePending:
     executor: FakeExecutor
     step: int
     rows: list[Snapshot]
+    moves: tuple[Move, ...] = ()
     result: StepResult | None = None
 
     def wait(self) -> StepResult:
@@ -107,12 +112,15 @@ class FakePending:
         return self.result
 
     def run(self) -> None:
+        cache, tiers = self.executor.cache, self.executor.tiers
+        loads = tiers.before(cache, self.moves)
         inputs = [self._inputs(row) for row in self.rows]
         written: set[int] = set()
         for row, tokens in zip(self.rows, inputs, strict=True):
             self._write(row, tokens, written)
         sampled = [self._attend(row, tokens) for row, tokens in zip(self.rows, inputs, strict=True)]
-        self.result = StepResult(np.array(sampled, np.int32))
+        tiers.after(cache, loads)
+        self.result = StepResult(np.array(sampled, np.int32), moved=tiers.settled())
 
     def _inputs(self, row: Snapshot) -> list[int]:
         if row.tokens is not None:

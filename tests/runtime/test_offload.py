@@ -80,8 +80,7 @@ def test_host_blocks_come_back_bitwise(tmp_path: Path, memory_kind: str | None, 
     cache = run(offload, wipe(cache), move(Tier.HOST, slots, Tier.DEVICE, back))
     expected = cache_of(dtype)
     assert same_blocks(cache, expected, list(zip(back, blocks, strict=True)))
-    assert np.all(np.asarray(cache[0][0][20 if count < 20 else 0], np.float32) == (-1 if count < 20 else
-                  np.asarray(expected[0][0][0], np.float32)))  # fmt: skip
+    assert count > 20 or np.all(np.asarray(cache[0][0][20], np.float32) == -1), "only what is loaded is written"
     offload.close()
 
 
@@ -139,37 +138,43 @@ def test_a_file_that_is_not_what_was_written_fails_alone(tmp_path: Path, damage:
     offload.close()
 
 
+class FullFile:
+    """A file on a disk without room."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __enter__(self) -> "FullFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_full_disk_fails_the_write_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offload, move = make(tmp_path), Moves()
     real = Path.open
 
     def full(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
         file = real(path, mode, *args, **options)
-        if mode == "wb" and path.name.startswith("00000001"):
-
-            def write(data: Any) -> int:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            file = FullFile(file)
-        return file
-
-    class FullFile:
-        def __init__(self, file: Any) -> None:
-            self._file = file
-
-        def __enter__(self) -> "FullFile":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._file.close()
-
-        def write(self, data: Any) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return FullFile(file) if mode == "wb" and path.name.startswith("00000001") else file
 
     monkeypatch.setattr(Path, "open", full)
     run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [1, 2], Tier.DISK, [1, 2]))
     assert [ok for _, ok in wait_for(offload, 2)] == [False, True]
     assert [path.name for path in tmp_path.glob(f"*{SUFFIX}")] == [f"00000002{SUFFIX}"]
+    offload.close()
+
+
+def test_what_waits_for_its_copy_on_the_device_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxserve.runtime.offload.MAX_STAGED_BYTES", 20 * 2 * LAYERS * 2 * 8 * 4 * 4)
+    offload, move = make(tmp_path), Moves()
+    for start in (0, 5, 9):
+        saved = offload._gather(cache_of(jnp.float32), move(Tier.DEVICE, list(range(1, 31)), Tier.HOST, list(range(30))))
+        assert len(saved) == 30 and sum(len(arrays) for arrays in offload._staged) <= 20, start
     offload.close()
 
 

@@ -1,0 +1,98 @@
+"""Parked in host memory or on the disk, or computed again: on the real engine, the tokens of an undisturbed run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxserve.core.plan import Tier
+from jaxserve.core.sampling import SamplingParams
+from jaxserve.llm import LLM
+from jaxserve.runtime.disk_store import SUFFIX, DiskStore
+from tests.equivalence.test_schedules import MIXED, tokens
+
+MIB = 1 << 20
+SMALL_POOL: dict[str, Any] = {"num_blocks": 14, "watermark": 0.0, "enable_prefix_caching": False}
+
+
+@pytest.fixture(scope="module")
+def reference(base: LLM, prompts: list[list[int]]) -> list[list[int]]:
+    """Each request alone."""
+    return [tokens(base, [prompt], [params])[0] for prompt, params in zip(prompts, MIXED, strict=True)]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
+def test_parked_is_undisturbed(
+    make_llm: Callable[..., LLM], prompts: list[list[int]], reference: list[list[int]], tmp_path: Path,
+    tier: Tier, overlap: bool,
+) -> None:  # fmt: skip
+    size = {"offload_host_bytes": MIB} if tier is Tier.HOST else {"offload_disk_bytes": MIB}
+    llm = make_llm(**SMALL_POOL, **size, overlap=overlap, offload_disk_dir=str(tmp_path))
+    outputs = llm.generate(prompts, MIXED, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in outputs] == reference
+    ledger = llm.engine.scheduler.blocks.tiers
+    loaded = {Tier.HOST: ledger.counts.loaded_from_host, Tier.DISK: ledger.counts.loaded_from_disk}
+    assert loaded[tier] > 0 and sum(loaded.values()) == loaded[tier]
+    assert ledger.used(Tier.HOST) == ledger.used(Tier.DISK) == 0
+    assert llm.runner.compilations_after_warmup == 0
+    llm.close()
+    assert not list(tmp_path.glob(f"*{SUFFIX}"))
+
+
+def test_a_disk_that_loses_blocks_costs_no_token(
+    make_llm: Callable[..., LLM],
+    prompts: list[list[int]],
+    reference: list[list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of every five files one is refused, one damaged and one removed as soon as it is written."""
+    write = DiskStore.write
+
+    def unreliable(store: DiskStore, slot: int, key: int, content: memoryview) -> bool:
+        if key % 5 == 0:
+            return False
+        done, path = write(store, slot, key, content), tmp_path / f"{slot:08d}{SUFFIX}"
+        if key % 5 == 1:
+            path.write_bytes(path.read_bytes()[:-4] + b"lost")
+        elif key % 5 == 2:
+            path.unlink()
+        return done
+
+    monkeypatch.setattr(DiskStore, "write", unreliable)
+    llm = make_llm(**SMALL_POOL, offload_disk_bytes=MIB, offload_disk_dir=str(tmp_path))
+    assert tokens(llm, prompts, MIXED) == reference
+    ledger = llm.engine.scheduler.blocks.tiers
+    assert ledger.counts.failed_saves > 0 and ledger.counts.failed_fetches > 0 and ledger.used(Tier.DISK) == 0
+    llm.close()
+    assert not list(tmp_path.glob(f"*{SUFFIX}"))
+
+
+def test_evicted_prefixes_come_back_from_the_host(make_llm: Callable[..., LLM], prompts: list[list[int]]) -> None:
+    """Three long prompts in turn do not fit the pool together: each turn finds the ones before in host memory."""
+    llm = make_llm(num_blocks=14, watermark=0.0, offload_host_bytes=MIB, max_model_len=192)
+    longest = [[7 * i % 211 for i in range(start, start + 110)] for start in (0, 500, 900)]
+    first = [tokens(llm, [prompt]) for prompt in longest]
+    blocks = llm.engine.scheduler.blocks
+    hits = blocks.prefix_hits
+    assert [tokens(llm, [prompt]) for prompt in longest] == first
+    assert blocks.tiers.counts.prefixes_loaded > 6 and blocks.prefix_hits >= hits + 3 * 96
+    llm.update_params(llm.params)
+    assert blocks.tiers.used(Tier.HOST) == 0, "new weights: nothing kept is worth anything"
+    assert [tokens(llm, [prompt]) for prompt in longest] == first
+
+
+def test_deterministic_mode_keeps_its_bits_through_the_host(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm(deterministic=True, num_blocks=14, offload_host_bytes=MIB)
+    longest = [[7 * i % 211 for i in range(start, start + 150)] for start in (0, 500, 900)]
+
+    def bits() -> list[Any]:
+        params = SamplingParams(temperature=0.0, max_tokens=10, logprobs=5)
+        outputs = [llm.generate([prompt], params, use_tqdm=False)[0].outputs[0] for prompt in longest]
+        return [(entry.token, entry.logprob, entry.top) for output in outputs for entry in output.logprobs or []]
+
+    first = bits()
+    assert bits() == first
+    assert llm.engine.scheduler.blocks.tiers.counts.prefixes_loaded > 0
