@@ -4,9 +4,9 @@ The only writer of `Sequence.blocks`. It is a ledger: the bytes live with the ex
 in every plan. A full block is registered with the prefix cache when the step that fills it is *planned*: steps run in
 order on the device, so whoever finds it there later reads it after it was written.
 
-With tiers (`cache.tiers`) a preempted sequence's blocks can be parked in host memory or on the disk instead of given up,
-and prefix blocks that are evicted are kept in host memory. Both come back on admission; the sequence then has its first
-row in the plan after (`loading`).
+With tiers (`cache.tiers`) a preempted sequence's blocks can be parked in host memory or on the disk instead of given
+up, and prefix blocks that are evicted are kept in host memory. Both come back on admission; the sequence then has its
+first row in the plan after.
 """
 
 from jaxserve.cache.block_pool import BlockPool

@@ -132,7 +132,7 @@ class TierLedger:
             self.counts.saved_to_host += len(blocks)
 
     def passed_over(self) -> None:
-        """A sequence was preempted and not parked on the disk: if it was because the disk failed, one nearer to a try."""
+        """A sequence was preempted and not parked on the disk: one preemption nearer to trying a failed disk again."""
         self._backoff = max(self._backoff - 1, 0)
 
     def ready(self, sequence: Sequence) -> bool:
@@ -199,14 +199,18 @@ class TierLedger:
         return slots
 
     def return_prefixes(self, slots: dict[bytes, int]) -> None:
-        self._prefixes.update(slots)
+        for link, slot in slots.items():
+            if link in self._prefixes:  # the device has evicted the same prefix meanwhile
+                self._free[Tier.HOST].append(slot)
+            else:
+                self._prefixes[link] = slot
 
     def load_prefixes(self, sequence: Sequence, slots: dict[bytes, int], blocks: Seq[int]) -> None:
         """Bring borrowed prefix blocks back, into the first of `blocks`; they are kept on as well."""
-        self.return_prefixes(slots)
         for slot, block in zip(slots.values(), blocks, strict=False):
             self._emit(Tier.HOST, slot, Tier.DEVICE, block)
             self._loading.add(sequence)
+        self.return_prefixes(slots)
         self.counts.prefixes_loaded += len(slots)
 
     def drop_prefixes(self) -> None:

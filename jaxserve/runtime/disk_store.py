@@ -102,7 +102,9 @@ def _lock(folder: Path) -> IO[bytes]:
             lock.close()
             raise
     except BlockingIOError as error:
-        raise ConfigError(f"offload_disk_dir = {str(folder)!r} is in use by another engine: give each its own") from error
+        raise ConfigError(
+            f"offload_disk_dir = {str(folder)!r} is in use by another engine: give each its own"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"offload_disk_dir = {str(folder)!r} cannot be used ({error.strerror}): give a folder that can be written"

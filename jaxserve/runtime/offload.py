@@ -15,7 +15,6 @@ gives its memory to the one that replaces it.
 """
 
 import queue
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -147,7 +146,9 @@ class Offload:
         """Wait for the oldest copies while those under way hold too much of the device's memory."""
         while self._staged and self._staged[0][0].is_ready():
             self._staged.popleft()
-        while self._staged and sum(len(arrays) for arrays in self._staged) * self._block_bytes + more > MAX_STAGED_BYTES:
+        while (
+            self._staged and sum(len(arrays) for arrays in self._staged) * self._block_bytes + more > MAX_STAGED_BYTES
+        ):
             jax.block_until_ready(self._staged.popleft())
 
     def _content(self, move: Move) -> jax.Array:
@@ -204,7 +205,9 @@ def mover_keys() -> list[tuple[str, int]]:
     return [(name, size) for name in ("gather", "scatter") for size in GROUPS]
 
 
-def lower_mover(cache: Any, name: str, blocks: int, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
+def lower_mover(
+    cache: Any, name: str, blocks: int, sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Lowered:
     """One of the programs, from the cache's shapes."""
     ids = jax.ShapeDtypeStruct((blocks,), jnp.int32, sharding=sharding)
     if name == "gather":

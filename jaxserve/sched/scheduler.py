@@ -315,8 +315,9 @@ class Scheduler:
         draft.prefills += [self._prefill_row(sequence, length) for sequence, length in lengths.items()]
 
     def _begun(self) -> list[Sequence]:
-        """Running sequences still in their prompts, the next one last."""
-        begun = [s for s in self._running if not s.decoding and s.num_uncomputed]
+        """Running sequences still in their prompts, the next one last; not those whose blocks are being loaded."""
+        tiers = self._blocks.tiers
+        begun = [s for s in self._running if not s.decoding and s.num_uncomputed and not tiers.loading(s)]
         begun.sort(key=self._place, reverse=True)
         return begun
 

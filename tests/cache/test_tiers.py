@@ -46,6 +46,16 @@ def test_kept_prefixes_give_way_to_sequences_oldest_first() -> None:
     assert ledger.num_prefixes == 1 and ledger.used(Tier.HOST) == 3
 
 
+def test_a_borrowed_prefix_that_the_device_evicts_as_well_leaves_no_slot_behind() -> None:
+    ledger = TierLedger(3)
+    ledger.keep_prefix(b"a", 1)
+    borrowed = ledger.borrow_prefixes([b"a"])
+    ledger.keep_prefix(b"a", 2)
+    ledger.load_prefixes(sequence(), borrowed, [7])
+    assert ledger.used(Tier.HOST) == ledger.num_prefixes == 1
+    assert [(m.source_block, m.target) for m in ledger.take_moves()][-1] == (borrowed[b"a"], Tier.DEVICE)
+
+
 def test_the_way_to_the_disk_is_bounded_but_never_closed_to_one_sequence() -> None:
     ledger = TierLedger(0, 20, 5)
     assert ledger.room(Tier.DISK) == 20, "nothing is on its way: one sequence of any length may go"

@@ -25,7 +25,9 @@ class FakeTiers:
     def before(self, cache: dict[int, tuple[int, ...]], moves: tuple[Move, ...]) -> list[tuple[int, Content]]:
         """Everything but the stores of loaded blocks, which come back."""
         size = self.block_size
-        saved = {m.key: [cache.get(m.source_block * size + i) for i in range(size)] for m in moves if m.source == "device"}
+        saved = {
+            m.key: [cache.get(m.source_block * size + i) for i in range(size)] for m in moves if m.source == "device"
+        }
         loads: list[tuple[int, Content]] = []
         for move in moves:
             key = move.source, move.target
