@@ -6,7 +6,6 @@ each. Beside the rate: this machine's float32 matmul rate, where a decode step's
 
 import argparse
 import json
-import random
 import statistics
 import time
 from dataclasses import dataclass
@@ -18,33 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.machine import describe, matmul_rate
+from bench.workload import LLAMA_32M, REQUESTS, prompts
 from jaxserve.core.plan import StepResult
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
 from jaxserve.runtime.batch import BatchBuilder
-
-LLAMA_32M = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 8192,
-    "hidden_size": 512,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "intermediate_size": 1408,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-
-
-def prompts(count: int, seed: int, vocab_size: int) -> list[list[int]]:
-    """Prompts of 32-256 random tokens; no two share a beginning, so the prefix cache cannot help."""
-    rng = random.Random(seed)
-    return [[rng.randrange(vocab_size) for _ in range(rng.randint(32, 256))] for _ in range(count)]
 
 
 class StepTimes:
@@ -82,14 +61,14 @@ class _TimedPending:
 def run_once(llm: LLM, seed: int, outputs: int) -> dict[str, float]:
     times = StepTimes(llm.runner)
     llm.engine.replace_executor(times)
-    batch = prompts(64, seed, llm.model_config.vocab_size)
+    batch = prompts(REQUESTS, seed, llm.model_config.vocab_size)
     params = SamplingParams(temperature=0.0, max_tokens=outputs, ignore_eos=True)
     begin = time.perf_counter()
     results = llm.generate(batch, params, use_tqdm=False)
     wall = time.perf_counter() - begin
     llm.engine.replace_executor(llm.runner)
     tokens = sum(len(r.outputs[0].token_ids) for r in results)
-    assert tokens == 64 * outputs
+    assert tokens == REQUESTS * outputs
     return {
         "tokens_per_s": tokens / wall,
         "wall_s": wall,

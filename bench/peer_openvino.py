@@ -1,0 +1,86 @@
+"""OpenVINO GenAI on the requests of `bench.throughput`; runs in an environment of its own, without jaxserve.
+
+    python3 -m venv peer && peer/bin/pip install openvino-genai openvino-tokenizers optimum-intel transformers torch
+    peer/bin/python bench/peer_openvino.py --runs 3
+
+Weights of the same shapes, random as ours are, are made and exported on the first run and kept under `--weights`.
+Prints one JSON object a run. `python -m bench.peers` runs this and ours in turn.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.workload import LLAMA_32M, REQUESTS, prompts
+
+TOKENIZER = Path(__file__).resolve().parent.parent / "jaxserve" / "embedded" / "tokenizer.json"
+
+
+def export(folder: Path) -> Path:
+    """A random Llama as an OpenVINO model. The pipeline wants a tokenizer, too; the requests are token ids."""
+    model = folder / "openvino"
+    if model.is_dir():
+        return model
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    shapes = {name: value for name, value in LLAMA_32M.items() if name != "architectures"}
+    LlamaForCausalLM(LlamaConfig(**shapes)).float().eval().save_pretrained(folder / "hf")
+    PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), eos_token="<|end|>").save_pretrained(folder / "hf")
+    tool = Path(sys.executable).parent / "optimum-cli"
+    task = ["--task", "text-generation-with-past", "--weight-format", "fp32"]
+    subprocess.run(
+        [tool, "export", "openvino", "--model", folder / "hf", *task, model], check=True, capture_output=True
+    )
+    return model
+
+
+def pipeline(model: Path, precision: str, budget: int) -> Any:
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.max_num_batched_tokens, scheduler.max_num_seqs = budget, REQUESTS
+    scheduler.cache_size, scheduler.enable_prefix_caching = 2, False
+    properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
+    return openvino_genai.ContinuousBatchingPipeline(str(model), scheduler, "CPU", properties)
+
+
+def run_once(pipe: Any, seed: int, outputs: int) -> dict[str, Any]:
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    sampling = openvino_genai.GenerationConfig()
+    sampling.max_new_tokens, sampling.ignore_eos, sampling.do_sample = outputs, True, False
+    batch = prompts(REQUESTS, seed, LLAMA_32M["vocab_size"])
+    tensors = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in batch]
+    begin = time.perf_counter()
+    results = pipe.generate(tensors, [sampling] * REQUESTS)
+    wall = time.perf_counter() - begin
+    tokens = sum(len(result.m_generation_ids[0]) for result in results)
+    assert tokens == REQUESTS * outputs, tokens
+    return {"peer": f"OpenVINO GenAI {openvino_genai.__version__}", "tokens_per_s": tokens / wall, "wall_s": wall}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3, help="counted runs after one that is not (default 3)")
+    parser.add_argument("--outputs", type=int, default=64, help="output tokens a request (default 64)")
+    parser.add_argument("--precision", default="f32", choices=["f32", "bf16"])
+    parser.add_argument("--budget", type=int, default=1024, help="max_num_batched_tokens (default 1024)")
+    parser.add_argument("--weights", type=Path, default=Path("out/peers"), help="where the model is kept")
+    arguments = parser.parse_args()
+    pipe = pipeline(export(arguments.weights), arguments.precision, arguments.budget)
+    run_once(pipe, 0, arguments.outputs)
+    for seed in range(1, arguments.runs + 1):
+        print(json.dumps(run_once(pipe, seed, arguments.outputs)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
