@@ -159,3 +159,9 @@ class BlockManager:
         surplus = dict(list(kept.items())[max(count - len(found), 0) :])
         self.tiers.return_prefixes(surplus)
         return found[:count], {link: slot for link, slot in kept.items() if link not in surplus}
+
+    def num_cached(self, sequence: Sequence) -> int:
+        """Leading tokens of a waiting sequence that the prefix cache would give it now."""
+        if not self._caching or sequence.params.prompt_logprobs is not None:
+            return 0
+        return len(self._prefixes.match(self._prefixes.links(sequence))) * self.block_size

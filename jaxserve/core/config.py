@@ -80,8 +80,30 @@ class CacheConfig:
 class SchedulerConfig:
     """Who runs, when, and how much at once. docs/scheduling.md compares the choices."""
 
-    policy: str = setting("chunked", "when a batch starts and how much a step takes: chunked")
-    ordering: str = setting("fcfs", "who is next: fcfs")
+    policy: str = setting(
+        "chunked", "when a batch starts, what a step takes: static, dynamic, continuous, chunked, adaptive"
+    )
+    ordering: str = setting("fcfs", "who is next: fcfs, priority, fair, slack, shortest")
+    tenants: str | None = setting(None, "TOML file of tenants; configs/tenants.toml is an example")
+    admission: Literal["queue", "slo"] = setting(
+        "queue", "slo: refuse (HTTP 429) a request whose first token is predicted to come too late"
+    )
+    ttft_slo_s: float | None = setting(None, "objective for the first token, of requests and tenants that bring none")
+    tpot_slo_s: float | None = setting(None, "objective for the mean time between output tokens, likewise")
+    cost_model: str | None = setting(None, "JSON file of step costs to begin with; `jaxserve calibrate` makes one")
+    preempt_for_admission: bool = setting(True, "a higher class, or a tenant below its share, may displace others")
+    batch_size: int = setting(4, "policy static: requests in a batch")
+    max_batch_size: int = setting(8, "policy dynamic: most requests in a batch")
+    batch_timeout_s: float = setting(0.05, "policy dynamic: longest wait for a full batch")
+    priority_ageing_s: float = setting(60.0, "ordering priority: seconds of waiting that make up for one class")
+    shortest_ageing_s: float = setting(2.0, "ordering shortest: seconds of waiting that make up for 1,000 tokens")
+    fairness: Literal["tokens", "time"] = setting("tokens", "ordering fair: count tokens, or predicted device time")
+    fair_input_weight: float = setting(1.0, "ordering fair: what a prompt token counts")
+    fair_output_weight: float = setting(2.0, "ordering fair: what an output token counts")
+    long_prefill_token_threshold: int | None = setting(
+        None, "a prompt with more tokens left than this is long, and takes at most so many in a step"
+    )
+    max_long_partial_prefills: int | None = setting(None, "most long prompts that share a step; they progress equally")
     max_num_seqs: int = setting(64, "most sequences that run at once")
     max_num_batched_tokens: int = setting(512, "most tokens in a step, decode rows and prefill chunks together")
     chunk_size: int | None = setting(None, "most prompt tokens of one sequence in a step; default: the whole budget")
@@ -90,8 +112,14 @@ class SchedulerConfig:
     max_waiting: int = setting(4096, "most requests that wait; one more is refused")
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        positive = (
+            "max_num_seqs", "max_num_batched_tokens", "max_waiting", "batch_size", "max_batch_size",
+            "batch_timeout_s", "ttft_slo_s", "tpot_slo_s", "priority_ageing_s", "shortest_ageing_s",
+            "fair_input_weight", "fair_output_weight", "long_prefill_token_threshold", "max_long_partial_prefills",
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a positive number")
         require(self.max_preemptions >= 0, "max_preemptions", self.max_preemptions, "0 or more")
         require(self.chunk_size is None or self.chunk_size > 0, "chunk_size", self.chunk_size, "a positive number")
 

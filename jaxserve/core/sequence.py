@@ -92,6 +92,17 @@ class Sequence:
     """Arrival number: a preempted sequence keeps its place."""
     queued_s: float = 0.0
     """When it came to the scheduler."""
+    tenant: str = "default"
+    priority: int = 0
+    """Smaller goes first. This and what follows: the request's, or else its tenant's."""
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    booked_blocks: int = 0
+    """KV blocks that it is expected to need, while it runs."""
+    forecast_s: float = 0.0
+    """Predicted time from the queue to the first token; 0: none was made."""
+    num_charged: int = 0
+    """Leading tokens that were counted as served to its tenant."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end it: the model's end tokens unless ignored, and the caller's."""
 

@@ -6,10 +6,11 @@
 `sched.cost_file` keeps a model in a JSON file, together with where it comes from.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
-from jaxserve.core.plan import Bucket, StepPlan
+from jaxserve.core.plan import Bucket, Row, StepPlan
 
 
 class StepFeatures(NamedTuple):
@@ -35,12 +36,17 @@ class StepFeatures(NamedTuple):
 
     @classmethod
     def of(cls, plan: StepPlan) -> "StepFeatures":
+        return cls.of_rows(plan.decodes, plan.prefills, plan.bucket)
+
+    @classmethod
+    def of_rows(cls, decodes: Sequence[Row], prefills: Sequence[Row], bucket: Bucket) -> "StepFeatures":
+        """Of some of a step's rows, in the bucket of the whole step."""
         tokens, pairs = 0, 0.0
-        for row in plan.prefills:
+        for row in prefills:
             tokens += row.length
             pairs += row.length * (row.start + 0.5 * row.length)
-        context = sum([row.start for row in plan.decodes])
-        return cls(tokens, pairs, len(plan.prefills), len(plan.decodes), context, plan.bucket)
+        context = sum([row.start for row in decodes])
+        return cls(tokens, pairs, len(prefills), len(decodes), context, bucket)
 
 
 class CostModel(Protocol):

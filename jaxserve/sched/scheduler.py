@@ -14,24 +14,32 @@ times comes back only when all the blocks it can ever need are free, and holds t
 """
 
 import heapq
-from collections import Counter
 from dataclasses import dataclass, field
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.config import SchedulerConfig
-from jaxserve.core.errors import QueueFull
+from jaxserve.core.errors import QueueFull, TooBusy
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
 from jaxserve.core.plan import NO_BUCKET, Row, StepPlan, StepResult, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Sequence, Status
+from jaxserve.core.tenants import Tenants
 from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.forecast import Forecast
 from jaxserve.sched.load import Load
+from jaxserve.sched.long_prompts import LongPromptGuard
 from jaxserve.sched.orderings import OrderingContext, make_ordering
 from jaxserve.sched.packing import fill_to_edge
 from jaxserve.sched.policies import PolicyContext, make_policy
 from jaxserve.sched.policies.policy import Mode, StepLimits
 from jaxserve.sched.step_costs import StepCosts
+from jaxserve.sched.tenant_ledger import TenantLedger
 from jaxserve.sched.victims import Claim, Victim, VictimPolicy, YoungestFirst
 from jaxserve.sched.waiting import WaitingQueue
+
+PROMISE = 0.9
+"""Share of its objective that a request's predicted first token may take: the rest is for the prediction's error."""
+HORIZON = 4.0
+"""How far a forecast looks ahead, in objectives."""
 
 
 @dataclass(slots=True)
@@ -44,6 +52,7 @@ class _Draft:
     prefills: list[Row] = field(default_factory=list[Row])
     admitted: list[Sequence] = field(default_factory=list[Sequence])
     preempted: list[Sequence] = field(default_factory=list[Sequence])
+    guard: LongPromptGuard = field(init=False)
 
 
 class Scheduler:
@@ -63,6 +72,7 @@ class Scheduler:
         aligned_chunk: int | None = None,
         *,
         costs: StepCosts | None = None,
+        tenants: Tenants | None = None,
         victims: VictimPolicy | None = None,
     ) -> None:
         self._config = config
@@ -72,11 +82,12 @@ class Scheduler:
         self._max_preemptions = 0 if aligned_chunk else config.max_preemptions
         self.costs = costs or StepCosts()
         self._policy = make_policy(PolicyContext(config, buckets, self.costs))
-        self._ordering = make_ordering(OrderingContext(config, self.costs))
+        self._ledger = TenantLedger(tenants or Tenants(), config, blocks)
+        self._ordering = make_ordering(OrderingContext(config, buckets, self.costs, self._ledger.tenants))
+        self.forecast = Forecast(config, buckets, self.costs, self._policy)
         self._victims = victims or YoungestFirst(blocks)
         self._waiting = WaitingQueue(self._ordering)
         self._running: dict[Sequence, None] = {}
-        self._live_of: Counter[str] = Counter()  # by tenant, those that wait or run
         self._free_slots = list(range(config.max_num_seqs))
         self._events: list[Event] = []
         self._arrivals = 0
@@ -115,18 +126,52 @@ class Scheduler:
         """Queue the sequences of one request, all or none.
 
         Raises:
-          QueueFull: the waiting queue is at its bound.
+          QueueFull, TooBusy: a waiting queue or a rate is at its bound, or the first token would come too late.
+          PromptTooLong, RequestTooLarge: it is over its tenant's share of the blocks.
         """
         if len(self._waiting) + len(sequences) > self._config.max_waiting:
             raise QueueFull(len(self._waiting), self._config.max_waiting)
-        tenant = sequences[0].request.tenant
-        if not self._live_of[tenant]:
-            self._ordering.returned(tenant, [name for name, count in self._live_of.items() if count])
-        self._live_of[tenant] += len(sequences)
+        for i, sequence in enumerate(sequences, self._arrivals + 1):
+            sequence.arrival, sequence.queued_s = i, now
+            self._ledger.resolve(sequence)
+        tenant = sequences[0].tenant
+        self._ledger.check(sequences, self._waiting.count(tenant), now)
+        self._promise(sequences[0], now)
+        self._arrivals += len(sequences)
+        active = self._ledger.active()
+        if tenant not in active:
+            self._ordering.returned(tenant, active)
+        self._ledger.joined(tenant, len(sequences))
         for sequence in sequences:
-            self._arrivals += 1
-            sequence.arrival, sequence.queued_s = self._arrivals, now
             self._waiting.push(sequence)
+
+    def _promise(self, sequence: Sequence, now: float) -> None:
+        """Forecast its first token; with `admission = "slo"` TooBusy when that is too late to be worth queueing for."""
+        slo = sequence.ttft_slo_s
+        if slo is None or not self.costs.ready:
+            return
+        waited = now - sequence.request.arrival_s if sequence.request.arrival_s else 0.0
+        sequence.forecast_s = self._forecast_s(sequence, now, HORIZON * slo)
+        expected = waited + sequence.forecast_s * self.forecast.quantile(0.5)
+        if self._config.admission == "slo" and expected > PROMISE * slo:
+            wait_s = max(expected - PROMISE * slo, self.costs.last_s)
+            raise TooBusy(
+                f"the first token would come after {expected:.2f} s and the objective is {slo:g} s: "
+                f"try again in {wait_s:.2f} s",
+                "slo",
+                wait_s,
+            )
+
+    def _forecast_s(self, sequence: Sequence, now: float, horizon_s: float) -> float:
+        """Seconds from now to its first token: what is under way, what goes before it, and its own prompt."""
+        ahead = [s.num_uncomputed for s in self._begun() if self._precedes(s, sequence)]
+        ahead += [s.num_uncomputed for s in self._waiting if self._precedes(s, sequence)]
+        decodes = [s.num_computed for s in self._running if s.decoding]
+        own = sequence.num_prompt - self._blocks.num_cached(sequence)
+        outputs = self._ledger.outputs.mean(default=float(max(sequence.max_len - sequence.num_prompt, 1)))
+        return self.costs.under_way_s(now) + self.forecast.first_token_s(
+            own, ahead, len(decodes), sum(decodes), max(outputs, 1.0), horizon_s
+        )
 
     def finish(self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None) -> None:
         """End a sequence from outside (abort, a stop string, an error): its blocks and slot are free at once.
@@ -258,8 +303,10 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, tokens: int, draft: _Draft) -> bool:
         """Grow a running sequence, preempting until it fits; False if it is itself preempted, or has to wait."""
-        while not self._blocks.grow(sequence, tokens):
-            candidates = tuple(s for s in self._running if s.preemptions < self._max_preemptions)
+        while not self._grow(sequence, tokens):
+            candidates = self._candidates(sequence, tokens)
+            if not candidates:
+                return False
             missing = self._blocks.blocks_for(tokens) - len(sequence.blocks) - self._blocks.pool.num_free
             victim = self._victims.choose(Claim(sequence, candidates, missing, must=True, now=draft.now))
             if victim is None:
@@ -269,6 +316,25 @@ class Scheduler:
             if victim.sequence is sequence:
                 return False
         return True
+
+    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+        """Blocks for its first `tokens` tokens, within its tenant's share; False without them."""
+        blocks = self._blocks.blocks_for(tokens)
+        if blocks > len(sequence.blocks) and not self._ledger.within_cap(sequence, blocks, self._running):
+            return False
+        return self._blocks.grow(sequence, tokens)
+
+    def _candidates(self, sequence: Sequence, tokens: int) -> tuple[Sequence, ...]:
+        """Who may be preempted so that it can grow: of its own tenant only, if it is the share that is short."""
+        ledger, running = self._ledger, self._running
+        inside = ledger.within_cap(sequence, self._blocks.blocks_for(tokens), running)
+        return tuple(
+            s
+            for s in running
+            if s.preemptions < self._max_preemptions
+            and (inside or s.tenant == sequence.tenant)
+            and ledger.may_yield(sequence, s, running)
+        )
 
     def _preempt(self, victim: Victim) -> None:
         """It has no row in this plan: what it holds is saved before the rows run."""
@@ -286,28 +352,34 @@ class Scheduler:
         limits = draft.limits
         budget = min(limits.tokens - len(draft.decodes), self._buckets.max_prefill_tokens)
         begun = self._begun()
+        draft.guard = LongPromptGuard(self._config, begun, budget)
         lengths: dict[Sequence, int] = {}
+        passed: set[str] = set()
         places = 0 if draft.preempted else limits.admit  # blocks are short: nobody joins in this step
         while budget > 0 and len(lengths) < self._buckets.prefill_rows:
-            head = self._waiting.first() if places > len(draft.admitted) else None
+            head = self._waiting.first(passed) if places > len(draft.admitted) else None
             if begun and (head is None or not self._precedes(head, begun[-1])):
                 sequence = begun.pop()
                 if sequence.status is not Status.RUNNING:
                     continue  # it has given way a moment ago
-                chunk = self._chunk(sequence, budget, limits, alone=not lengths)
+                chunk = self._chunk(sequence, budget, draft, alone=not lengths)
                 if chunk and self._grow_prefill(sequence, chunk, draft, alone=not lengths):
                     lengths[sequence] = chunk
                     budget -= chunk
+                    draft.guard.takes(sequence)
                 elif chunk:
                     places = 0  # it waits for blocks: nobody may take them away from it
-            elif head is not None and self._admit(head, budget, draft, alone=not lengths):
-                if not self._blocks.tiers.loading(head):
-                    lengths[head] = self._chunk(head, budget, limits, alone=True)
-                    budget -= lengths[head]
-            elif head is not None:
-                places = 0
-            else:
+            elif head is None:
                 break
+            elif not draft.guard.allows(head) or not self._ledger.may_join(head, self._running):
+                passed.add(head.tenant)  # the others need not wait for its turn, or for its share
+            elif self._admit(head, budget, draft, alone=not lengths):
+                if not self._blocks.tiers.loading(head):
+                    draft.guard.takes(head)
+                    lengths[head] = self._chunk(head, budget, draft, alone=True)
+                    budget -= lengths[head]
+            else:
+                places = 0
             if draft.preempted:
                 places = 0
         if lengths and self._config.fill_buckets and not self._aligned_chunk and not limits.whole:
@@ -323,15 +395,19 @@ class Scheduler:
 
     def _place(self, sequence: Sequence) -> tuple[float, float, int]:
         ordering = self._ordering
-        return ordering.rank(sequence.request.tenant), ordering.key(sequence), sequence.arrival
+        return ordering.rank(sequence.tenant), ordering.key(sequence), sequence.arrival
 
     def _precedes(self, one: Sequence, other: Sequence) -> bool:
         return self._place(one) < self._place(other)
 
-    def _chunk(self, sequence: Sequence, budget: int, limits: StepLimits, alone: bool) -> int:
+    def _chunk(self, sequence: Sequence, budget: int, draft: _Draft, alone: bool) -> int:
         """Tokens of its prompt in this step. `alone`: nobody is in the step's prefill yet, so it may be split."""
-        chunk = min(sequence.num_uncomputed, limits.chunk, budget)
-        if limits.whole and not alone and chunk < sequence.num_uncomputed:
+        if not draft.guard.allows(sequence):
+            return 0
+        left, limits = sequence.num_uncomputed, draft.limits
+        wanted = draft.guard.cap(sequence, min(left, limits.chunk))
+        chunk = min(wanted, budget)
+        if limits.whole and not alone and chunk < wanted:
             return 0
         if self._aligned_chunk:
             chunk = min(chunk, self._aligned_chunk - sequence.num_computed % self._aligned_chunk)
@@ -341,7 +417,7 @@ class Scheduler:
         tokens = sequence.num_computed + chunk
         if alone and not draft.decodes:  # nothing else moves: somebody has to give way
             return self._make_room(sequence, tokens, draft)
-        return self._blocks.grow(sequence, tokens)
+        return self._grow(sequence, tokens)
 
     def _admit(self, sequence: Sequence, budget: int, draft: _Draft, alone: bool) -> bool:
         """Give a waiting sequence a slot and blocks for its first chunk; False, and it waits on."""
@@ -385,6 +461,8 @@ class Scheduler:
         sequence.tokens.append(token)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
+            if sequence.forecast_s:
+                self.forecast.note(sequence.forecast_s, now - sequence.queued_s)
         reason = None
         if token in sequence.stop_ids and sequence.num_outputs > sequence.params.min_tokens:
             reason, sequence.stop_token = FinishReason.STOP, token
@@ -400,7 +478,7 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
             self._blocks.tiers.forget(sequence)
-        self._live_of[sequence.request.tenant] -= 1
+        self._ledger.ended(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         sequence.finished_s = now

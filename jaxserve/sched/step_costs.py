@@ -52,6 +52,13 @@ class StepCosts:
         errors = sorted(abs(ratio - 1.0) for ratio in self._ratios)
         return errors[len(errors) // 2] if errors else None
 
+    def under_way_s(self, now: float) -> float:
+        """Predicted time until all that was planned is done."""
+        if not self._flying:
+            return 0.0
+        began = max(self._flying[0][1], self._committed_s)
+        return max(sum(predicted for _, _, predicted in self._flying) - (now - began), 0.0)
+
     def planned(self, plan: StepPlan, now: float) -> None:
         features = StepFeatures.of(plan)
         self._flying.append((features, now, self.model.seconds(features) if self.ready else 0.0))

@@ -4,6 +4,7 @@ A sequence that leaves from the middle (an abort) stays in its heap as a dead en
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Collection, Iterator
 
 from jaxserve.core.sequence import Sequence
@@ -20,6 +21,7 @@ class WaitingQueue:
         self._heaps: dict[str, list[_Entry]] = {}
         self._entries: dict[Sequence, _Entry] = {}
         self._serial = 0
+        self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -36,12 +38,19 @@ class WaitingQueue:
 
     def push(self, sequence: Sequence) -> None:
         self._serial += 1
+        if sequence not in self._entries:
+            self._counts[sequence.tenant] += 1
         entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence)
         self._entries[sequence] = entry
-        heapq.heappush(self._heaps.setdefault(sequence.request.tenant, []), entry)
+        heapq.heappush(self._heaps.setdefault(sequence.tenant, []), entry)
 
     def remove(self, sequence: Sequence) -> None:
         del self._entries[sequence]
+        self._counts[sequence.tenant] -= 1
+
+    def count(self, tenant: str) -> int:
+        """How many of a tenant wait."""
+        return self._counts[tenant]
 
     def first(self, passed: Collection[str] = ()) -> Sequence | None:
         """Who is next, of all tenants but those `passed` over; None if nobody is."""

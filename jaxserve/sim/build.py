@@ -4,6 +4,7 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.buckets import BucketTable
@@ -16,7 +17,9 @@ VOCAB_SIZE = 1 << 31
 """Any token will do: nothing looks at them but the prefix cache. Any length will do, too, that the pool can hold."""
 
 
-def simulated_engine(config: EngineConfig, cost: CostModel, clock: VirtualClock) -> Engine:
+def simulated_engine(
+    config: EngineConfig, cost: CostModel, clock: VirtualClock, tenants: Tenants | None = None
+) -> Engine:
     """Everything as it serves, but the executor. `num_blocks` says how large the KV pool is.
 
     Raises:
@@ -26,7 +29,7 @@ def simulated_engine(config: EngineConfig, cost: CostModel, clock: VirtualClock)
         raise ConfigError("num_blocks = None cannot work in a simulation: give the size of the KV pool in blocks")
     table = BucketTable.from_config(config.buckets, config.scheduler)
     blocks = BlockManager(config.cache, config.cache.num_blocks)
-    scheduler = Scheduler(config.scheduler, table, blocks, costs=StepCosts(cost))
+    scheduler = Scheduler(config.scheduler, table, blocks, costs=StepCosts(cost), tenants=tenants)
     return Engine(
         scheduler,
         SimExecutor(cost, clock),

@@ -4,11 +4,19 @@ from collections.abc import Callable
 
 from jaxserve.core.config import require
 from jaxserve.sched.orderings.context import OrderingContext
+from jaxserve.sched.orderings.fair import WeightedFair
 from jaxserve.sched.orderings.fcfs import FirstCome
 from jaxserve.sched.orderings.ordering import Ordering
+from jaxserve.sched.orderings.priority import PriorityWithAgeing
+from jaxserve.sched.orderings.shortest import ShortestPrefill
+from jaxserve.sched.orderings.slack import LeastSlack
 
 ORDERINGS: dict[str, Callable[[OrderingContext], Ordering]] = {
     "fcfs": FirstCome,
+    "priority": PriorityWithAgeing,
+    "fair": WeightedFair,
+    "slack": LeastSlack,
+    "shortest": ShortestPrefill,
 }
 
 

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 from jaxserve.core.config import SchedulerConfig
+from jaxserve.core.tenants import Tenants
+from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.step_costs import StepCosts
 
 
 @dataclass(frozen=True, slots=True)
 class OrderingContext:
     config: SchedulerConfig
+    buckets: BucketTable
     costs: StepCosts
+    tenants: Tenants

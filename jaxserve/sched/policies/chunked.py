@@ -17,3 +17,6 @@ class Chunked(BatchPolicy):
 
     def limits(self, load: Load) -> StepLimits:
         return self._limits
+
+    def prefill_tokens(self, rows: int, context: int) -> int:
+        return max(self._limits.tokens - rows, 0)

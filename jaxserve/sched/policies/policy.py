@@ -43,6 +43,11 @@ class BatchPolicy(Protocol):
 
     def limits(self, load: Load) -> StepLimits: ...
 
+    def prefill_tokens(self, rows: int, context: int) -> int:
+        """About how many prompt tokens a step takes beside so many decode rows with so much context in all: for
+        forecasts."""
+        ...
+
     def planned(self, plan: StepPlan) -> None:
         """The step that was packed within the last limits."""
         return None

@@ -1,0 +1,89 @@
+"""When will its first token come? The live queue rolled forward through the cost model.
+
+Step by step, as the policy would pack them: prompt tokens in order of arrival beside the decodes, which grow by one as
+each prompt ends and shrink as outputs end, a share of 1 / mean output length a step. Slots are waited for when there
+are none. The forecast stops at a horizon: what takes longer is told as longer than that.
+
+Each forecast is compared with what happens. The median of the ratios corrects the next one; their 0.9 quantile makes
+the P90 forecast.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable
+
+from jaxserve.core.config import SchedulerConfig
+from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.sched.policies.policy import BatchPolicy
+from jaxserve.sched.step_costs import StepCosts
+
+WINDOW = 256
+ENOUGH = 20
+
+
+class Forecast:
+    def __init__(self, config: SchedulerConfig, buckets: BucketTable, costs: StepCosts, policy: BatchPolicy) -> None:
+        self._config, self._buckets, self._costs, self._policy = config, buckets, costs, policy
+        self._recent: deque[float] = deque()
+        self._ratios: list[float] = []
+
+    def first_token_s(
+        self, own_tokens: int, ahead: Iterable[int], rows: int, context: int, outputs: float, horizon_s: float
+    ) -> float:
+        """Seconds until the first token of a prompt of `own_tokens` that is not in the cache.
+
+        `ahead`: tokens left of each prompt that goes before it; `rows`, `context`: decodes, and the sum of their
+        contexts; `outputs`: mean output length.
+        """
+        queue = deque(ahead)
+        queue.append(own_tokens)
+        spent, live, held = 0.0, float(rows), float(context)
+        prefill_rows, slots = self._buckets.prefill_rows, self._config.max_num_seqs
+        while spent < horizon_s:
+            budget = self._policy.prefill_tokens(round(live), round(held))
+            taken, taking, pairs, ended, depth = 0, 0, 0.0, 0, 0
+            while queue and taken < budget and taking < prefill_rows and live + taking + ended < slots:
+                chunk = min(queue[0], budget - taken)
+                taken += chunk
+                pairs += chunk * (depth + 0.5 * chunk)
+                taking += 1
+                if chunk < queue[0]:
+                    queue[0] -= chunk
+                    break
+                queue.popleft()
+                ended += 1
+            bucket = self._buckets.fit(min(round(live), slots), taken)
+            spent += self._costs.seconds(StepFeatures(taken, pairs, taking, round(live), round(held), bucket))
+            if not queue:
+                return spent
+            stay = 1.0 - 1.0 / outputs
+            held = held * stay + live * stay + ended * taken / max(taking, 1)
+            live = live * stay + ended
+            if not taken and live < 0.5:
+                return spent + horizon_s
+        return spent * (1.0 + sum(queue) / max(self._config.max_num_batched_tokens, 1))
+
+    # --- how good it is ---------------------------------------------------------------------------------------
+
+    def note(self, predicted_s: float, measured_s: float) -> None:
+        """A forecast, uncorrected, has come true or not."""
+        if predicted_s <= 0.0:
+            return
+        ratio = measured_s / predicted_s
+        self._recent.append(ratio)
+        insort(self._ratios, ratio)
+        if len(self._recent) > WINDOW:
+            del self._ratios[bisect_left(self._ratios, self._recent.popleft())]
+
+    def quantile(self, share: float) -> float:
+        """What forecasts have to be multiplied by so that this share of them covers what happens."""
+        if len(self._ratios) < ENOUGH:
+            return 1.0
+        return self._ratios[min(int(share * len(self._ratios)), len(self._ratios) - 1)]
+
+    @property
+    def mean_error(self) -> float | None:
+        """Mean of |forecast / measured - 1| over the last forecasts; None before there are any."""
+        errors = [abs(1.0 / ratio - 1.0) for ratio in self._ratios if ratio > 0.0]
+        return sum(errors) / len(errors) if errors else None

@@ -1,0 +1,67 @@
+"""Weighted fair over tenants: whoever was served least, by their weight, is next (VTC, Sheng et al. 2024).
+
+Every tenant has a counter. A prompt token adds `fair_input_weight`, an output token `fair_output_weight`, divided by
+the tenant's weight; the smallest counter goes first, and within a tenant first come, first served. A tenant that comes
+back is lifted to the smallest counter among the active ones: being idle earns no credit. For two tenants that always
+have something waiting the difference of their counters stays below 2 max(input weight x longest prompt, output weight
+x tokens in the KV pool), however long they run.
+
+`fairness = "time"` counts predicted seconds of the device instead: each tenant's rows as they would cost alone, scaled
+to what the step costs. Tokens computed again after a preemption count once in tokens, and again in time.
+"""
+
+from collections.abc import Collection
+
+from jaxserve.core.plan import Row, StepPlan
+from jaxserve.core.sequence import Sequence
+from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.sched.orderings.context import OrderingContext
+from jaxserve.sched.orderings.ordering import Ordering
+
+
+class WeightedFair(Ordering):
+    def __init__(self, context: OrderingContext) -> None:
+        config = context.config
+        self._tenants, self._costs = context.tenants, context.costs
+        self._input, self._output = config.fair_input_weight, config.fair_output_weight
+        self._by_time = config.fairness == "time"
+        self.counters: dict[str, float] = {}
+
+    def key(self, sequence: Sequence) -> float:
+        return 0.0
+
+    def rank(self, tenant: str) -> float:
+        return self.counters.get(tenant, 0.0)
+
+    def returned(self, tenant: str, active: Collection[str]) -> None:
+        others = [self.rank(other) for other in active] or list(self.counters.values())
+        self.counters[tenant] = max(self.rank(tenant), min(others, default=0.0))
+
+    def planned(self, plan: StepPlan) -> None:
+        for tenant, served in (self._seconds(plan) if self._by_time else self._tokens(plan)).items():
+            self.counters[tenant] = self.rank(tenant) + served / self._tenants[tenant].weight
+
+    def _tokens(self, plan: StepPlan) -> dict[str, float]:
+        served: dict[str, float] = {}
+        for row in plan.decodes:
+            tenant = row.sequence.tenant
+            served[tenant] = served.get(tenant, 0.0) + self._output
+        for row in plan.prefills:
+            s = row.sequence
+            inputs = min(row.start + row.length, s.num_prompt) - max(row.start, s.num_charged)
+            s.num_charged = max(s.num_charged, row.start + row.length)
+            served[s.tenant] = served.get(s.tenant, 0.0) + self._input * max(inputs, 0) + self._output * row.samples
+        return served
+
+    def _seconds(self, plan: StepPlan) -> dict[str, float]:
+        rows: dict[str, tuple[list[Row], list[Row]]] = {}
+        for row in plan.decodes:
+            rows.setdefault(row.sequence.tenant, ([], []))[0].append(row)
+        for row in plan.prefills:
+            rows.setdefault(row.sequence.tenant, ([], []))[1].append(row)
+        alone = {
+            tenant: self._costs.seconds(StepFeatures.of_rows(decodes, prefills, plan.bucket))
+            for tenant, (decodes, prefills) in rows.items()
+        }
+        scale = self._costs.seconds(StepFeatures.of(plan)) / sum(alone.values()) if sum(alone.values()) else 0.0
+        return {tenant: seconds * scale for tenant, seconds in alone.items()}

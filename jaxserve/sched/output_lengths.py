@@ -1,0 +1,41 @@
+"""How long outputs are likely to be, by tenant: what admission reckons with before anybody knows.
+
+Until a tenant has finished a few requests, the most it may produce; from then on a quantile of its last ones.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+
+WINDOW = 256
+ENOUGH = 16
+
+
+class OutputLengths:
+    def __init__(self) -> None:
+        self._recent: dict[str, deque[int]] = {}
+        self._sorted: dict[str, list[int]] = {}
+        self._sum: dict[str, int] = {}
+
+    def note(self, tenant: str, outputs: int) -> None:
+        """A request of the tenant has ended with so many output tokens."""
+        recent = self._recent.setdefault(tenant, deque())
+        ordered = self._sorted.setdefault(tenant, [])
+        recent.append(outputs)
+        insort(ordered, outputs)
+        self._sum[tenant] = self._sum.get(tenant, 0) + outputs
+        if len(recent) > WINDOW:
+            oldest = recent.popleft()
+            del ordered[bisect_left(ordered, oldest)]
+            self._sum[tenant] -= oldest
+
+    def quantile(self, tenant: str, share: float, most: int) -> int:
+        """So many output tokens suffice for this share of the tenant's requests; never over `most`."""
+        ordered = self._sorted.get(tenant, [])
+        if len(ordered) < ENOUGH:
+            return most
+        return min(ordered[min(int(share * len(ordered)), len(ordered) - 1)], most)
+
+    def mean(self, default: float) -> float:
+        """Over all tenants."""
+        count = sum(map(len, self._recent.values()))
+        return sum(self._sum.values()) / count if count >= ENOUGH else default

@@ -1,0 +1,84 @@
+"""Adaptive chunks: as many prompt tokens as the tightest time between tokens in the batch leaves room for.
+
+After FairBatching and QoServe. Each sequence that decodes has a deadline for its next token: its first token's time
+plus `TARGET` of its TPOT objective for each token since. The tightest deadline is this step's time; the step takes
+every decode, and the largest prefill bucket whose predicted time, with the margin that covers 19 predictions of 20,
+fits.
+
+    now                                 tightest deadline
+     |--- decodes ---|--- prompt tokens ---|
+                      128   256   512 -> 512
+
+Nobody decodes: the step takes all that `max_num_batched_tokens` allows. Blocks run short: no new sequences join, so
+that those inside can end. No objective, or one that a single row alone would miss: chunks as in `chunked`.
+"""
+
+from bisect import bisect_right
+
+from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.sched.load import Load
+from jaxserve.sched.policies.context import PolicyContext
+from jaxserve.sched.policies.policy import BatchPolicy, StepLimits
+
+TARGET = 0.93
+"""Share of the objective that steps aim at: the rest is for what the prediction does not know."""
+BEHIND = 0.5
+"""A sequence that has fallen behind shortens a step to this share of its target, and not to nothing."""
+PRESSURE = 0.95
+"""Share of the KV blocks in use above which nobody joins."""
+
+
+class Adaptive(BatchPolicy):
+    def __init__(self, context: PolicyContext) -> None:
+        config = context.config
+        self._costs, self._buckets = context.costs, context.buckets
+        self._tokens = min(config.max_num_batched_tokens, context.buckets.max_prefill_tokens)
+        self._chunk = config.chunk_size or config.max_num_batched_tokens
+        self._sizes = [size for size in context.buckets.prefill if size <= self._tokens] or [self._tokens]
+        self._seqs = config.max_num_seqs
+        self._tightest = float("inf")
+
+    def limits(self, load: Load) -> StepLimits:
+        rows = context = 0
+        slack, tightest = float("inf"), float("inf")
+        start = 0
+        for s in load.running:
+            if not s.decoding:
+                start = start or s.num_computed
+                continue
+            rows += 1
+            context += s.num_computed
+            if s.tpot_slo_s is not None:
+                target = TARGET * s.tpot_slo_s
+                tightest = min(tightest, target)
+                slack = min(slack, self._slack(load.now, target, s.first_token_s, len(s.tokens) - s.num_prompt))
+        admit = self._seqs if load.kv_usage < PRESSURE or not rows else 0
+        if tightest < float("inf"):
+            self._tightest = tightest
+        if slack == float("inf") or not self._costs.ready or self._cost(0, 0, 1, context // rows) > tightest:
+            return StepLimits(self._tokens, self._chunk, admit)
+        tokens = rows + self._fitting(slack, start, rows, context)
+        return StepLimits(min(tokens, self._tokens), self._chunk, admit)
+
+    def prefill_tokens(self, rows: int, context: int) -> int:
+        if not rows or self._tightest == float("inf"):
+            return self._tokens
+        return self._fitting(self._tightest, 0, rows, context)
+
+    def _fitting(self, seconds: float, start: int, rows: int, context: int) -> int:
+        """The most prompt tokens, a bucket's size, beside these decodes in so much time; 0 if none fit."""
+        seconds /= self._costs.margin
+        fits = bisect_right(self._sizes, seconds, key=lambda size: self._cost(size, start, rows, context))
+        return self._sizes[fits - 1] if fits else 0
+
+    def _slack(self, now: float, target: float, first_token_s: float | None, outputs: int) -> float:
+        """Time until the sequence's next token is due."""
+        due = now + target if first_token_s is None else first_token_s + outputs * target
+        return min(max(due - now, BEHIND * target), target)
+
+    def _cost(self, prefill_tokens: int, start: int, rows: int, context: int) -> float:
+        pairs = prefill_tokens * (start + 0.5 * prefill_tokens)
+        bucket = self._buckets.fit(rows, prefill_tokens)
+        return self._costs.seconds(
+            StepFeatures(prefill_tokens, pairs, 1 if prefill_tokens else 0, rows, context, bucket)
+        )
