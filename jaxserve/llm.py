@@ -24,6 +24,7 @@ from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, Par
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
+from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.engine import Engine
@@ -36,7 +37,9 @@ from jaxserve.runtime.kv_cache import size_pool, tier_blocks
 from jaxserve.runtime.programs import ProgramTable, use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
 from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.cost_file import load_cost
 from jaxserve.sched.scheduler import Scheduler
+from jaxserve.sched.step_costs import StepCosts
 from jaxserve.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -75,6 +78,8 @@ class LLM:
             settings["model"] = str(model)
         self.config = (config or EngineConfig()).replace(**settings)
         self._progress = progress
+        tenants = self.config.scheduler.tenants
+        self._tenants = Tenants.from_toml(tenants) if tenants else Tenants()
         use_compilation_cache(self.config.runtime.compilation_cache_dir)
         self.model_config, weights, directory = self._weights(params, model_config)
         self.tokenizer = self._find_tokenizer(tokenizer, directory)
@@ -172,6 +177,10 @@ class LLM:
         self._runner.close()
 
     @property
+    def tenants(self) -> Tenants:
+        return self._tenants
+
+    @property
     def params(self) -> Any:
         return self._runner.params
 
@@ -249,7 +258,14 @@ class LLM:
         )
         self._warm_up()
         limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens)
-        scheduler = Scheduler(config.scheduler, table, blocks, table.max_prefill_tokens if pinned else None)
+        scheduler = Scheduler(
+            config.scheduler,
+            table,
+            blocks,
+            table.max_prefill_tokens if pinned else None,
+            costs=StepCosts(load_cost(config.scheduler.cost_model) if config.scheduler.cost_model else None),
+            tenants=self._tenants,
+        )
         ends = self.tokenizer.eos_token_ids if self.tokenizer else ()
         self._eos_token_ids = tuple(sorted({*ends, *model_config.eos_token_ids}))
         self.engine = Engine(

@@ -73,6 +73,7 @@ class EngineLoop:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._engine.expects_more = True
         self._thread.start()
 
     async def stop(self) -> None:
@@ -124,7 +125,7 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._take_commands(block=not self._engine.has_work)
+                self._take_commands(self._patience_s())
                 if self._engine.has_work and not self._stopping:
                     self._step_began_s = self._clock.now()
                     outputs = self._engine.step()
@@ -137,9 +138,21 @@ class EngineLoop:
             self._fail_all(EngineStopped(f"the engine failed: {type(error).__name__}: {error}"))
             raise
 
-    def _take_commands(self, block: bool) -> None:
-        if block:
-            self._commands.get()()
+    def _patience_s(self) -> float | None:
+        """How long to wait for a command before the next step; None: until there is one."""
+        if not self._engine.has_work:
+            return None
+        if not self._engine.idle:
+            return 0.0
+        wake_s = self._engine.wake_s  # what is here waits: for company, or for somebody to end
+        return None if wake_s is None else max(wake_s - self._clock.now(), 0.0)
+
+    def _take_commands(self, wait_s: float | None) -> None:
+        if wait_s is None or wait_s > 0.0:
+            try:
+                self._commands.get(timeout=wait_s)()
+            except queue.Empty:
+                return
         while True:
             try:
                 command = self._commands.get_nowait()

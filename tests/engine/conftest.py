@@ -7,15 +7,17 @@ import pytest
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
-from jaxserve.core.clock import VirtualClock
+from jaxserve.core.clock import Clock, VirtualClock
 from jaxserve.core.config import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
+from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.scheduler import Scheduler
+from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import VictimPolicy
 from tests.engine.fake_executor import VOCAB, FakeExecutor
 
@@ -33,6 +35,9 @@ def build_engine(
     buckets: dict[str, Any] | None = None,
     tiers: tuple[int, int, int] = (0, 0, 0),
     victims: VictimPolicy | None = None,
+    clock: Clock | None = None,
+    tenants: Tenants | None = None,
+    costs: StepCosts | None = None,
     **limits: Any,
 ) -> Engine:
     """An engine with the fake executor as `engine.executor`-in-waiting: see `executor_of`."""
@@ -47,10 +52,10 @@ def build_engine(
     )
     executor = FakeExecutor(BLOCK, blocks + 1, scheduling.max_num_seqs, table)
     engine = Engine(
-        Scheduler(scheduling, table, manager, aligned, victims=victims),
+        Scheduler(scheduling, table, manager, aligned, costs=costs, tenants=tenants, victims=victims),
         executor,
         Limits(VOCAB, max_model_len, manager.max_tokens),
-        VirtualClock(),
+        clock or VirtualClock(),
         overlap=overlap,
     )
     engine.fake = executor  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
+from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.errors import DuplicateRequest, EngineStopped, PromptTooLong
 from jaxserve.engine.loop import EngineLoop
 from tests.engine.conftest import build_engine, request
@@ -70,3 +71,21 @@ def test_stopping_ends_callers_with_an_error() -> None:
             await collect(loop, request("late", [1]))
 
     run(scenario)
+
+
+def test_a_batch_waits_for_company_and_not_for_ever() -> None:
+    """`dynamic`: a lone request starts after the timeout, without the thread spinning."""
+
+    async def scenario(loop: EngineLoop):
+        tokens = await collect(loop, request("alone", [1]))
+        return len(tokens), loop.num_steps
+
+    tokens, steps = run(scenario, policy="dynamic", batch_timeout_s=0.05, clock=MonotonicClock())
+    assert tokens == 8 and steps < 20
+
+
+def test_a_full_batch_starts_at_once() -> None:
+    async def scenario(loop: EngineLoop):
+        return await asyncio.gather(*(collect(loop, request(str(i), [i])) for i in range(4)))
+
+    assert [len(tokens) for tokens in run(scenario, policy="static", batch_size=2)] == [8] * 4
