@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
@@ -22,6 +21,7 @@ from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
 from jaxserve.core.plan import TokenLogprobs
+from jaxserve.core.progress import progress_bar
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.core.tenants import Tenants
@@ -281,7 +281,7 @@ class LLM:
     def _warm_up(self) -> None:
         runner, keys = self._runner, self._runner.program_keys()
         now = keys if self.config.runtime.warmup == "full" else keys[: runner.num_serving_programs]
-        with tqdm(total=len(now), desc="Compiling", unit="program", disable=not self._progress) as bar:
+        with progress_bar(len(now), "Compiling", "program", show=self._progress) as bar:
             runner.compile(now, lambda key: bar.update() and None)
         if len(now) < len(keys):
             threading.Thread(target=_compile_rest, args=(keys,), name="jaxserve-warmup", daemon=True).start()
@@ -295,7 +295,7 @@ class LLM:
         collectors = {r.id: Collector(r, text) for r, text in zip(requests, texts, strict=True)}
         added: list[Request] = []
         try:
-            with tqdm(total=len(requests), desc="Generating", unit="request", disable=not show) as bar:
+            with progress_bar(len(requests), "Generating", "request", show=show) as bar:
                 for request in requests:
                     self.engine.add(request)
                     added.append(request)

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import tokenizers
 
 from jaxserve.core.errors import CheckpointError, InvalidRequest
@@ -154,8 +151,10 @@ def _plain(message: Message, index: int) -> Message:
     return message | {"content": "\n".join(texts)}
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def _environment() -> Any:
     """As Hugging Face renders templates: trimmed blocks, loop controls, and three functions."""
+    import jinja2.ext  # here, so that who has no chat template needs no jinja2
+    import jinja2.sandbox
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
