@@ -117,20 +117,22 @@ def _config(given: argparse.Namespace) -> EngineConfig:
 def _serve(given: argparse.Namespace) -> int:
     config = _config(given)
     try:
-        import uvicorn
-
-        from jaxserve.server.app import create_app
+        from jaxserve.server.serve import serve
         from jaxserve.server.service import Service
     except ImportError as error:
-        raise ConfigError(f"serving needs {error.name}: pip install starlette uvicorn") from error
-    from jaxserve.engine.loop import EngineLoop
-    from jaxserve.llm import LLM
+        raise ConfigError(f"serving needs {error.name}: pip install starlette uvicorn httptools pydantic") from error
 
-    llm = LLM(config=config)
-    service = Service(EngineLoop(llm.engine), llm.make_request, llm.tokenizer, llm.model_name, config.server)
-    print(f"jaxserve {__version__}: {llm.model_name} on http://{config.server.host}:{config.server.port}", flush=True)
-    uvicorn.run(create_app(service), host=config.server.host, port=config.server.port, log_level="warning")
-    return 0
+    def load() -> Service:
+        from jaxserve.engine.loop import EngineLoop
+        from jaxserve.llm import LLM
+
+        llm = LLM(config=config)
+        scheme = "http" if config.server.ssl_certfile is None else "https"
+        place = f"{scheme}://{config.server.host}:{config.server.port}"
+        print(f"jaxserve {__version__}: {llm.model_name} on {place}", flush=True)
+        return Service(EngineLoop(llm.engine), llm.make_request, llm.tokenizer, llm.model_name, config.server)
+
+    return serve(load, config.server)
 
 
 def _generate(given: argparse.Namespace) -> int:

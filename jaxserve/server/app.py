@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import JaxserveError
-from jaxserve.server import chat, completions, generate, status, tokens
+from jaxserve.server import chat, completions, generate, openapi, status, tokens
 from jaxserve.server.body import ClientLeft
 from jaxserve.server.errors import error_response
 from jaxserve.server.front import Front
@@ -32,6 +32,7 @@ ROUTES = [
     Route("/health", status.health, methods=["GET"]),
     Route("/ready", status.ready, methods=["GET"]),
     Route("/version", status.version, methods=["GET"]),
+    Route("/openapi.json", openapi.openapi, methods=["GET"]),
 ]
 
 
@@ -49,6 +50,8 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if service is not None:
             open_service(app, service)
+        elif (begin := getattr(app.state, "on_start", None)) is not None:
+            begin()
         try:
             yield
         finally:

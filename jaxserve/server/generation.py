@@ -54,10 +54,11 @@ async def respond(request: Request, service: Service, job: Job, stream: bool) ->
     """The HTTP response to a job; a client that leaves first aborts it."""
     call: Call = request.state.call
     call.prompt_tokens = sum(len(wanted.prompt) for wanted in job.requests)
-    outputs = open_job(service, job)
     if not stream:
-        done = await unless_left(request, _answer(outputs, job, call))
+        done = await unless_left(request, whole(service, job, call))
         return done if isinstance(done, Response) else JSONResponse(done)
+    backlog = service.config.max_stream_backlog
+    outputs = service.loop.open(job.requests, timeout_s=job.timeout_s, max_backlog=backlog)
     first = await unless_left(request, _first(outputs))
     return first if isinstance(first, Response) else EventStream(outputs, _payloads(first, outputs, job, call))
 
@@ -68,11 +69,18 @@ async def whole(service: Service, job: Job, call: Call | None = None) -> dict[st
     Raises:
       StepFailed: the engine's step failed under it. All that `OutputStream.next` raises.
     """
-    return await _answer(open_job(service, job), job, call)
-
-
-def open_job(service: Service, job: Job) -> OutputStream:
-    return service.loop.open(job.requests, timeout_s=job.timeout_s, max_backlog=service.config.max_stream_backlog)
+    stream = service.loop.open(job.requests, timeout_s=job.timeout_s)
+    collectors = {wanted.id: Collector(wanted) for wanted in job.requests}
+    try:
+        while outputs := await stream.next():
+            for output in outputs:
+                check_step(output)
+                collectors[output.request_id].add(output)
+                if call is not None:
+                    call.count(output)
+    finally:
+        stream.close()
+    return job.answer.whole([collector.output for collector in collectors.values()])
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T | Response:
@@ -86,20 +94,6 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T | R
         working.cancel()
         leaving.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _answer(stream: OutputStream, job: Job, call: Call | None) -> dict[str, Any]:
-    collectors = {wanted.id: Collector(wanted) for wanted in job.requests}
-    try:
-        while outputs := await stream.next():
-            for output in outputs:
-                check_step(output)
-                collectors[output.request_id].add(output)
-                if call is not None:
-                    call.count(output)
-    finally:
-        stream.close()
-    return job.answer.whole([collector.output for collector in collectors.values()])
 
 
 async def _first(stream: OutputStream) -> list[SequenceOutput]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 
 from jaxserve.core.config import ServerConfig
@@ -19,6 +18,7 @@ from jaxserve.engine.loop import EngineLoop
 from jaxserve.llm import LLM
 from jaxserve.server.app import create_app
 from jaxserve.server.keys import Keys
+from jaxserve.server.serve import Server
 from jaxserve.server.service import Service
 from tests.engine.conftest import build_engine
 
@@ -41,13 +41,13 @@ class Letters:
 
 
 class Background:
-    """A uvicorn server on a thread of its own, on a port that was free."""
+    """The server that `jaxserve serve` runs, on a thread of its own, on a port that was free."""
 
     def __init__(self, app: Starlette) -> None:
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self.server = Server(app, app.state.server.config)
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([sock])), daemon=True)
         self.thread.start()
         for _ in range(500):

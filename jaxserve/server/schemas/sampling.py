@@ -18,7 +18,8 @@ from jaxserve.server.schemas.base import Body, shown
 
 MAX_PROMPTS = 1024
 _SAMPLING = frozenset(f.name for f in dataclasses.fields(SamplingParams))
-_TOKENS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TOKENS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_PROMPT: dict[str, Any] = _TOKENS | {"minItems": 1}
 
 
 def _token_ids(value: object) -> object:
@@ -48,15 +49,15 @@ def _prompts(value: object) -> object:
 TokenIds = Annotated[list[Any], BeforeValidator(_token_ids), WithJsonSchema(_TOKENS)]
 OnePrompt = Annotated[
     str | list[Any], BeforeValidator(_one_prompt),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, _TOKENS]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _PROMPT]}),
 ]  # fmt: skip
 Prompts = Annotated[
     str | list[Any], BeforeValidator(_prompts),
     WithJsonSchema({"anyOf": [
-        {"type": "string", "minLength": 1},
-        _TOKENS,
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
-        {"type": "array", "items": _TOKENS, "minItems": 1, "maxItems": MAX_PROMPTS},
+        {"type": "string"},
+        _PROMPT,
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        {"type": "array", "items": _PROMPT, "minItems": 1, "maxItems": MAX_PROMPTS},
     ]}),
 ]  # fmt: skip
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)]
@@ -102,8 +103,8 @@ class SamplingFields(Body):
     prompt_logprobs: int | None = shown("log-probabilities of the prompt's tokens", minimum=0, maximum=MAX_LOGPROBS)
     stream: bool | None = Field(None, description="answer as server-sent events, one a token")
     cache_salt: str | None = Field(None, description="only requests with an equal salt share cached prefixes")
-    priority: int | None = shown(
-        "smaller goes first, where the server's policy heeds it", minimum=-(2**31), maximum=2**31 - 1
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(
+        None, description="smaller goes first, where the server's policy heeds it"
     )
     timeout: float | None = shown("seconds until the request is aborted, with 504", exclusiveMinimum=0)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.schemas.base import Body
@@ -33,14 +33,3 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     model: str | None = None
     tokens: TokenIds
-
-
-class Tokenized(BaseModel):
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None = None
-
-
-class Detokenized(BaseModel):
-    prompt: str

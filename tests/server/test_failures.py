@@ -1,0 +1,95 @@
+"""A step that fails, an engine that cannot go on, a step that hangs: what callers and probes see."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jaxserve.engine.engine import Engine
+from tests.engine.conftest import build_engine
+from tests.server.conftest import Running, assert_idle, fake_service, serve
+
+BODY = {"prompt": [1, 2, 3], "max_tokens": 8, "seed": 0}
+
+
+def running_with(engine: Engine, **settings: Any) -> Iterator[Running]:
+    return serve(fake_service(engine, **settings))
+
+
+@pytest.mark.parametrize("where", ["fail_submit", "fail_wait"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failing_step_is_a_500_and_the_next_request_is_served(where: str, stream: bool) -> None:
+    engine = build_engine(max_model_len=4000, blocks=600)
+    getattr(engine.fake, where).add(1000)  # type: ignore[attr-defined]
+    for server in running_with(engine):
+        response = server.client.post("/generate", json=BODY | {"stream": stream, "max_tokens": 2000})
+        if stream:
+            error = json.loads(response.text.split("\n\n")[-3][6:])["error"]
+            assert response.status_code == 200 and response.text.endswith("data: [DONE]\n\n")
+        else:
+            error = response.json()["error"]
+            assert response.status_code == 500
+        assert error["code"] == 500 and error["type"] == "internal_server_error" and "step" in error["message"]
+        assert server.client.post("/generate", json=BODY).status_code == 200
+        assert server.client.get("/health").status_code == 200
+        assert engine.fake.resets == 1  # type: ignore[attr-defined]
+        assert_idle(engine)
+
+
+def test_an_engine_that_cannot_be_rebuilt_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build_engine()
+    engine.fake.fail_submit.add(2)  # type: ignore[attr-defined]
+
+    def no_reset() -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(engine.fake, "reset", no_reset)  # type: ignore[attr-defined]
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    for server in running_with(engine):
+        response = server.client.post("/generate", json=BODY)
+        assert response.status_code == 503 and "the device is gone" in response.json()["error"]["message"]
+        assert server.client.post("/generate", json=BODY).status_code == 503
+        for path in ("/health", "/ready"):
+            response = server.client.get(path)
+            assert response.status_code == 503 and "the device is gone" in response.json()["status"]
+
+
+def test_a_step_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    engine = build_engine()
+    release, submit = threading.Event(), engine.fake.submit  # type: ignore[attr-defined]
+
+    def hanging_submit(plan: Any) -> Any:
+        release.wait(20)
+        return submit(plan)
+
+    monkeypatch.setattr(engine.fake, "submit", hanging_submit)  # type: ignore[attr-defined]
+    logger = logging.getLogger("jaxserve.server")
+    logger.addHandler(caplog.handler)
+    try:
+        for server in running_with(engine, watchdog_s=0.2):
+            answers: list[int] = []
+            post = threading.Thread(
+                target=lambda: answers.append(server.client.post("/generate", json=BODY).status_code)  # noqa: B023
+            )
+            post.start()
+            wait_for(lambda: server.client.get("/health").status_code == 503)  # noqa: B023
+            assert "has been running" in server.client.get("/ready").json()["status"]
+            assert server.client.post("/generate", json=BODY).status_code == 503
+            wait_for(lambda: any("hanging_submit" in str(getattr(r, "fields", "")) for r in caplog.records))
+            release.set()
+            post.join(10)
+            assert answers == [200] and server.client.get("/health").status_code == 200
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+def wait_for(condition: Any) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it does not come to that")

@@ -1,0 +1,173 @@
+"""Bounds, and what happens past them: to bodies, headers, queues, slow senders, slow readers, deadlines."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.engine.conftest import build_engine
+from tests.server.conftest import Running, assert_idle, fake_service, serve
+
+LONG = {"prompt": [1, 2, 3], "max_tokens": 19_000, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def tight() -> Iterator[Running]:
+    engine = build_engine(max_model_len=20_000, blocks=3000, max_waiting=4, max_num_seqs=2)
+    settings = {
+        "max_header_bytes": 2000, "max_connections": 12, "max_open_requests": 8, "receive_timeout_s": 1.0,
+        "write_timeout_s": 1.0, "max_stream_backlog": 500, "request_timeout_s": 30.0,
+    }  # fmt: skip
+    yield from serve(fake_service(engine, **settings))
+
+
+def raw(running: Running, receive_buffer: int | None = None) -> socket.socket:
+    host, port = running.url.removeprefix("http://").split(":")
+    sock = socket.socket()
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.settimeout(10)
+    sock.connect((host, int(port)))
+    return sock
+
+
+def post(path: str, body: object) -> bytes:
+    data = json.dumps(body).encode()
+    return b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(data), data)
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    found = b""
+    try:
+        while piece := sock.recv(65536):
+            found += piece
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def test_headers_over_the_bound(tight: Running) -> None:
+    with raw(tight) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 3000 + b"\r\n\r\n")
+        answer = read_to_end(sock)
+    assert answer.startswith(b"HTTP/1.1 431 ") and b"max_header_bytes" in answer
+
+
+def test_what_is_no_http(tight: Running) -> None:
+    with raw(tight) as sock:
+        sock.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert read_to_end(sock).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /generate HTTP/1.1\r\nHo", post("/generate", LONG)[:-5]])
+def test_a_request_that_never_comes_in_whole(tight: Running, sent: bytes) -> None:
+    with raw(tight) as sock:
+        sock.sendall(sent)
+        began = time.monotonic()
+        assert read_to_end(sock) == b""
+        assert time.monotonic() - began < 8
+
+
+def test_too_many_connections(tight: Running) -> None:
+    held = [raw(tight) for _ in range(14)]
+    try:
+        with raw(tight) as sock:
+            assert read_to_end(sock).startswith(b"HTTP/1.1 503 ")
+    finally:
+        for sock in held:
+            sock.close()
+    for _ in range(100):
+        try:
+            assert tight.client.get("/health").status_code == 200
+            return
+        except (AssertionError, httpx.TransportError):
+            time.sleep(0.05)
+    raise AssertionError("the connections are not given back")
+
+
+def test_a_flood_is_refused_and_the_rest_is_served(tight: Running) -> None:
+    """Two run, four wait, and more are told to come back; nobody sees anything else."""
+
+    def one(i: int) -> int:
+        with httpx.Client(timeout=60) as client:
+            response = client.post(f"{tight.url}/generate", json={"prompt": [i], "max_tokens": 600})
+            assert (response.status_code == 429) == ("retry-after" in response.headers)
+            return response.status_code
+
+    with ThreadPoolExecutor(9) as pool:
+        statuses = list(pool.map(one, range(40)))
+    assert set(statuses) == {200, 429}
+    assert_idle(tight.engine)
+    assert tight.app.state.server.open_calls == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_deadline_aborts_and_frees(tight: Running, stream: bool) -> None:
+    began = time.monotonic()
+    response = tight.client.post("/generate", json=LONG | {"timeout": 0.3, "stream": stream})
+    assert time.monotonic() - began < 5
+    if stream:
+        assert response.status_code == 200
+        error = json.loads(response.text.split("\n\n")[-3][6:])["error"]
+    else:
+        assert response.status_code == 504
+        error = response.json()["error"]
+    assert error["code"] == 504 and error["type"] == "timeout_error"
+    assert_idle(tight.engine)
+
+
+def test_the_servers_own_bound_on_time(tight: Running) -> None:
+    """A request cannot wish for more than `request_timeout_s`."""
+    from jaxserve.server.schemas.generate import GenerateBody
+
+    assert GenerateBody.check({"prompt": "a", "timeout": 1e9}).check_timeout(30.0) == 30.0
+    assert GenerateBody.check({"prompt": "a"}).check_timeout(30.0) == 30.0
+    response = tight.client.post("/generate", json=LONG | {"timeout": 0})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "timeout"
+
+
+def test_a_reader_that_reads_nothing_is_cut(tight: Running) -> None:
+    """Its request is aborted, its connection dropped, and a reader beside it sees nothing of it."""
+    with raw(tight, receive_buffer=4096) as slow:
+        slow.sendall(post("/generate", LONG | {"stream": True, "n": 2, "request_id": "x" * 200}))
+        tokens = tight.client.post("/generate", json={"prompt": [5], "max_tokens": 20}).json()["choices"][0][
+            "token_ids"
+        ]
+        assert len(tokens) == 20
+        assert_idle(tight.engine)
+        for _ in range(200):
+            if tight.app.state.server.open_calls == 0:
+                break
+            time.sleep(0.05)
+        assert tight.app.state.server.open_calls == 0
+        assert b"[DONE]" not in read_to_end(slow)
+
+
+def test_json_depth_and_number_of_prompts(tight: Running) -> None:
+    deep = b'{"prompt": [1], "logit_bias": ' + b"[" * 1500 + b"]" * 1500 + b"}"
+    response = tight.client.post("/generate", content=deep)
+    assert response.status_code == 400 and "JSON" in response.json()["error"]["message"]
+    response = tight.client.post("/v1/completions", json={"prompt": ["a"] * 1025, "max_tokens": 1})
+    assert response.status_code in (400, 413) and response.json()["error"]["message"]
+    response = tight.client.post("/v1/completions", json={"prompt": ["a"] * 30, "max_tokens": 1})
+    assert response.status_code == 429, "more sequences than may wait"
+    assert_idle(tight.engine)
+
+
+def test_stop_and_n_are_bounded(tight: Running) -> None:
+    for field, value in [("stop", ["a"] * 17), ("n", 129), ("logit_bias", {str(i): 1 for i in range(301)})]:
+        response = tight.client.post("/generate", json={"prompt": [1], field: value})
+        assert response.status_code == 400 and response.json()["error"]["param"] == field
+
+
+def test_pipelined_requests_and_keep_alive(tight: Running) -> None:
+    with raw(tight) as sock:
+        sock.sendall(post("/generate", {"prompt": [1], "max_tokens": 2}) * 3)
+        found = b""
+        while found.count(b'"usage"') < 3:
+            found += sock.recv(65536)
+        assert found.count(b"HTTP/1.1 200 ") == 3
