@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"core"},
     {"cache", "text"},
-    {"sched", "metrics"},
+    {"sched"},
+    {"metrics"},
     {"models", "parallel"},
     {"runtime"},
     {"engine"},
@@ -21,7 +22,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-HOST = ["core", "cache", "text", "sched", "engine", "sim"]
+HOST = ["core", "cache", "text", "sched", "metrics", "engine", "sim"]
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "orbax", "starlette", "uvicorn"}
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxserve.core.plan import TokenLogprobs
+from jaxserve.core.plan import Tier, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Sequence
 
 
@@ -36,7 +36,18 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
+    """It gave way, and waits again. `tier`: where its K/V were moved; None: they will be computed again."""
+
     sequence: Sequence
+    tier: Tier | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that was never queued. `reason`: see `TooBusy`; "invalid" for one that can never be served."""
+
+    tenant: str
+    reason: str
 
 
 Event = TokenSampled | PromptScored | Finished | Preempted

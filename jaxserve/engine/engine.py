@@ -10,10 +10,11 @@ import random
 from collections import deque
 
 from jaxserve.core.clock import Clock
-from jaxserve.core.errors import DuplicateRequest, JaxserveError
-from jaxserve.core.events import Event
+from jaxserve.core.errors import DuplicateRequest, InvalidRequest, JaxserveError, TooBusy
+from jaxserve.core.events import Event, Refused
 from jaxserve.core.plan import StepPlan
 from jaxserve.core.sequence import FinishReason, Request, Sequence
+from jaxserve.core.step_record import Observer, StepRecord
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.executor import Executor, Pending
 from jaxserve.engine.outputs import OutputProcessor, SequenceOutput
@@ -45,11 +46,13 @@ class Engine:
         self._clock = clock
         self._outputs = OutputProcessor(tokenizer)
         self._depth = 1 if overlap else 0
-        self._flying: deque[tuple[StepPlan, Pending]] = deque()
+        self._flying: deque[tuple[StepPlan, Pending, float]] = deque()
         self._live: dict[str, list[Sequence]] = {}
         self._events: list[Event] = []
         self._seeds = random.Random(seed)
         self._idle = False
+        self.observers: list[Observer] = []
+        """Told of every step: metrics, a timeline. Whoever adds one does so between steps."""
 
     @property
     def has_work(self) -> bool:
@@ -81,6 +84,14 @@ class Engine:
           InvalidRequest: it can never be served; the message says what to change. Nothing else is affected.
           QueueFull: too many wait; try again later.
         """
+        try:
+            return self._add(request)
+        except (TooBusy, InvalidRequest) as error:
+            reason = error.reason if isinstance(error, TooBusy) else "invalid"
+            self._tell(StepRecord([Refused(self.scheduler.tenants[request.tenant].name, reason)], self._clock.now()))
+            raise
+
+    def _add(self, request: Request) -> list[Sequence]:
         if request.id in self._live:
             raise DuplicateRequest(request.id)
         max_len = self.limits.check(request)
@@ -107,13 +118,17 @@ class Engine:
         Raises:
           UnexpectedCompilation: a program was missing, and the configuration makes that an error.
         """
-        plan = self.scheduler.plan(self._clock.now())
+        now = self._clock.now()
+        plan = self.scheduler.plan(now)
         self._idle = plan is None and not self._flying
         if plan is not None:
-            self._submit(plan)
+            self._submit(plan, now)
         if self._flying and (plan is None or len(self._flying) > self._depth):
             self._commit_oldest()
-        events, self._events = self._events + self.scheduler.drain_events(), []
+        if outside := self.scheduler.drain_events():
+            self._tell(StepRecord(outside, self._clock.now()))
+            self._events += outside
+        events, self._events = self._events, []
         outputs = self._outputs.process(events)
         for sequence in self._outputs.stopped():  # a stop string: known only now that there is text
             self.scheduler.finish(sequence, FinishReason.STOP, self._clock.now())
@@ -132,22 +147,29 @@ class Engine:
         while self._flying:
             self._commit_oldest()
 
-    def _submit(self, plan: StepPlan) -> None:
+    def _submit(self, plan: StepPlan, now: float) -> None:
         try:
-            self._flying.append((plan, self._executor.submit(plan)))
+            self._flying.append((plan, self._executor.submit(plan), now))
         except JaxserveError:
             raise
         except Exception as error:
             self._recover(error)
 
     def _commit_oldest(self) -> None:
-        plan, pending = self._flying.popleft()
+        plan, pending, planned_s = self._flying.popleft()
         try:
             result = pending.wait()
         except Exception as error:
             self._recover(error)
         else:
-            self._events += self.scheduler.commit(plan, result, self._clock.now())
+            now, costs = self._clock.now(), self.scheduler.costs
+            events = self.scheduler.commit(plan, result, now)
+            self._tell(StepRecord(events, now, plan, planned_s, costs.last_s, costs.last_predicted_s))
+            self._events += events
+
+    def _tell(self, record: StepRecord) -> None:
+        for observer in self.observers:
+            observer.observe(record)
 
     def _recover(self, error: Exception) -> None:
         """A step failed: what ran is lost and says so; what waits is served by a clean executor."""

@@ -14,7 +14,9 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import TypeVar
 
 from jaxserve.core.clock import Clock, MonotonicClock
 from jaxserve.core.errors import DuplicateRequest, EngineStopped
@@ -23,6 +25,7 @@ from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.engine.stream import OutputStream
 
+T = TypeVar("T")
 _Command = Callable[[], None]
 _Item = SequenceOutput | Exception
 
@@ -114,6 +117,26 @@ class EngineLoop:
                     yield output
         finally:
             stream.close()
+
+    async def ask(self, question: Callable[[Engine], T], timeout_s: float = 1.0) -> T:
+        """Put a question to the engine between two of its steps; it must be quick.
+
+        Raises:
+          TimeoutError: the step under way takes longer. EngineStopped: there is nobody to ask.
+        """
+        if not self.alive:
+            raise EngineStopped("the engine is not running")
+        answer: Future[T] = Future()
+
+        def put() -> None:
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(question(self._engine))
+                except Exception as error:
+                    answer.set_exception(error)
+
+        self._send(put)
+        return await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
 
     def fail_open(self, error: Exception) -> None:
         """End every stream with `error`, and abort what it runs."""

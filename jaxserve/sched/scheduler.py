@@ -14,6 +14,7 @@ times comes back only when all the blocks it can ever need are free, and holds t
 """
 
 import heapq
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from jaxserve.cache.block_manager import BlockManager
@@ -113,6 +114,18 @@ class Scheduler:
         """Something waits, runs, is moved between tiers, or has ended and not been told."""
         return bool(self._waiting or self._running or self._events or self._blocks.tiers.busy)
 
+    @property
+    def running(self) -> Collection[Sequence]:
+        return self._running.keys()
+
+    @property
+    def waiting(self) -> Collection[Sequence]:
+        return self._waiting.sequences
+
+    @property
+    def tenants(self) -> Tenants:
+        return self._ledger.tenants
+
     def live(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
 
@@ -202,7 +215,7 @@ class Scheduler:
         self._ordering.refresh(load)
         draft = _Draft(now, self._policy.limits(load))
         self._pack(draft)
-        self._events.extend(Preempted(sequence) for sequence in draft.preempted)
+        self._events.extend(self._preempted_event(sequence) for sequence in draft.preempted)
         moves = self._blocks.tiers.take_moves()
         rows = bool(draft.decodes or draft.prefills)
         if not rows and not moves and not self._blocks.tiers.waits_for_disk:
@@ -346,6 +359,10 @@ class Scheduler:
         sequence.decoding = False
         sequence.preemptions += 1
         self._waiting.push(sequence)
+
+    def _preempted_event(self, sequence: Sequence) -> Preempted:
+        parked = self._blocks.tiers.parked(sequence)
+        return Preempted(sequence, parked.tier if parked else None)
 
     def _pack_prefills(self, draft: _Draft) -> None:
         """Chunks of the prompts that are under way and of those that wait, merged in the ordering's order."""

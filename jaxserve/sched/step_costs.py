@@ -28,7 +28,8 @@ class StepCosts:
         self.busy_s = 0.0
         """Summed time of the steps so far."""
         self.last_s = 0.0
-        """How long the last step took."""
+        """How long the last step took, and below, what had been predicted; 0: nothing."""
+        self.last_predicted_s = 0.0
 
     @property
     def ready(self) -> bool:
@@ -68,6 +69,7 @@ class StepCosts:
         features, planned_s, predicted = self._flying.popleft()
         seconds = now - max(planned_s, self._committed_s)
         self._committed_s = now
+        self.last_predicted_s = predicted
         if seconds <= 0.0:
             return
         self.busy_s += seconds
