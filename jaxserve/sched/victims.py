@@ -5,12 +5,17 @@ row of the plan is made, so none of them has a row in it.
 """
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import Sequence
+from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.sched.move_costs import MoveCosts
+from jaxserve.sched.step_costs import StepCosts
 
 
 class Fate(enum.StrEnum):
@@ -28,9 +33,15 @@ class Fate(enum.StrEnum):
         return None if self is Fate.RECOMPUTE else Tier(self.value)
 
 
+WAIT = "wait"
+"""Beside the fates, in `Victim.prices`: that the claimant waits until somebody ends."""
+
+
 class Victim(NamedTuple):
     sequence: Sequence
     fate: Fate = Fate.RECOMPUTE
+    prices: Mapping[str, float] = {}
+    """What each option would have cost, in device seconds; an option that there was not is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,8 @@ class Claim:
     must: bool
     """Nothing moves unless somebody gives way: None is no answer."""
     now: float
+    running: tuple[Sequence, ...] = field(default=())
+    """Everybody who holds blocks."""
 
 
 class VictimPolicy(Protocol):
@@ -53,18 +66,111 @@ class VictimPolicy(Protocol):
 
 
 class YoungestFirst(VictimPolicy):
-    """The one that was admitted last: the least work is lost, and who came first finishes first.
+    """Of the lowest class the one that was admitted last, into the first tier that has room, host before disk.
 
-    Its K/V are parked in the first tier of `blocks` that has room, host memory before the disk.
+    The least work is lost, and who came first finishes first. Needs no cost model.
     """
 
     def __init__(self, blocks: BlockManager) -> None:
         self._blocks = blocks
 
-    def choose(self, claim: Claim) -> Victim:
-        sequence = claim.candidates[-1]
-        wanted = self._blocks.blocks_for(sequence.num_computed)
-        for fate in (Fate.HOST, Fate.DISK):
-            if fate.tier is not None and self._blocks.tiers.room(fate.tier) >= wanted:
-                return Victim(sequence, fate)
-        return Victim(sequence, Fate.RECOMPUTE)
+    def choose(self, claim: Claim) -> Victim | None:
+        if not claim.candidates:
+            return None
+        sequence = lowest_class(claim.candidates)[-1]
+        fates = open_fates(self._blocks, sequence)
+        return Victim(sequence, fates[0])
+
+
+class CheapestFirst(VictimPolicy):
+    """Of the lowest class the one whose return costs least for each block that it frees, by the cheapest way.
+
+    Prices are device seconds, what an option takes from everybody:
+
+        recompute   the prefill of its tokens, by the step-time model
+        host        its blocks to the host and back, as if no step ran beside the copies
+        disk        the same, and its time on the way to the disk and back divided by the sequences that run: one row
+                    of so many stands still
+        wait        the time until somebody who is about to end has freed enough, divided in the same way
+
+    Who is about to end is displaced only if there is nobody else. Until the step-time model has learnt something, the
+    youngest gives way to the first tier that has room.
+    """
+
+    def __init__(self, blocks: BlockManager, costs: StepCosts, moves: MoveCosts, buckets: BucketTable) -> None:
+        self._blocks, self._costs, self._moves, self._buckets = blocks, costs, moves, buckets
+        self._fallback = YoungestFirst(blocks)
+
+    def choose(self, claim: Claim) -> Victim | None:
+        if not claim.candidates:
+            return None
+        if not self._costs.ready:
+            return self._fallback.choose(claim)
+        candidates = lowest_class(claim.candidates)
+        staying = [s for s in candidates if remaining(s) > ENDING_TOKENS] or candidates
+        victims = [self._priced(sequence, len(claim.running)) for sequence in reversed(staying)]
+        best = min(victims, key=lambda victim: victim.prices[victim.fate] / self._freed(victim.sequence))
+        wait = self._wait_s(claim)
+        if wait is None:
+            return best
+        best = best._replace(prices={**best.prices, WAIT: wait})
+        return None if not claim.must and wait < best.prices[best.fate] else best
+
+    def _priced(self, sequence: Sequence, running: int) -> Victim:
+        held = self._blocks.blocks_for(sequence.num_computed)
+        prices: dict[str, float] = {}
+        for fate in open_fates(self._blocks, sequence):
+            match fate:
+                case Fate.HOST:
+                    prices[fate] = self._moves.host_s(held)
+                case Fate.DISK:
+                    prices[fate] = self._moves.host_s(held) + self._moves.disk_s(held) / max(running, 1)
+                case Fate.RECOMPUTE:
+                    prices[fate] = self.recompute_s(sequence.num_computed)
+        return Victim(sequence, Fate(min(prices, key=lambda name: prices[name])), prices)
+
+    def recompute_s(self, tokens: int) -> float:
+        """The prefill of so many tokens, in the largest chunks that there are."""
+        total, start = 0.0, 0
+        while start < tokens:
+            chunk = min(tokens - start, self._buckets.max_prefill_tokens)
+            features = StepFeatures(chunk, chunk * (start + 0.5 * chunk), 1, 0, 0, self._buckets.fit(0, chunk))
+            total += self._costs.seconds(features)
+            start += chunk
+        return total
+
+    def _wait_s(self, claim: Claim) -> float | None:
+        """Time until somebody who is about to end frees enough for the claimant, shared out; None: nobody is."""
+        ending = [
+            remaining(s)
+            for s in claim.running
+            if s is not claim.claimant and remaining(s) <= ENDING_TOKENS and self._freed(s) >= claim.missing_blocks
+        ]
+        return min(ending) * self._costs.last_s / max(len(claim.running), 1) if ending else None
+
+    def _freed(self, sequence: Sequence) -> int:
+        """Blocks that nobody else holds; at least 1, for a price to be divided by."""
+        pool = self._blocks.pool
+        return max(sum(1 for block in sequence.blocks if pool.references(block) == 1), 1)
+
+
+ENDING_TOKENS = 8
+"""Who has so few tokens left to sample at most is about to end."""
+
+
+def remaining(sequence: Sequence) -> int:
+    """Most tokens that it may still sample."""
+    return sequence.max_len - len(sequence.tokens)
+
+
+def lowest_class(candidates: tuple[Sequence, ...]) -> list[Sequence]:
+    """Those who come last by priority: the largest number."""
+    lowest = max(sequence.priority for sequence in candidates)
+    return [sequence for sequence in candidates if sequence.priority == lowest]
+
+
+def open_fates(blocks: BlockManager, sequence: Sequence) -> list[Fate]:
+    """What can be done with a victim's K/V now, by habit: host, disk, recompute."""
+    held = blocks.blocks_for(sequence.num_computed)
+    parkings = [fate for fate in (Fate.HOST, Fate.DISK) if fate.tier and 0 < held <= blocks.tiers.room(fate.tier)]
+    return [*parkings, Fate.RECOMPUTE]
