@@ -40,6 +40,7 @@ from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_file import load_cost
 from jaxserve.sched.scheduler import Scheduler
 from jaxserve.sched.step_costs import StepCosts
+from jaxserve.sched.victims import CheapestFirst
 from jaxserve.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -258,13 +259,15 @@ class LLM:
         )
         self._warm_up()
         limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens)
+        costs = StepCosts(load_cost(config.scheduler.cost_model) if config.scheduler.cost_model else None)
         scheduler = Scheduler(
             config.scheduler,
             table,
             blocks,
             table.max_prefill_tokens if pinned else None,
-            costs=StepCosts(load_cost(config.scheduler.cost_model) if config.scheduler.cost_model else None),
+            costs=costs,
             tenants=self._tenants,
+            victims=CheapestFirst(blocks, costs, self._runner.measure_moves(), table),
         )
         ends = self.tokenizer.eos_token_ids if self.tokenizer else ()
         self._eos_token_ids = tuple(sorted({*ends, *model_config.eos_token_ids}))

@@ -9,12 +9,22 @@ up, and prefix blocks that are evicted are kept in host memory. Both come back o
 first row in the plan after.
 """
 
+from typing import NamedTuple
+
 from jaxserve.cache.block_pool import BlockPool
 from jaxserve.cache.prefix_cache import PrefixCache
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.config import CacheConfig
 from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import Sequence
+
+
+class _Known(NamedTuple):
+    """What need not be computed of a sequence: blocks on the device, then host slots by link, or what was parked."""
+
+    blocks: list[int]
+    kept: dict[bytes, int]
+    tokens: int
 
 
 class BlockManager:
@@ -63,6 +73,12 @@ class BlockManager:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
+    def shortage(self, sequence: Sequence, chunk: int, reserve: int = 0, share: bool = True) -> int:
+        """Blocks that are missing for `admit` with the same arguments; at most 0: it would succeed."""
+        known = self._survey(sequence, share)
+        self.tiers.return_prefixes(known.kept)
+        return self._missing(sequence, known, chunk, reserve)
+
     def admit(self, sequence: Sequence, chunk: int, reserve: int = 0, share: bool = True) -> int | None:
         """Blocks for what is known of the sequence (a shared prefix, or what was parked) and the next `chunk` tokens.
 
@@ -71,31 +87,22 @@ class BlockManager:
         be `ready`.
         """
         assert not sequence.blocks
-        share = self._caching and share
-        links = self._prefixes.links(sequence) if share else []
-        parked = self.tiers.parked(sequence)
-        found, kept = self._find(links, with_kept=parked is None)
-        known = (len(found) + len(kept)) * self.block_size
-        if parked is not None:
-            known = max(known, min(parked.tokens, parked.intact * self.block_size))
-        tokens = max(min(known + chunk, len(sequence.tokens)), reserve)
-        fresh = self.blocks_for(tokens) - len(found)
-        revived = sum(1 for block in found if self._pool.is_free(block))
-        idle = self._pool.num_free == self._pool.capacity
-        if fresh + revived + (0 if idle else self._watermark) > self._pool.num_free:
-            self.tiers.return_prefixes(kept)
+        known, parked = self._survey(sequence, share), self.tiers.parked(sequence)
+        if self._missing(sequence, known, chunk, reserve) > 0:
+            self.tiers.return_prefixes(known.kept)
             return None
-        for block in found:
+        for block in known.blocks:
             self._pool.share(block)
-        sequence.blocks = found + [self._pool.take() for _ in range(fresh)]
-        sequence.num_registered = len(found)
+        fresh = self._wanted(sequence, known, chunk, reserve)
+        sequence.blocks = known.blocks + [self._pool.take() for _ in range(fresh)]
+        sequence.num_registered = len(known.blocks)
         if parked is not None:
-            self.tiers.unpark(sequence, len(found), sequence.blocks)
-        self.tiers.load_prefixes(sequence, kept, sequence.blocks[len(found) :])
-        if share and parked is None:
+            self.tiers.unpark(sequence, len(known.blocks), sequence.blocks)
+        self.tiers.load_prefixes(sequence, known.kept, sequence.blocks[len(known.blocks) :])
+        if self._caching and share and parked is None:
             self.prefix_queries += len(sequence.tokens)
-            self.prefix_hits += known
-        return known
+            self.prefix_hits += known.tokens
+        return known.tokens
 
     def grow(self, sequence: Sequence, tokens: int) -> bool:
         """Make room for the sequence's first `tokens` tokens; False, and nothing is changed, without enough blocks."""
@@ -150,18 +157,33 @@ class BlockManager:
         if self._keep_prefixes:
             self.tiers.keep_prefix(link, block)
 
-    def _find(self, links: list[bytes], with_kept: bool) -> tuple[list[int], dict[bytes, int]]:
-        """(blocks of the longest known prefix, host slots that continue it), a share multiple together."""
-        found = self._prefixes.match(links)
-        kept = self.tiers.borrow_prefixes(links[len(found) :]) if with_kept else {}
-        tokens = (len(found) + len(kept)) * self.block_size // self._share_multiple * self._share_multiple
-        count = tokens // self.block_size
-        surplus = dict(list(kept.items())[max(count - len(found), 0) :])
-        self.tiers.return_prefixes(surplus)
-        return found[:count], {link: slot for link, slot in kept.items() if link not in surplus}
-
     def num_cached(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that the prefix cache would give it now."""
         if not self._caching or sequence.params.prompt_logprobs is not None:
             return 0
         return len(self._prefixes.match(self._prefixes.links(sequence))) * self.block_size
+
+    def _survey(self, sequence: Sequence, share: bool) -> _Known:
+        """What need not be computed of a waiting sequence. The kept prefixes are borrowed: return or load them."""
+        parked = self.tiers.parked(sequence)
+        links = self._prefixes.links(sequence) if self._caching and share else []
+        found = self._prefixes.match(links)
+        kept = self.tiers.borrow_prefixes(links[len(found) :]) if parked is None else {}
+        tokens = (len(found) + len(kept)) * self.block_size // self._share_multiple * self._share_multiple
+        count = tokens // self.block_size
+        surplus = dict(list(kept.items())[max(count - len(found), 0) :])
+        self.tiers.return_prefixes(surplus)
+        if parked is not None:
+            tokens = max(tokens, min(parked.tokens, parked.intact * self.block_size))
+        return _Known(found[:count], {link: slot for link, slot in kept.items() if link not in surplus}, tokens)
+
+    def _wanted(self, sequence: Sequence, known: _Known, chunk: int, reserve: int) -> int:
+        """Fresh blocks that its admission takes."""
+        tokens = max(min(known.tokens + chunk, len(sequence.tokens)), reserve)
+        return self.blocks_for(tokens) - len(known.blocks)
+
+    def _missing(self, sequence: Sequence, known: _Known, chunk: int, reserve: int) -> int:
+        revived = sum(1 for block in known.blocks if self._pool.is_free(block))
+        idle = self._pool.num_free == self._pool.capacity
+        watermark = 0 if idle else self._watermark
+        return self._wanted(sequence, known, chunk, reserve) + revived + watermark - self._pool.num_free

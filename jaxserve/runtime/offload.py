@@ -15,6 +15,7 @@ gives its memory to the one that replaces it.
 """
 
 import queue
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -30,6 +31,7 @@ from jaxserve.core.plan import Move, Moved, Tier
 from jaxserve.runtime.disk_store import DiskStore
 from jaxserve.runtime.kv_cache import KVCache
 from jaxserve.runtime.programs import ProgramTable
+from jaxserve.sched.move_costs import MoveCosts
 
 GROUPS = (16, 4, 1)
 """Blocks that one program gathers or scatters."""
@@ -82,6 +84,41 @@ class Offload:
     def close(self) -> None:
         if self._disk is not None:
             self._disk.close()
+
+    def measure(self, cache: KVCache) -> tuple[MoveCosts, KVCache]:
+        """What moving a block takes, from 16 of them moved there and back; zeros without tiers. The cache is as before.
+
+        Once before anything is served: the disk's thread must be idle.
+        """
+        size = GROUPS[0]
+        if ("gather", size) not in self._programs:
+            return MoveCosts(to_host_s=0.0, from_host_s=0.0), cache
+        blocks = np.arange(size, dtype=np.int32) % cache[0][0].shape[0]
+        seconds: list[tuple[float, float]] = []
+        for _ in range(3):  # the first ones pay for what is done once
+            began = time.perf_counter()
+            saved = jax.device_put(list(self._programs["gather", size](cache, blocks)), self._on_host)
+            jax.block_until_ready(saved)
+            middle = time.perf_counter()
+            back = tuple(jax.device_put(saved, self._on_device))
+            cache = jax.block_until_ready(self._programs["scatter", size](cache, blocks, back))
+            seconds.append(((middle - began) / size, (time.perf_counter() - middle) / size))
+        to_host, from_host = (min(times) for times in zip(*seconds, strict=True))
+        to_disk, from_disk = self._measure_disk(np.asarray(saved[0]))
+        costs = MoveCosts(to_host_s=to_host, from_host_s=from_host, to_disk_s=to_disk, from_disk_s=from_disk)
+        return costs, cache
+
+    def _measure_disk(self, content: np.ndarray) -> tuple[float, float]:
+        if self._disk is None:
+            return 0.0, 0.0
+        data = _bytes_of(content)
+        began = time.perf_counter()
+        self._disk.write(0, 0, data)
+        middle = time.perf_counter()
+        self._disk.read(0, 0, len(data))
+        ended = time.perf_counter()
+        self._disk.remove(0)
+        return middle - began, ended - middle
 
     # --- a step -----------------------------------------------------------------------------------------------
 
@@ -245,13 +282,16 @@ def _groups(count: int) -> Iterator[int]:
             count -= size
 
 
+def _bytes_of(content: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(content).view(np.uint8).reshape(-1))
+
+
 # --- in the disk's thread -------------------------------------------------------------------------------------
 
 
 def _save(disk: DiskStore, ended: "queue.SimpleQueue[Moved]", move: Move, content: jax.Array) -> None:
     try:
-        data = np.ascontiguousarray(np.asarray(content)).view(np.uint8).reshape(-1)
-        ok = disk.write(move.target_block, move.key, memoryview(data))
+        ok = disk.write(move.target_block, move.key, _bytes_of(np.asarray(content)))
     except Exception:  # a failed step's array, say: the block is lost, and the ledger is told so
         ok = False
     ended.put(Moved(move, ok))

@@ -26,6 +26,7 @@ from jaxserve.runtime.sampler import Processor, SlotState, Variant, choose_varia
 from jaxserve.runtime.slots import SlotLoader
 from jaxserve.runtime.steps import ModelState
 from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.move_costs import MoveCosts
 
 __all__ = ["ModelRunner", "Processor"]
 
@@ -151,6 +152,12 @@ class ModelRunner:
     def reset(self) -> None:
         self._allocate()
         self._offload.reset()
+
+    def measure_moves(self) -> MoveCosts:
+        """What moving a block takes on this machine; once, when nothing runs."""
+        costs, cache = self._offload.measure(self._state.cache)
+        self._state = self._state._replace(cache=cache)
+        return costs
 
     def close(self) -> None:
         """Remove what is on the disk, and give its folder free."""

@@ -79,6 +79,8 @@ class FormulaCost:
     kv_bytes_per_token: int = 0
     move_s_per_token: float = 0.0
     """K/V of one token between device and host memory, one way."""
+    disk_s_per_token: float = 0.0
+    """The same between host memory and the disk."""
 
     def seconds(self, features: StepFeatures) -> float:
         tokens = features.bucket.tokens if self.padded else features.tokens

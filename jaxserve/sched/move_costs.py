@@ -1,4 +1,4 @@
-"""What it takes to move a KV block between the tiers: measured when an engine starts, or written down for a simulation."""
+"""What moving a KV block between the tiers takes: measured when an engine starts, or written down to simulate."""
 
 from dataclasses import dataclass
 

@@ -54,6 +54,10 @@ class _Draft:
     admitted: list[Sequence] = field(default_factory=list[Sequence])
     preempted: list[Sequence] = field(default_factory=list[Sequence])
     guard: LongPromptGuard = field(init=False)
+    way_for: Sequence | None = None
+    """Who waits, and has had others displaced: it alone may join."""
+    stalled: bool = False
+    """A decode waits for a block."""
 
 
 class Scheduler:
@@ -230,14 +234,16 @@ class Scheduler:
             tuple(draft.preempted),
             moves,
         )
-        self.costs.planned(plan, now)
+        if rows:
+            self.costs.planned(plan, now)
         self._policy.planned(plan)
         self._ordering.planned(plan)
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
         """Take in a step's tokens. Rows of sequences that ended meanwhile are dropped."""
-        self.costs.committed(now)
+        if plan.bucket.tokens:
+            self.costs.committed(now)
         events = self.drain_events()
         self._blocks.tiers.settle(result.moved)
         tokens: list[int] = result.tokens.tolist()
@@ -271,6 +277,7 @@ class Scheduler:
         )
 
     def _pack(self, draft: _Draft) -> None:
+        self._make_way(draft)
         match draft.limits.mode:
             case Mode.MIXED if self._buckets.mixes:
                 self._pack_decodes(draft)
@@ -309,23 +316,28 @@ class Scheduler:
     def _grow_decodes(self, draft: _Draft) -> None:
         """Blocks for the decodes that have filled theirs; before any row is made, so that no victim has one."""
         block_size = self._blocks.block_size
-        full = [s for s in self._running if s.decoding and s.num_computed == len(s.blocks) * block_size]
+        going = [s for s in self._running if s.decoding and s.num_computed + 1 < s.max_len]
+        full = [s for s in going if s.num_computed == len(s.blocks) * block_size]
+        moves = len(full) < len(going)
         for sequence in full:
-            if sequence.status is Status.RUNNING and sequence.num_computed + 1 < sequence.max_len:
-                self._make_room(sequence, sequence.num_computed + 1, draft)
+            if sequence.status is not Status.RUNNING:
+                continue
+            if self._make_room(sequence, sequence.num_computed + 1, draft, must=not moves):
+                moves = True
+            elif sequence.status is Status.RUNNING:
+                draft.stalled = True
 
-    def _make_room(self, sequence: Sequence, tokens: int, draft: _Draft) -> bool:
+    def _make_room(self, sequence: Sequence, tokens: int, draft: _Draft, must: bool = True) -> bool:
         """Grow a running sequence, preempting until it fits; False if it is itself preempted, or has to wait."""
         while not self._grow(sequence, tokens):
             candidates = self._candidates(sequence, tokens)
             if not candidates:
                 return False
             missing = self._blocks.blocks_for(tokens) - len(sequence.blocks) - self._blocks.pool.num_free
-            victim = self._victims.choose(Claim(sequence, candidates, missing, must=True, now=draft.now))
+            victim = self._victims.choose(self._claim(sequence, candidates, missing, draft, must))
             if victim is None:
                 return False
-            self._preempt(victim)
-            draft.preempted.append(victim.sequence)
+            self._preempt(victim, draft)
             if victim.sequence is sequence:
                 return False
         return True
@@ -345,13 +357,57 @@ class Scheduler:
             s
             for s in running
             if s.preemptions < self._max_preemptions
+            and not self._blocks.tiers.loading(s)
             and (inside or s.tenant == sequence.tenant)
             and ledger.may_yield(sequence, s, running)
         )
 
-    def _preempt(self, victim: Victim) -> None:
+    def _make_way(self, draft: _Draft) -> None:
+        """Who is next of those that wait may displace running ones that would come after it, before any row is made."""
+        head = self._waiting.first()
+        if head is None or not self._config.preempt_for_admission or not self._may_come(head, draft):
+            return
+        missing = self._missing(head, draft)
+        while missing > 0 or not self._free_slots:
+            candidates = tuple(s for s in self._running if self._may_displace(head, s))
+            if not candidates or sum(len(s.blocks) for s in candidates) < missing:
+                return  # even all of them would not do
+            victim = self._victims.choose(self._claim(head, candidates, missing, draft, must=False))
+            if victim is None:
+                return
+            self._preempt(victim, draft)
+            draft.way_for = head
+            missing = self._missing(head, draft)
+
+    def _may_come(self, head: Sequence, draft: _Draft) -> bool:
+        """Nothing but blocks and a slot keeps it from joining."""
+        joins = draft.limits.admit > 0 and not head.num_pending
+        return joins and self._ledger.may_join(head, self._running) and self._blocks.tiers.ready(head)
+
+    def _may_displace(self, head: Sequence, sequence: Sequence) -> bool:
+        return (
+            sequence.preemptions < self._max_preemptions
+            and self._precedes(head, sequence)
+            and self._ledger.may_displace(head, sequence, self._running)
+        )
+
+    def _missing(self, head: Sequence, draft: _Draft) -> int:
+        chunk = min(draft.limits.chunk, draft.limits.tokens)
+        return self._blocks.shortage(head, chunk, self._reserve(head), head.params.prompt_logprobs is None)
+
+    def _reserve(self, sequence: Sequence) -> int:
+        """Tokens that it must have blocks for from the start: it has given way often enough."""
+        return sequence.max_len if sequence.preemptions >= self._max_preemptions else 0
+
+    def _claim(
+        self, sequence: Sequence, candidates: tuple[Sequence, ...], missing: int, draft: _Draft, must: bool
+    ) -> Claim:
+        return Claim(sequence, candidates, missing, must, draft.now, tuple(self._running))
+
+    def _preempt(self, victim: Victim, draft: _Draft) -> None:
         """It has no row in this plan: what it holds is saved before the rows run."""
         sequence = victim.sequence
+        draft.preempted.append(sequence)
         self._blocks.park(sequence, victim.fate.tier)
         self._release(sequence)
         sequence.status = Status.WAITING
@@ -372,7 +428,8 @@ class Scheduler:
         draft.guard = LongPromptGuard(self._config, begun, budget)
         lengths: dict[Sequence, int] = {}
         passed: set[str] = set()
-        places = 0 if draft.preempted else limits.admit  # blocks are short: nobody joins in this step
+        short = bool(draft.preempted) or draft.stalled  # of blocks: nobody joins in this step
+        places = limits.admit if not short else int(draft.way_for is not None)
         while budget > 0 and len(lengths) < self._buckets.prefill_rows:
             head = self._waiting.first(passed) if places > len(draft.admitted) else None
             if begun and (head is None or not self._precedes(head, begun[-1])):
@@ -397,7 +454,7 @@ class Scheduler:
                     budget -= lengths[head]
             else:
                 places = 0
-            if draft.preempted:
+            if draft.preempted and (draft.way_for is None or draft.way_for.status is Status.RUNNING):
                 places = 0
         if lengths and self._config.fill_buckets and not self._aligned_chunk and not limits.whole:
             fill_to_edge(lengths, budget, self._buckets, self._blocks)
@@ -444,9 +501,8 @@ class Scheduler:
         uncomputed = sequence.num_uncomputed - (parked.tokens if parked else 0)
         if limits.whole and not alone and uncomputed > min(limits.chunk, budget):
             return False
-        reserve = sequence.max_len if sequence.preemptions >= self._max_preemptions else 0
         share = sequence.params.prompt_logprobs is None
-        shared = self._blocks.admit(sequence, min(limits.chunk, budget), reserve=reserve, share=share)
+        shared = self._blocks.admit(sequence, min(limits.chunk, budget), self._reserve(sequence), share)
         if shared is None:
             return False
         self._waiting.remove(sequence)

@@ -1,17 +1,20 @@
 """An engine whose device is a cost model."""
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import VirtualClock
-from jaxserve.core.config import EngineConfig
+from jaxserve.core.config import CacheConfig, EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import CostModel
+from jaxserve.sched.cost_model import CostModel, FormulaCost
+from jaxserve.sched.move_costs import MoveCosts
 from jaxserve.sched.scheduler import Scheduler
 from jaxserve.sched.step_costs import StepCosts
-from jaxserve.sim.executor import SimExecutor
+from jaxserve.sched.victims import CheapestFirst
+from jaxserve.sim.executor import NO_MOVES, SimExecutor
 
 VOCAB_SIZE = 1 << 31
 """Any token will do: nothing looks at them but the prefix cache. Any length will do, too, that the pool can hold."""
@@ -28,13 +31,32 @@ def simulated_engine(
     if config.cache.num_blocks is None:
         raise ConfigError("num_blocks = None cannot work in a simulation: give the size of the KV pool in blocks")
     table = BucketTable.from_config(config.buckets, config.scheduler)
-    blocks = BlockManager(config.cache, config.cache.num_blocks)
-    scheduler = Scheduler(config.scheduler, table, blocks, costs=StepCosts(cost), tenants=tenants)
+    tiers, moves = _tiers(config.cache, cost)
+    blocks = BlockManager(config.cache, config.cache.num_blocks, tiers=tiers)
+    costs = StepCosts(cost)
+    victims = CheapestFirst(blocks, costs, moves, table)
+    scheduler = Scheduler(config.scheduler, table, blocks, costs=costs, tenants=tenants, victims=victims)
     return Engine(
         scheduler,
-        SimExecutor(cost, clock),
+        SimExecutor(cost, clock, moves),
         Limits(VOCAB_SIZE, config.model.max_model_len or VOCAB_SIZE, blocks.max_tokens),
         clock,
         overlap=config.runtime.overlap,
         seed=config.model.seed,
     )
+
+
+def _tiers(config: CacheConfig, cost: CostModel) -> tuple[TierLedger, MoveCosts]:
+    """Sizes of the offload tiers in blocks, and what moving a block takes."""
+    moved = isinstance(cost, FormulaCost) and cost.kv_bytes_per_token > 0
+    if not moved and (config.offload_host_bytes or config.offload_disk_bytes):
+        raise ConfigError(
+            "offload cannot be simulated with this cost model: it needs kv_bytes_per_token and move times"
+        )
+    if not isinstance(cost, FormulaCost) or not moved:
+        return TierLedger(), NO_MOVES
+    size, tokens = cost.kv_bytes_per_token * config.block_size, config.block_size
+    sizes = (config.offload_host_bytes, config.offload_disk_bytes, config.offload_staging_bytes)
+    host, disk = tokens * cost.move_s_per_token, tokens * cost.disk_s_per_token
+    moves = MoveCosts(to_host_s=host, from_host_s=host, to_disk_s=disk, from_disk_s=disk)
+    return TierLedger(*(given // size for given in sizes)), moves

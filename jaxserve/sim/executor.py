@@ -13,14 +13,19 @@ import numpy as np
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.plan import StepPlan, StepResult
 from jaxserve.sched.cost_model import CostModel, StepFeatures
+from jaxserve.sched.move_costs import MoveCosts
+from jaxserve.sim.tiers import SimTiers
 
 TOKEN = 1
 """What every row samples: a sequence ends by its length only."""
 
+NO_MOVES = MoveCosts(to_host_s=0.0, from_host_s=0.0)
+
 
 class SimExecutor:
-    def __init__(self, cost: CostModel, clock: VirtualClock) -> None:
+    def __init__(self, cost: CostModel, clock: VirtualClock, moves: MoveCosts = NO_MOVES) -> None:
         self._cost, self._clock = cost, clock
+        self._tiers = SimTiers(moves)
         self._free_s = clock.now()
         self.steps = 0
         self.busy_s = 0.0
@@ -28,13 +33,20 @@ class SimExecutor:
         self.padded_tokens = 0
 
     def submit(self, plan: StepPlan) -> "SimPending":
+        now = self._clock.now()
+        loaded_s = self._tiers.begin(plan, now)
+        rows = len(plan.decodes) + len(plan.prefills)
+        if not rows:
+            self._free_s = max(self._free_s, loaded_s)
+            return SimPending(self._clock, self._tiers, now if plan.moves else self._tiers.next_s(now), 0)
         seconds = self._cost.seconds(StepFeatures.of(plan))
-        self._free_s = max(self._free_s, self._clock.now()) + seconds
+        ends_s = max(self._free_s, now) + seconds
+        self._free_s = max(ends_s, loaded_s)
         self.steps += 1
         self.busy_s += seconds
         self.real_tokens += plan.num_tokens
         self.padded_tokens += plan.bucket.tokens
-        return SimPending(self._clock, self._free_s, len(plan.decodes) + len(plan.prefills))
+        return SimPending(self._clock, self._tiers, ends_s, rows)
 
     def reset(self) -> None:
         """Nothing is kept of a sequence."""
@@ -43,9 +55,10 @@ class SimExecutor:
 @dataclass(frozen=True, slots=True)
 class SimPending:
     clock: VirtualClock
+    tiers: SimTiers
     ends_s: float
     rows: int
 
     def wait(self) -> StepResult:
         self.clock.advance(max(self.ends_s - self.clock.now(), 0.0))
-        return StepResult(np.full(self.rows, TOKEN, np.int32))
+        return StepResult(np.full(self.rows, TOKEN, np.int32), moved=self.tiers.settled(self.clock.now()))
