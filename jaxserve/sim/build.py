@@ -32,7 +32,7 @@ def simulated_engine(
         raise ConfigError("num_blocks = None cannot work in a simulation: give the size of the KV pool in blocks")
     table = BucketTable.from_config(config.buckets, config.scheduler)
     tiers, moves = _tiers(config.cache, cost)
-    blocks = BlockManager(config.cache, config.cache.num_blocks, tiers=tiers)
+    blocks = BlockManager(config.cache, config.cache.num_blocks + 1, tiers=tiers)
     costs = StepCosts(cost)
     victims = CheapestFirst(blocks, costs, moves, table)
     scheduler = Scheduler(config.scheduler, table, blocks, costs=costs, tenants=tenants, victims=victims)

@@ -1,5 +1,6 @@
 """Parked in host memory or on the disk, or computed again: on the real engine, the tokens of an undisturbed run."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,36 @@ def test_deterministic_mode_keeps_its_bits_through_the_host(make_llm: Callable[.
     first = bits()
     assert bits() == first
     assert llm.engine.scheduler.blocks.tiers.counts.prefixes_loaded > 0
+
+
+@pytest.mark.parametrize(
+    "way", [{}, {"offload_host_bytes": MIB}, {"offload_disk_bytes": MIB}], ids=["drop", "host", "disk"]
+)
+def test_displaced_for_a_higher_class_is_undisturbed(
+    make_llm: Callable[..., LLM],
+    prompts: list[list[int]],
+    reference: list[list[int]],
+    tmp_path: Path,
+    way: dict[str, int],
+) -> None:
+    """Long requests fill the pool; three short ones come later, go before them, and take their blocks."""
+    llm = make_llm(**SMALL_POOL, **way, ordering="priority", offload_disk_dir=str(tmp_path))
+    found: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
+    displaced: set[str] = set()
+    for step in range(400):
+        for i, (prompt, params) in enumerate(zip(prompts, MIXED, strict=True)):
+            late = i < 3
+            if step == (12 if late else 0):
+                request = llm.make_request(prompt, params, request_id=str(i))
+                llm.engine.add(dataclasses.replace(request, priority=0 if late else 1))
+        for output in llm.engine.step():
+            found[output.request_id] += output.tokens
+            if output.sequence.preemptions:
+                displaced.add(output.request_id)
+        if step > 12 and not llm.engine.has_work:
+            break
+    assert [found[str(i)] for i in range(len(prompts))] == reference
+    assert displaced and not displaced & {"0", "1", "2"}
+    ledger = llm.engine.scheduler.blocks.tiers
+    assert ledger.used(Tier.HOST) == ledger.used(Tier.DISK) == 0
+    llm.close()
