@@ -74,7 +74,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_the_host_side_loads_no_jax() -> None:
-    statement = "import jaxserve.engine.loop, jaxserve.engine.collect, jaxserve.sim.drive, jaxserve.sim.build"
+    statement = "import jaxserve.engine.loop, jaxserve.engine.collect, jaxserve.sim.simulate"
     assert not loaded_after(statement) & DEVICE_LIBRARIES
 
 

@@ -1,5 +1,7 @@
 """An engine whose device is a cost model."""
 
+from typing import NamedTuple
+
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import VirtualClock
@@ -20,9 +22,21 @@ VOCAB_SIZE = 1 << 31
 """Any token will do: nothing looks at them but the prefix cache. Any length will do, too, that the pool can hold."""
 
 
+class Simulated(NamedTuple):
+    """An engine, and the device that it drives."""
+
+    engine: Engine
+    executor: SimExecutor
+
+
 def simulated_engine(
     config: EngineConfig, cost: CostModel, clock: VirtualClock, tenants: Tenants | None = None
 ) -> Engine:
+    """`simulated` without the executor."""
+    return simulated(config, cost, clock, tenants).engine
+
+
+def simulated(config: EngineConfig, cost: CostModel, clock: VirtualClock, tenants: Tenants | None = None) -> Simulated:
     """Everything as it serves, but the executor. `num_blocks` says how large the KV pool is.
 
     Raises:
@@ -36,14 +50,16 @@ def simulated_engine(
     costs = StepCosts(cost)
     victims = CheapestFirst(blocks, costs, moves, table)
     scheduler = Scheduler(config.scheduler, table, blocks, costs=costs, tenants=tenants, victims=victims)
-    return Engine(
+    executor = SimExecutor(cost, clock, moves)
+    engine = Engine(
         scheduler,
-        SimExecutor(cost, clock, moves),
+        executor,
         Limits(VOCAB_SIZE, config.model.max_model_len or VOCAB_SIZE, blocks.max_tokens),
         clock,
         overlap=config.runtime.overlap,
         seed=config.model.seed,
     )
+    return Simulated(engine, executor)
 
 
 def _tiers(config: CacheConfig, cost: CostModel) -> tuple[TierLedger, MoveCosts]:

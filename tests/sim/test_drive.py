@@ -8,7 +8,7 @@ from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.sched.cost_model import FormulaCost
-from jaxserve.sim.arrivals import Arrival, on_off, poisson, read_trace, window
+from jaxserve.sim.arrivals import Arrival, on_off, poisson
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Served, drive
 
@@ -49,7 +49,7 @@ def test_time_passes_between_arrivals() -> None:
 
 def test_what_cannot_be_served_is_reported_and_harms_nobody() -> None:
     served = serve([Arrival(0.0, 2000, 1), Arrival(0.0, 1, 1)])
-    assert "kv_cache_bytes" in served[0].refused and served[1].token_s == [2.0]
+    assert served[0].refused == "cannot_fit" and "kv_cache_bytes" in served[0].why and served[1].token_s == [2.0]
     served = serve([Arrival(0.0, 4, 4)] * 3, max_waiting=2)
     assert [s.refused for s in served] == ["", "", "queue_full"]
 
@@ -78,25 +78,3 @@ def test_a_spike_is_a_spike() -> None:
         times.append(at)
     spikes = sum(15.0 <= at % 40.0 < 30.0 for at in times)
     assert abs(spikes / 1500.0 - 10.0) < 0.5 and abs((len(times) - spikes) / 2500.0 - 2.0) < 0.2
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "2: not JSON"),
-        ("[1]", "expected an object"),
-        ('{"arrival_s": -1, "prompt_tokens": 1, "output_tokens": 1}', "arrival_s = -1"),
-        ('{"arrival_s": 1, "output_tokens": 1}', "prompt_tokens = None"),
-        ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 0}', "output_tokens = 0"),
-    ],
-)
-def test_a_malformed_trace_names_its_line(tmp_path, line: str, words: str) -> None:
-    path = tmp_path / "trace.jsonl"
-    path.write_text('{"arrival_s": 0, "prompt_tokens": 5, "output_tokens": 2}\n' + line + "\n")
-    with pytest.raises(ConfigError, match=words):
-        list(read_trace(path))
-
-
-def test_a_window_is_moved_and_compressed() -> None:
-    found = window([Arrival(at, 1, 1) for at in (5.0, 10.0, 12.0, 20.0)], 10.0, 10.0, 2.0)
-    assert [a.at_s for a in found] == [0.0, 1.0]

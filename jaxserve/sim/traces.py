@@ -1,0 +1,143 @@
+"""Request traces: JSON, one object a line, read as they are needed.
+
+    {"arrival_s": 0.05, "prompt_tokens": 3180, "output_tokens": 8, "tenant": "chat", "prefix_blocks": [0, 14, 15]}
+
+The first three fields must be there. `prefix_blocks` are ids of the prompt's leading blocks of `block_tokens` (512)
+tokens: prompts whose ids begin alike begin alike.
+"""
+
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import cast
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.sim.arrivals import Arrival
+
+_KNOWN = {"arrival_s", "prompt_tokens", "output_tokens", "tenant", "kind", "prefix_blocks", "block_tokens"}
+
+
+def read_trace(path: str | Path) -> Iterator[Arrival]:
+    """A JSONL trace, line by line, in order of time: the fields of `Arrival`, of which the first three must be there.
+
+    Raises:
+      ConfigError: with the line, the field and what was expected.
+    """
+    last_s = 0.0
+    try:
+        with open(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    arrival = _arrival(f"{path}:{number}", line)
+                    if arrival.at_s < last_s:
+                        raise ConfigError(
+                            f"{path}:{number}: arrival_s = {arrival.at_s!r}: expected at least {last_s!r}, the line "
+                            "before's: a trace is in order of arrival"
+                        )
+                    last_s = arrival.at_s
+                    yield arrival
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file: a trace is JSON, one object a line ({error.reason})") from error
+
+
+def _arrival(where: str, line: str) -> Arrival:
+    try:
+        fields: object = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{where}: expected an object with arrival_s, prompt_tokens and output_tokens")
+    fields = cast(dict[str, object], fields)
+    if unknown := sorted(fields.keys() - _KNOWN):
+        raise ConfigError(f"{where}: {unknown[0]}: an unknown field; known: {', '.join(sorted(_KNOWN))}")
+    block_tokens = _count(where, fields, "block_tokens", 512)
+    prompt = _count(where, fields, "prompt_tokens")
+    return Arrival(
+        _seconds(where, fields),
+        prompt,
+        _count(where, fields, "output_tokens"),
+        _word(where, fields, "tenant", "default"),
+        _word(where, fields, "kind", ""),
+        _blocks(where, fields, prompt, block_tokens),
+        block_tokens,
+    )
+
+
+def _seconds(where: str, fields: dict[str, object]) -> float:
+    value = fields.get("arrival_s")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ConfigError(f"{where}: arrival_s = {value!r}: expected seconds since the start, 0 or more")
+    return float(value)
+
+
+def _count(where: str, fields: dict[str, object], name: str, default: int | None = None) -> int:
+    value = fields.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{where}: {name} = {value!r}: expected a whole number of at least 1")
+    return value
+
+
+def _word(where: str, fields: dict[str, object], name: str, default: str) -> str:
+    value = fields.get(name, default)
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}: {name} = {value!r}: expected a string")
+    return value
+
+
+def _blocks(where: str, fields: dict[str, object], prompt: int, block_tokens: int) -> tuple[int, ...]:
+    value = fields.get("prefix_blocks")
+    if value is None:
+        return ()
+    blocks = cast(list[object], value) if isinstance(value, list) else [None]
+    if not all(type(block) is int and block >= 0 for block in blocks):
+        shown = str(cast(object, value))[:80]
+        raise ConfigError(f"{where}: prefix_blocks = {shown}: expected a list of ids, each 0 or more")
+    if len(blocks) > -(-prompt // block_tokens):
+        raise ConfigError(
+            f"{where}: prefix_blocks: {len(blocks)} blocks of {block_tokens} tokens are more than the "
+            f"{prompt} prompt_tokens hold"
+        )
+    return tuple(cast(list[int], blocks))
+
+
+def spread(arrivals: Iterable[Arrival], rng: random.Random) -> Iterator[Arrival]:
+    """Arrivals that share a time stamp, strewn evenly at random over the time to the next stamp.
+
+    For traces whose stamps are coarse (Mooncake's are multiples of 3 s): replayed as they are, they make false bursts.
+    """
+    group: list[Arrival] = []
+    width = 0.0
+    for arrival in arrivals:
+        if group and arrival.at_s != group[0].at_s:
+            width = arrival.at_s - group[0].at_s
+            yield from _strewn(group, width, rng)
+            group = []
+        group.append(arrival)
+    yield from _strewn(group, width, rng)
+
+
+def _strewn(group: list[Arrival], width: float, rng: random.Random) -> Iterator[Arrival]:
+    if len(group) == 1:
+        yield from group
+        return
+    for arrival, offset in zip(group, sorted(rng.random() for _ in group), strict=True):
+        yield dataclasses.replace(arrival, at_s=arrival.at_s + offset * width)
+
+
+def window(arrivals: Iterable[Arrival], from_s: float, seconds: float, compression: float = 1.0) -> list[Arrival]:
+    """The arrivals of a stretch of a trace, from 0 on, with time run `compression` times faster."""
+    return [
+        dataclasses.replace(a, at_s=(a.at_s - from_s) / compression)
+        for a in arrivals
+        if from_s <= a.at_s < from_s + seconds
+    ]
+
+
+def merged(*lists: Iterable[Arrival]) -> list[Arrival]:
+    """Several lists as one, in order of time."""
+    return sorted((a for arrivals in lists for a in arrivals), key=lambda a: a.at_s)
