@@ -1,12 +1,12 @@
-"""The command line: `jaxserve serve`, `jaxserve generate`, `jaxserve convert`."""
+"""The command line. The commands of the lab have a module each in `jaxserve.commands`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, get_args
 
 from jaxserve import __version__
-from jaxserve.core.config import EngineConfig, Setting, all_settings
+from jaxserve.commands import buckets
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.errors import ConfigError, JaxserveError
 
 _EXAMPLES = """\
@@ -47,12 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxserve {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="serve a model over HTTP", epilog=_EXAMPLES, formatter_class=_Formatter)
+    serve = commands.add_parser(
+        "serve", help="serve a model over HTTP", epilog=_EXAMPLES, formatter_class=WideFormatter
+    )
     serve.set_defaults(run=_serve)
-    _add_settings(serve)
+    add_settings(serve)
 
     generate = commands.add_parser(
-        "generate", help="complete prompts and print them as they come", epilog=_EXAMPLES, formatter_class=_Formatter
+        "generate", help="complete prompts and print them as they come", epilog=_EXAMPLES, formatter_class=WideFormatter
     )
     generate.set_defaults(run=_generate)
     group = generate.add_argument_group("generation")
@@ -64,58 +66,20 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default 1)")
     group.add_argument("--sampling-seed", type=int, help="the same tokens every time")
     group.add_argument("--stop", action="append", default=[], help="end at this text; may be repeated")
-    _add_settings(generate)
+    add_settings(generate)
 
     convert = commands.add_parser("convert", help="turn a Hugging Face directory into an Orbax checkpoint")
     convert.add_argument("source", help="a Hugging Face directory or hub id")
     convert.add_argument("destination", help="a folder that does not exist yet")
     convert.set_defaults(run=_convert)
+
+    for command in (buckets,):
+        command.add(commands)
     return parser
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=120)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting, grouped by section. Unset flags are absent from the result."""
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; configs/ holds examples")
-    groups: dict[str, Any] = {}
-    for setting in all_settings():
-        group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
-        flag = "--" + setting.name.replace("_", "-")
-        options: dict[str, Any] = {"dest": f"set_{setting.name}", "default": argparse.SUPPRESS, "help": _help(setting)}
-        if setting.annotation is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        else:
-            group.add_argument(flag, type=_reader(setting), metavar=setting.name.split("_")[-1].upper(), **options)
-
-
-def _help(setting: Setting) -> str:
-    doc = setting.doc if not setting.choices else f"{setting.doc} [{', '.join(map(str, setting.choices))}]"
-    shown = "none" if setting.default in (None, ()) else setting.default
-    return f"{doc} (default: {shown})".replace("%", "%%")
-
-
-def _reader(setting: Setting) -> Any:
-    kinds = [kind for kind in (get_args(setting.annotation) or (setting.annotation,)) if kind is not type(None)]
-    if setting.choices or str in kinds:
-        return str
-    if setting.default == ():
-        return lambda text: tuple(int(part) for part in text.split(","))
-    return float if float in kinds else int
-
-
-def _config(given: argparse.Namespace) -> EngineConfig:
-    settings = {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
-    if given.config:
-        return EngineConfig.from_toml(given.config, **settings)
-    return EngineConfig.from_settings(**settings)
-
-
 def _serve(given: argparse.Namespace) -> int:
-    config = _config(given)
+    config = read_config(given)
     try:
         from jaxserve.server.serve import serve
         from jaxserve.server.service import Service
@@ -139,7 +103,7 @@ def _generate(given: argparse.Namespace) -> int:
     from jaxserve.core.sampling import SamplingParams
     from jaxserve.llm import LLM
 
-    config = _config(given)
+    config = read_config(given)
     params = SamplingParams(
         max_tokens=given.max_tokens,
         temperature=given.temperature,

@@ -19,6 +19,7 @@ FLOORS = [
     {"sim"},
     {"llm"},
     {"server"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

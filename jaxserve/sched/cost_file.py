@@ -1,6 +1,7 @@
 """Cost models as JSON files: what `jaxserve calibrate` writes and what `configs/cost/` holds."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,20 @@ from jaxserve.sched.cost_model import CostModel, FormulaCost
 from jaxserve.sched.fitted_cost import FittedCost
 
 _KINDS = {"formula": FormulaCost, "fitted": FittedCost}
+FOLDERS = (
+    Path(__file__).parents[2] / "configs" / "cost",  # a source tree
+    Path(sys.prefix) / "share" / "jaxserve" / "cost",  # an installed package
+)
+
+
+def find_cost(name: str | Path) -> CostModel:
+    """A cost model by its name in `configs/cost`, or by the path of a file; ConfigError if there is none."""
+    places = [Path(name), *(folder / f"{name}.json" for folder in FOLDERS)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        known = sorted({file.stem for folder in FOLDERS for file in folder.glob("*.json")})
+        raise ConfigError(f"cost = {str(name)!r} is not known: give a file, or one of {', '.join(known)}")
+    return load_cost(path)
 
 
 def load_cost(path: str | Path) -> CostModel:

@@ -1,0 +1,1 @@
+"""Commands of the command line, a module each: `add` declares the flags, `run` does the work."""

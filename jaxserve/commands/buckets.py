@@ -1,0 +1,141 @@
+"""`jaxserve buckets`: the few program sizes that waste least on a trace."""
+
+import argparse
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+from jaxserve.commands.plots import plot
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
+from jaxserve.commands.tables import table
+from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config_file import to_toml
+from jaxserve.sched.bucket_search import BucketSet, Steps, best_sets, cost_of, powers_of_two, tokens
+from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.cost_file import find_cost
+from jaxserve.sim.arrivals import read_trace
+from jaxserve.sim.step_sizes import ProgramSeconds, step_sizes
+
+_EXAMPLE = """\
+example:
+  jaxserve buckets --trace azure_2023_conv.jsonl --programs 24 --cost h200_8b_nominal \\
+    --config configs/h200.toml --num-blocks 12500 --write fitted.toml
+
+The trace runs on the simulator with programs of every size, and the steps are counted by their sizes. From that
+histogram the best set is computed exactly (`jaxserve.sched.bucket_search`), for every number of programs up to
+--programs. A step that is padded costs what its program costs.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "buckets",
+        help="fit bucket sizes to a trace",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=WideFormatter,
+    )
+    parser.set_defaults(run=run)
+    group = parser.add_argument_group("workload")
+    group.add_argument("--trace", required=True, metavar="FILE", help="JSONL: arrival_s, prompt_tokens, output_tokens")
+    group.add_argument("--requests", type=int, metavar="N", help="the first N requests only")
+    group.add_argument(
+        "--cost", default="h200_8b_nominal", metavar="COST", help="a file, or a name in configs/cost (h200_8b_nominal)"
+    )
+    group = parser.add_argument_group("search")
+    group.add_argument("--programs", type=int, default=24, metavar="K", help="most programs (default 24)")
+    group.add_argument("--objective", choices=("seconds", "tokens"), default="seconds", help="what padding costs")
+    group.add_argument("--decode-multiple", type=int, default=1, metavar="N", help="decode sizes are multiples of N")
+    group.add_argument("--prefill-multiple", type=int, default=16, metavar="N", help="prefill sizes likewise (16)")
+    group.add_argument("--compile-s", type=float, default=2.0, metavar="S", help="seconds to compile a program (2)")
+    group.add_argument("--compile-budget", type=float, metavar="S", help="most seconds to compile all of them")
+    group.add_argument("--write", type=Path, metavar="FILE", help="write a config.toml with the set")
+    group.add_argument("--png", type=Path, metavar="FILE", help="draw what more programs gain")
+    add_settings(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    config = read_config(given)
+    for name in ("programs", "decode_multiple", "prefill_multiple", "compile_s"):
+        require(getattr(given, name) > 0, name, getattr(given, name), "a positive number")
+    programs = given.programs
+    if given.compile_budget is not None:
+        programs = min(programs, int(given.compile_budget / given.compile_s))
+        require(programs >= 3, "compile_budget", given.compile_budget, f"at least {3 * given.compile_s:g} s")
+    cost = find_cost(given.cost)
+    arrivals = itertools.islice(read_trace(given.trace), given.requests)
+    steps = step_sizes(config, arrivals, cost, given.prefill_multiple).steps
+    require(bool(steps), "trace", given.trace, "requests that fit the KV pool")
+    comparison = Comparison(given, config, steps, cost, programs)
+    print(f"{sum(steps.values()):,} steps, {len(steps):,} sizes; step times: {cost.source}\n")
+    print(comparison.curve() + "\n")
+    print(comparison.rivals())
+    best = comparison.sets[-1]
+    chosen = dataclasses.replace(config, buckets=best.config(config.buckets.prefill_rows))
+    text = to_toml(chosen, f"Buckets fitted to {Path(given.trace).name}: {best.programs} programs. {cost.source}.")
+    print("\n" + text[text.index("[buckets]") :].split("\n\n")[0])
+    if given.write:
+        given.write.write_text(text)
+        print(f"wrote {given.write}")
+    if given.png:
+        comparison.draw(given.png, Path(given.trace).name)
+        print(f"wrote {given.png}")
+    return 0
+
+
+class Comparison:
+    """The best sets for every number of programs, beside powers of two and what the configuration has."""
+
+    def __init__(self, given: argparse.Namespace, config: EngineConfig, steps: Steps, cost: Any, programs: int) -> None:
+        self._steps, self._compile_s, self._source = steps, given.compile_s, cost.source
+        self._in_seconds = given.objective == "seconds"
+        self._cost = ProgramSeconds(cost, config.buckets.prefill_rows) if self._in_seconds else tokens
+        own = BucketTable.from_config(config.buckets, config.scheduler)
+        self._own = BucketSet(own.decode, own.prefill, own.mixed_decode)
+        self._limits = {"max_decode": own.decode[-1], "max_prefill": own.prefill[-1]}
+        self.sets = best_sets(
+            steps, programs, decode_multiple=given.decode_multiple, prefill_multiple=given.prefill_multiple,
+            cost=self._cost, **self._limits,
+        )  # fmt: skip
+        self._floor = sum(count * self._cost(*step) for step, count in steps.items())
+
+    def curve(self) -> str:
+        """What each number of programs costs, and what it gains over the one before."""
+        rows: list[list[object]] = []
+        for before, buckets in zip([None, *self.sets], self.sets, strict=False):
+            gain = f"{1 - buckets.cost / before.cost:.2%}" if before else None
+            rows.append([*self._figures(buckets), gain, buckets.programs * self._compile_s])
+        return table(["programs", "padding", self._over, "gain", "compile s"], rows)
+
+    def rivals(self) -> str:
+        """The set, powers of two with as many programs, and the configuration's own."""
+        best = self.sets[-1]
+        powers = powers_of_two(self._steps, best.programs, cost=self._cost, **self._limits)
+        rows = [
+            [name, *self._figures(b), b.decode, b.mixed_decode, b.prefill]
+            for name, b in (("fitted", best), ("powers of two", powers), ("as configured", self._own))
+        ]
+        return table(["set", "programs", "padding", self._over, "decode", "mixed decode", "prefill"], rows)
+
+    def draw(self, path: Path, trace: str) -> None:
+        sizes = [buckets.programs for buckets in self.sets]
+        powers = [powers_of_two(self._steps, size, cost=self._cost, **self._limits) for size in sizes]
+        with plot(path, f"What more programs gain: {trace}", f"step times: {self._source}") as axes:
+            axes.plot(sizes, [100 * self._overhead(b) for b in self.sets], "o-", label="fitted to the trace")
+            axes.plot(sizes, [100 * self._overhead(b) for b in powers], "s--", label="powers of two")
+            axes.set(xlabel="programs", ylabel=f"{'time' if self._in_seconds else 'tokens'} lost to padding, %", ylim=0)
+            axes.legend()
+
+    @property
+    def _over(self) -> str:
+        return "time lost" if self._in_seconds else "tokens lost"
+
+    def _overhead(self, buckets: BucketSet) -> float:
+        """Cost over that of programs of every size, less 1."""
+        return cost_of(buckets, self._steps, self._cost) / self._floor - 1.0
+
+    def _figures(self, buckets: BucketSet) -> tuple[int, str, str]:
+        real = sum(count * (d + p) for (d, p), count in self._steps.items())
+        padding = 1.0 - real / cost_of(buckets, self._steps)
+        return buckets.programs, f"{padding:.2%}", f"{self._overhead(buckets):.2%}"

@@ -1,0 +1,50 @@
+"""Plots that one can put on a slide: one look, one palette, sizes that can be read from the back row."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxserve.core.errors import ConfigError
+
+PALETTE = ("#1b6ca8", "#d1495b", "#2a9d5c", "#edae49", "#6a4c93", "#00798c", "#8d5b4c", "#7f8c8d")
+"""Told apart by most colour-blind readers; markers differ as well."""
+MARKERS = "osD^vPX*"
+
+
+@contextmanager
+def plot(path: Path, title: str, note: str = "", columns: int = 1) -> Iterator[Any]:
+    """A figure of `columns` axes, written to `path` at the end. `note` stands under it: where the figures come from.
+
+    Raises:
+      ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'jaxserve[bench]'") from error
+    look: dict[str, Any] = {
+        "font.size": 13,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "lines.linewidth": 2.2,
+        "lines.markersize": 7,
+        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+        "legend.frameon": False,
+    }
+    with pyplot.rc_context(look):
+        figure, axes = pyplot.subplots(1, columns, figsize=(4.2 + 4.9 * columns, 5.4), layout="constrained")
+        figure.suptitle(title, fontsize=16, fontweight="bold", x=0.02, ha="left")
+        try:
+            yield axes
+            if note:
+                figure.supxlabel(note, fontsize=9, color="#555555", x=0.02, ha="left")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+        finally:
+            pyplot.close(figure)

@@ -1,0 +1,50 @@
+"""A flag for every setting: what `core.config` declares is what the command line takes."""
+
+import argparse
+from typing import Any, get_args
+
+from jaxserve.core.config import EngineConfig, Setting, all_settings
+
+
+class WideFormatter(argparse.RawDescriptionHelpFormatter):
+    """Room for long flags."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=120)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting, grouped by section. Unset flags are absent from the result."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; configs/ holds examples")
+    groups: dict[str, Any] = {}
+    for setting in all_settings():
+        group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
+        flag = "--" + setting.name.replace("_", "-")
+        options: dict[str, Any] = {"dest": f"set_{setting.name}", "default": argparse.SUPPRESS, "help": _help(setting)}
+        if setting.annotation is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            group.add_argument(flag, type=_reader(setting), metavar=setting.name.split("_")[-1].upper(), **options)
+
+
+def _help(setting: Setting) -> str:
+    doc = setting.doc if not setting.choices else f"{setting.doc} [{', '.join(map(str, setting.choices))}]"
+    shown = "none" if setting.default in (None, ()) else setting.default
+    return f"{doc} (default: {shown})".replace("%", "%%")
+
+
+def _reader(setting: Setting) -> Any:
+    kinds = [kind for kind in (get_args(setting.annotation) or (setting.annotation,)) if kind is not type(None)]
+    if setting.choices or str in kinds:
+        return str
+    if setting.default == ():
+        return lambda text: tuple(int(part) for part in text.split(","))
+    return float if float in kinds else int
+
+
+def read_config(given: argparse.Namespace) -> EngineConfig:
+    """The file that --config names, and the flags over it."""
+    settings = {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
+    if given.config:
+        return EngineConfig.from_toml(given.config, **settings)
+    return EngineConfig.from_settings(**settings)
