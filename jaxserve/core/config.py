@@ -96,7 +96,9 @@ class SchedulerConfig:
     max_batch_size: int = setting(8, "policy dynamic: most requests in a batch")
     batch_timeout_s: float = setting(0.05, "policy dynamic: longest wait for a full batch")
     priority_ageing_s: float = setting(60.0, "ordering priority: seconds of waiting that make up for one class")
-    shortest_ageing_s: float = setting(2.0, "ordering shortest: seconds of waiting that make up for 1,000 tokens")
+    shortest_ageing_s: float = setting(
+        0.5, "ordering shortest: seconds of waiting that make up for a prompt twice as long"
+    )
     fairness: Literal["tokens", "time"] = setting("tokens", "ordering fair: count tokens, or predicted device time")
     fair_input_weight: float = setting(1.0, "ordering fair: what a prompt token counts")
     fair_output_weight: float = setting(2.0, "ordering fair: what an output token counts")

@@ -100,7 +100,10 @@ class Sequence:
     booked_blocks: int = 0
     """KV blocks that it is expected to need, while it runs."""
     forecast_s: float = 0.0
-    """Predicted time from the queue to the first token; 0: none was made."""
+    """Predicted time from the queue to the first token, before it is corrected; 0: none was made."""
+    predicted_ttft_s: float = 0.0
+    """The same from the arrival on, corrected by what forecasts have been worth; and what 9 of 10 stay within."""
+    predicted_p90_s: float = 0.0
     num_charged: int = 0
     """Leading tokens that were counted as served to its tenant."""
     stop_ids: frozenset[int] = frozenset()

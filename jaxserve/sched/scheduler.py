@@ -109,6 +109,9 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    def num_waiting_of(self, tenant: str) -> int:
+        return self._waiting.count(tenant)
+
     @property
     def num_running(self) -> int:
         return len(self._running)
@@ -170,6 +173,8 @@ class Scheduler:
         waited = now - sequence.request.arrival_s if sequence.request.arrival_s else 0.0
         sequence.forecast_s = self._forecast_s(sequence, now, HORIZON * slo)
         expected = waited + sequence.forecast_s * self.forecast.quantile(0.5)
+        sequence.predicted_ttft_s = expected
+        sequence.predicted_p90_s = waited + sequence.forecast_s * self.forecast.quantile(0.9)
         if self._config.admission == "slo" and expected > PROMISE * slo:
             wait_s = max(expected - PROMISE * slo, self.costs.last_s)
             raise TooBusy(

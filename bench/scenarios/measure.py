@@ -1,0 +1,62 @@
+"""Figures of a run, from what became of each request. Times in seconds; definitions as in the field.
+
+TTFT      first token emitted - arrival, queueing included
+TPOT      (last token - first) / (output tokens - 1), of one request
+TBT       every gap between two consecutive tokens of one request
+goodput   share of all offered requests, refused ones included, that met every objective
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from jaxserve.sim.drive import Served
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Linear between the two nearest; share 99 is P99."""
+    found = list(values)
+    return float(np.percentile(found, share)) if found else float("nan")
+
+
+def done(run: Iterable[Served]) -> list[Served]:
+    """Those that were served to the end."""
+    return [s for s in run if s.token_s and not s.refused and not s.failed]
+
+
+def ttft(run: Iterable[Served], share: float) -> float:
+    return percentile((s.ttft_s for s in done(run)), share)
+
+
+def tpot(run: Iterable[Served], share: float) -> float:
+    return percentile((s.tpot_s for s in done(run) if len(s.token_s) > 1), share)
+
+
+def gaps(run: Iterable[Served]) -> list[float]:
+    return [b - a for s in done(run) for a, b in zip(s.token_s, s.token_s[1:], strict=False)]
+
+
+def throughput(run: Sequence[Served]) -> float:
+    """Output tokens a second, from the first arrival to the last completion."""
+    served = done(run)
+    begin = min(s.arrival.at_s for s in run)
+    return sum(len(s.token_s) for s in served) / (max(s.token_s[-1] for s in served) - begin)
+
+
+def goodput(run: Sequence[Served], ttft_slo_s: float, tpot_slo_s: float) -> float:
+    return sum(s.ttft_s <= ttft_slo_s and s.tpot_s <= tpot_slo_s for s in done(run)) / len(run)
+
+
+def jain(shares: Sequence[float]) -> float:
+    """1: all equal; 1 / n: one has everything."""
+    total = sum(shares)
+    return total * total / (len(shares) * sum(x * x for x in shares)) if total else 1.0
+
+
+def only(run: Iterable[Served], keep: Callable[[Served], bool]) -> list[Served]:
+    return [s for s in run if keep(s)]
+
+
+def median(values: Iterable[float]) -> float:
+    return statistics.median(values)

@@ -1,0 +1,133 @@
+"""S1: static, dynamic and continuous batching, at saturation and below.
+
+Static batches make the first of each four wait for the last, longest at low load. Dynamic batching bounds that wait,
+but only while nothing runs. Both keep the slots of those that have ended until the whole batch has. Continuous batching
+gives a slot away in the step after.
+"""
+
+import random
+from itertools import islice
+
+from bench.scenarios import measure as m
+from bench.scenarios.bars import Bar, least, most, reported
+from bench.scenarios.outcome import Outcome, Row
+from bench.scenarios.stage import Settings, Stage
+from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
+
+NAME = "S1"
+SEEDS = (1, 2, 3)
+TOKENS = 4096
+
+
+def policies(real: bool) -> dict[str, Settings]:
+    common: Settings = {"max_num_batched_tokens": 1024 if real else TOKENS}
+    if real:
+        common |= {
+            "decode_buckets": (1, 4, 8, 64),
+            "mixed_decode_buckets": (8, 64),
+            "prefill_buckets": (128, 512, 1024),
+        }
+    return {
+        "static4": common | {"policy": "static", "batch_size": 4, "max_num_seqs": 64},
+        "dynamic8": common | {"policy": "dynamic", "max_batch_size": 8, "batch_timeout_s": 0.05, "max_num_seqs": 64},
+        "cont8": common | {"policy": "continuous", "max_num_seqs": 8} | _slots(real, 8),
+        "cont64": common | {"policy": "continuous", "max_num_seqs": 64},
+        "chunked64": common | {"policy": "chunked", "max_num_seqs": 64, "max_num_batched_tokens": 512} | _prefill(real),
+    }
+
+
+def _slots(real: bool, rows: int) -> Settings:
+    return {"decode_buckets": (1, 4, rows), "mixed_decode_buckets": (rows,)} if real else {}
+
+
+def _prefill(real: bool) -> Settings:
+    return {"prefill_buckets": (128, 512)} if real else {}
+
+
+def requests(seed: int, real: bool) -> list[tuple[int, int]]:
+    """(prompt, output) lengths."""
+    rng = random.Random(seed)
+    if real:
+        return [(uniform(rng, 8, 128), lognormal(rng, 3.2, 0.8, 2, 128)) for _ in range(200)]
+    return [(uniform(rng, 32, 512), lognormal(rng, 4.6, 0.8, 8, 512)) for _ in range(400)]
+
+
+def at_once(lengths: list[tuple[int, int]]) -> list[Arrival]:
+    return [Arrival(0.0, prompt, output) for prompt, output in lengths]
+
+
+def at_rate(lengths: list[tuple[int, int]], seed: int, tokens_per_s: float) -> list[Arrival]:
+    """Poisson arrivals that ask for so many output tokens a second on average."""
+    mean = sum(output for _, output in lengths) / len(lengths)
+    times = islice(poisson(random.Random(1000 + seed), tokens_per_s / mean), len(lengths))
+    return [Arrival(at, prompt, output) for at, (prompt, output) in zip(times, lengths, strict=True)]
+
+
+def mean_of_longest(outputs: list[int], of: int) -> float:
+    """E[max of `of` outputs]: from the distribution of the outputs themselves."""
+    ordered, n = sorted(outputs), len(outputs)
+    return sum(value * (((i + 1) / n) ** of - (i / n) ** of) for i, value in enumerate(ordered))
+
+
+def run(stage: Stage) -> Outcome:
+    rows: list[Row] = []
+    ratios: dict[str, list[float]] = {}
+    share = 0.8 if stage.real else 0.9
+    for seed in SEEDS:
+        lengths = requests(seed, stage.real)
+        chosen = policies(stage.real)
+        full = {name: stage.run(at_once(lengths), settings).served for name, settings in chosen.items()}
+        sat = {name: m.throughput(served) for name, served in full.items()}
+        busy = at_rate(lengths, seed, share * sat["dynamic8"])
+        calm = at_rate(lengths, seed, 0.5 * sat["static4"])
+        loads = {
+            "saturation": full,
+            f"{share} sat(dynamic8)": {name: stage.run(busy, settings).served for name, settings in chosen.items()},
+            "0.5 sat(static4)": {name: stage.run(calm, settings).served for name, settings in chosen.items()},
+        }
+        rows += [_row(load, name, seed, served) for load, runs in loads.items() for name, served in runs.items()]
+        _, at_busy, at_calm = loads.values()
+        outputs = [output for _, output in lengths]
+        formula = mean_of_longest(outputs, 8) / (sum(outputs) / len(outputs))
+        for name, value in {
+            "formula": formula,
+            "sat cont8/dynamic8": sat["cont8"] / sat["dynamic8"],
+            "sat cont8/static4": sat["cont8"] / sat["static4"],
+            "p99 ttft": m.ttft(at_busy["cont8"], 99) / m.ttft(at_busy["dynamic8"], 99),
+            "p50 ttft": m.ttft(at_calm["dynamic8"], 50) / m.ttft(at_calm["static4"], 50),
+            "tpot": m.tpot(at_busy["cont8"], 50) / m.tpot(at_busy["dynamic8"], 50),
+        }.items():
+            ratios.setdefault(name, []).append(value)
+    return Outcome(NAME, stage.name, rows, bars(ratios, stage.real), plot=("TTFT P99 (s)", "tokens/s"))
+
+
+def bars(r: dict[str, list[float]], real: bool) -> list[Bar]:
+    of_formula = [ratio / formula for ratio, formula in zip(r["sat cont8/dynamic8"], r["formula"], strict=True)]
+    if real:
+        return [
+            least("saturation throughput, cont8 / dynamic8", r["sat cont8/dynamic8"], 1.6),
+            most("P99 TTFT at 0.8 sat(dynamic8), cont8 / dynamic8", r["p99 ttft"], 0.1),
+            reported("saturation throughput, cont8 / static4", r["sat cont8/static4"]),
+        ]
+    return [
+        least("saturation throughput, cont8 / dynamic8 / (E[max of 8] / E)", of_formula, 0.85),
+        reported("saturation throughput, cont8 / dynamic8", r["sat cont8/dynamic8"]),
+        least("saturation throughput, cont8 / static4", r["sat cont8/static4"], 3.0),
+        most("P99 TTFT at 0.9 sat(dynamic8), cont8 / dynamic8", r["p99 ttft"], 0.05),
+        most("P50 TTFT at 0.5 sat(static4), dynamic8 / static4", r["p50 ttft"], 0.6),
+        most("P50 TPOT at 0.9 sat(dynamic8), cont8 / dynamic8", r["tpot"], 1.15),
+    ]
+
+
+def _row(load: str, policy: str, seed: int, served: list) -> Row:
+    return Row(
+        {"load": load, "policy": policy},
+        seed,
+        {
+            "tokens/s": m.throughput(served),
+            "TTFT P50 (s)": m.ttft(served, 50),
+            "TTFT P99 (s)": m.ttft(served, 99),
+            "TPOT P50 (ms)": 1e3 * m.tpot(served, 50),
+            "TPOT P99 (ms)": 1e3 * m.tpot(served, 99),
+        },
+    )

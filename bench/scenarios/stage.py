@@ -1,0 +1,155 @@
+"""Where a scenario runs: the simulated H200, or the real engine with a small model. The scenario's code is the same."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from jaxserve.core.clock import Clock, MonotonicClock, VirtualClock
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.tenants import Tenants
+from jaxserve.engine.engine import Engine
+from jaxserve.sched.cost_file import load_cost
+from jaxserve.sched.cost_model import CostModel
+from jaxserve.sim.arrivals import Arrival
+from jaxserve.sim.build import simulated_engine
+from jaxserve.sim.drive import Prompts, Served, drive, made_up
+
+ROOT = Path(__file__).parent.parent.parent
+H200 = ROOT / "configs" / "cost" / "h200_8b_nominal.json"
+PAGES = 1_000_000 // 16
+Settings = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """One policy on one list of requests."""
+
+    served: list[Served]
+    engine: Engine
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """`real`: measured on this machine, and not on the virtual clock."""
+
+    real: bool
+    name: str
+
+    def run(
+        self,
+        arrivals: Sequence[Arrival],
+        settings: Settings,
+        tenants: Tenants | None = None,
+        until_s: float | None = None,
+    ) -> Run:
+        """`until_s`: stop when a request ends after this time; those under way are left out."""
+        ...
+
+
+@dataclass
+class Simulated:
+    """The engine on a virtual clock. Steps are not overlapped: the formula's overhead is the host's part."""
+
+    cost: CostModel = field(default_factory=lambda: load_cost(H200))
+    real: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"virtual clock, {self.cost.source}"
+
+    def run(
+        self,
+        arrivals: Sequence[Arrival],
+        settings: Settings,
+        tenants: Tenants | None = None,
+        until_s: float | None = None,
+    ) -> Run:
+        base: Settings = {
+            "block_size": 16, "num_blocks": PAGES, "enable_prefix_caching": False, "overlap": False,
+            "prefill_rows": 32, "max_waiting": 1_000_000, "fill_buckets": False,
+        }  # fmt: skip
+        clock = VirtualClock()
+        engine = simulated_engine(EngineConfig.from_settings(**(base | settings)), self.cost, clock, tenants)
+        return finish(engine, clock, arrivals, until_s)
+
+
+def finish(
+    engine: Engine,
+    clock: Clock,
+    arrivals: Sequence[Arrival],
+    until_s: float | None = None,
+    prompts: Prompts = made_up,
+) -> Run:
+    served: list[Served] = []
+    for one in drive(engine, clock, arrivals, prompts):
+        served.append(one)
+        if until_s is not None and one.token_s and one.token_s[-1] > until_s:
+            break
+    served.sort(key=lambda s: s.number)
+    failed = [s for s in served if s.failed]
+    assert not failed, f"requests failed: {failed[:3]}"
+    if until_s is None:
+        assert len(served) == len(arrivals), "requests were lost"
+        pool = engine.scheduler.blocks.pool
+        assert pool.num_free == pool.capacity, "the pool is not whole"
+    return Run(served, engine)
+
+
+class Real:
+    """The real engine: a Llama of 0.5M parameters with random weights, in float32 on this CPU."""
+
+    real = True
+    HF: ClassVar[dict[str, Any]] = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 384,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        import jax.numpy as jnp
+
+        from jaxserve.models.config import ModelConfig
+        from jaxserve.models.params import random_params
+
+        self._config = ModelConfig.from_hf(self.HF)
+        self._params = random_params(self._config, seed=0, dtype=jnp.float32)
+        self._engines: dict[str, Any] = {}  # by settings: programs are compiled once
+
+    @property
+    def name(self) -> str:
+        from bench.machine import describe
+
+        machine = describe()
+        return f"real engine, 0.5M parameters, {machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}"
+
+    def run(
+        self,
+        arrivals: Sequence[Arrival],
+        settings: Settings,
+        tenants: Tenants | None = None,
+        until_s: float | None = None,
+    ) -> Run:
+        from jaxserve.llm import LLM
+
+        assert tenants is None, "the real stage takes its tenants from the settings"
+        base: Settings = {
+            "block_size": 16, "num_blocks": 2049, "enable_prefix_caching": False, "max_waiting": 1_000_000,
+            "prefill_rows": 8, "progress": False,
+        }  # fmt: skip
+        key = repr(sorted(settings.items()))
+        if key not in self._engines:
+            self._engines[key] = LLM(params=self._params, model_config=self._config, **(base | settings))
+        llm = self._engines[key]
+        rng = random.Random(0)
+        tokens = [rng.randrange(512) for _ in range(1024)]
+
+        def prompts(arrival: Arrival, number: int) -> tuple[int, ...]:
+            start = number % 512
+            return tuple(tokens[start : start + arrival.prompt_tokens])
+
+        run = finish(llm.engine, MonotonicClock(), arrivals, until_s, prompts)
+        compiled = llm.runner.compilations_after_warmup
+        assert compiled == 0, f"{compiled} programs were compiled while serving"
+        return run
