@@ -161,10 +161,9 @@ def _mixed_sets(steps: Steps, max_decode: int, multiple: int, most: int) -> list
     counts.pop(max_decode, None)
     inner = sorted(counts)
     if len(inner) > MIXED_CANDIDATES:  # by quantiles of the steps: fine where they are many
-        cumulated = np.cumsum([counts[size] for size in inner], dtype=np.float64)
-        places = (np.arange(MIXED_CANDIDATES) + 0.5) / MIXED_CANDIDATES * cumulated[-1]
-        found: NDArray[np.intp] = np.searchsorted(cumulated, places)
-        inner = sorted({inner[int(found[i])] for i in range(len(found))})
+        cumulated = list(itertools.accumulate(counts[size] for size in inner))
+        places = [(i + 0.5) / MIXED_CANDIDATES * cumulated[-1] for i in range(MIXED_CANDIDATES)]
+        inner = sorted({inner[bisect_left(cumulated, place)] for place in places})
     return [(*chosen, max_decode) for m in range(most) for chosen in itertools.combinations(inner, m)]
 
 
