@@ -7,12 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 
-
-def describe() -> dict[str, Any]:
-    """Processor, memory, device and versions."""
+def describe(device: bool = True) -> dict[str, Any]:
+    """Processor, device and versions. Without `device` JAX is not loaded: what ran has not used it."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -21,18 +18,24 @@ def describe() -> dict[str, Any]:
         flags = fields.get("flags", "").split()
         vector = next((name for name in ("amx_tile", "avx512f", "avx2") if name in flags), "no avx2")
         cpu = f"{fields.get('model name', cpu)} ({vector})"
-    return {
+    host = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
         "python": platform.python_version(),
     }
+    if not device:
+        return host
+    import jax
+
+    return host | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
 
 
 def matmul_rate(rows: int, inner: int = 512, columns: int = 2816, layers: int = 24, repeats: int = 7) -> float:
     """FLOP/s of float32 matmuls of so many rows, over weights that do not fit a cache (median)."""
+    import jax
+    import jax.numpy as jnp
+
     keys = jax.random.split(jax.random.key(0), layers + 1)
     x = jax.random.normal(keys[0], (rows, inner), jnp.float32)
     weights = [jax.random.normal(key, (inner, columns), jnp.float32) for key in keys[1:]]
