@@ -44,6 +44,14 @@ def poisson(rng: random.Random, rate: float, start_s: float = 0.0) -> Iterator[f
         yield at
 
 
+def gamma(rng: random.Random, rate: float, cv: float, start_s: float = 0.0) -> Iterator[float]:
+    """Independent gamma-distributed gaps with mean 1 / `rate` and coefficient of variation `cv`: above 1 is bursty."""
+    at, shape = start_s, 1.0 / cv**2
+    while True:
+        at += rng.gammavariate(shape, 1.0 / (rate * shape))
+        yield at
+
+
 def on_off(
     rng: random.Random, rate: float, spike_rate: float, period_s: float, spike_from_s: float, spike_to_s: float
 ) -> Iterator[float]:
