@@ -14,8 +14,8 @@ from jaxserve.core.config_file import to_toml
 from jaxserve.sched.bucket_search import BucketSet, Steps, best_sets, cost_of, powers_of_two, tokens
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_file import find_cost
-from jaxserve.sim.arrivals import read_trace
 from jaxserve.sim.step_sizes import ProgramSeconds, step_sizes
+from jaxserve.sim.traces import read_trace
 
 _EXAMPLE = """\
 example:

@@ -37,16 +37,15 @@ def simulated_engine(
 
 
 def simulated(config: EngineConfig, cost: CostModel, clock: VirtualClock, tenants: Tenants | None = None) -> Simulated:
-    """Everything as it serves, but the executor. `num_blocks` says how large the KV pool is.
+    """Everything as it serves, but the executor. `num_blocks` says how large the KV pool is, or `kv_cache_bytes`.
 
     Raises:
-      ConfigError: `num_blocks` is not set, or the settings cannot work.
+      ConfigError: neither is set, or the settings cannot work.
     """
-    if config.cache.num_blocks is None:
-        raise ConfigError("num_blocks = None cannot work in a simulation: give the size of the KV pool in blocks")
+    num_blocks = _num_blocks(config.cache, cost)
     table = BucketTable.from_config(config.buckets, config.scheduler)
     tiers, moves = _tiers(config.cache, cost)
-    blocks = BlockManager(config.cache, config.cache.num_blocks + 1, tiers=tiers)
+    blocks = BlockManager(config.cache, num_blocks + 1, tiers=tiers)
     costs = StepCosts(cost)
     victims = CheapestFirst(blocks, costs, moves, table)
     scheduler = Scheduler(config.scheduler, table, blocks, costs=costs, tenants=tenants, victims=victims)
@@ -60,6 +59,18 @@ def simulated(config: EngineConfig, cost: CostModel, clock: VirtualClock, tenant
         seed=config.model.seed,
     )
     return Simulated(engine, executor)
+
+
+def _num_blocks(config: CacheConfig, cost: CostModel) -> int:
+    if config.num_blocks is not None:
+        return config.num_blocks
+    token = cost.kv_bytes_per_token if isinstance(cost, FormulaCost) else 0
+    if config.kv_cache_bytes is None or not token:
+        raise ConfigError(
+            "num_blocks = None cannot work in a simulation: give the size of the KV pool in blocks, or kv_cache_bytes "
+            "with a cost model that has kv_bytes_per_token"
+        )
+    return max(config.kv_cache_bytes // (token * config.block_size), 1)
 
 
 def _tiers(config: CacheConfig, cost: CostModel) -> tuple[TierLedger, MoveCosts]:

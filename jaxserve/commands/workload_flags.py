@@ -1,0 +1,51 @@
+"""Flags that say which requests: a trace, or arrivals and lengths drawn from distributions; and what steps cost."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from jaxserve.core.errors import ConfigError
+from jaxserve.sched.cost_file import find_cost
+from jaxserve.sched.cost_model import CostModel
+from jaxserve.sched.roofline import parse_roofline
+from jaxserve.sim.workload import ARRIVALS, LENGTHS, Workload
+
+DEFAULT_COST = "h200_8b_roofline"
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    """The fields of `Workload`, as flags."""
+    group = parser.add_argument_group("requests")
+    group.add_argument("--trace", metavar="FILE", help="JSONL: arrival_s, prompt_tokens, output_tokens; or a record")
+    group.add_argument("--window", metavar="FROM:SECONDS", help="a stretch of the trace, from 0 on")
+    group.add_argument("--speed", type=float, default=1.0, metavar="K", help="the trace's time, K times faster")
+    group.add_argument("--spread-stamps", action="store_true", help="strew requests with one time stamp up to the next")
+    group.add_argument("--requests", type=int, metavar="N", help="the first N; without a trace: 1000")
+    group.add_argument("--arrivals", metavar="SPEC", help=f"not a trace's times: {', '.join(ARRIVALS.values())}")
+    group.add_argument("--prompt-tokens", metavar="SPEC", help=f"prompt lengths: {', '.join(LENGTHS.values())}")
+    group.add_argument("--output-tokens", metavar="SPEC", help="output lengths, likewise")
+    group.add_argument("--workload-seed", type=int, default=0, metavar="SEED", help="of everything drawn (default 0)")
+
+
+def read_workload(given: argparse.Namespace) -> Workload:
+    names = [f.name for f in dataclasses.fields(Workload) if f.name != "seed"]
+    values: dict[str, Any] = {name: getattr(given, name) for name in names}
+    return Workload(seed=given.workload_seed, **values)
+
+
+def add_cost(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("step times")
+    group.add_argument(
+        "--cost", metavar="COST", help=f"a calibration file, or a name in configs/cost (default {DEFAULT_COST})"
+    )
+    group.add_argument(
+        "--roofline",
+        metavar="SPEC",
+        help="CONFIG.JSON,bandwidth=4.3e12,matmul=790e12[,name=H200 ...]",
+    )
+
+
+def read_cost(given: argparse.Namespace) -> CostModel:
+    if given.roofline and given.cost:
+        raise ConfigError("cost and roofline cannot both be given: step times come from one of them")
+    return parse_roofline(given.roofline) if given.roofline else find_cost(given.cost or DEFAULT_COST)

@@ -1,0 +1,106 @@
+"""`jaxserve simulate`: tables, JSON, a page without outside files, and errors that say what to do."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from jaxserve.cli import main
+
+POOL = ["--num-blocks", "400"]
+
+
+def test_a_trace_is_simulated_and_reported(trace: Path, tmp_path: Path, capsys) -> None:
+    files = {name: tmp_path / name for name in ("report.json", "report.html", "requests.jsonl")}
+    status = main(
+        ["simulate", "--trace", str(trace), *POOL, "--slo", "ttft<0.5,tpot<0.05", "--json", str(files["report.json"]),
+         "--html", str(files["report.html"]), "--requests-out", str(files["requests.jsonl"])]
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert status == 0 and "TTFT p99 ms" in out and "roofline, not measured" in out
+    stored = json.loads(files["report.json"].read_text())
+    assert stored["simulated"] and "roofline" in stored["cost_model"]
+    assert stored["all"]["requests"]["completed"] == 60 and stored["all"]["goodput"] == 1.0
+    assert stored["num_blocks"] == 400 and stored["workload"]["trace"] == str(trace)
+    lines = [json.loads(line) for line in files["requests.jsonl"].read_text().splitlines()]
+    assert sorted(line["request"] for line in lines) == list(range(60))
+    assert max(line["ttft_s"] for line in lines) == stored["all"]["ttft_s"]["max"]
+    check_page(files["report.html"].read_text())
+
+
+def check_page(page: str) -> None:
+    class Tags(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: list[str] = []
+
+        def handle_starttag(self, tag, attrs) -> None:
+            self.found.append(tag)
+            assert not {"src", "href"} & {name for name, _ in attrs}
+
+    tags = Tags()
+    tags.feed(page)
+    assert tags.found.count("svg") == 7 and "script" not in tags.found
+    assert "url(" not in page and not re.search("https?://", page)
+    assert "roofline, not measured" in page and "nan" not in page.lower().replace("tenant", "")
+
+
+def test_drawn_requests_on_replicas(capsys) -> None:
+    arguments = ["--arrivals", "gamma:50,2", "--requests", "40", "--replicas", "2", "--router", "least-loaded"]
+    assert main(["simulate", *arguments, *POOL, "--json", "-"]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    assert stored["all"]["requests"]["completed"] == 40 and sum(stored["engine"]["requests_by_replica"]) == 40
+
+
+def test_users_in_a_closed_loop(capsys) -> None:
+    assert main(["simulate", "--arrivals", "closed:3,1", "--requests", "12", *POOL, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"]["max_running"] <= 3
+
+
+def test_tenants_have_their_own_rows(tmp_path: Path, capsys) -> None:
+    trace, tenants = tmp_path / "t.jsonl", tmp_path / "tenants.toml"
+    request = {"prompt_tokens": 20, "output_tokens": 3}
+    rows = [json.dumps(request | {"arrival_s": i / 10, "tenant": f"t{i % 2}"}) for i in range(10)]
+    trace.write_text("\n".join(rows))
+    tenants.write_text("[tenants.t1]\nttft_slo_s = 1e-6\n")
+    arguments = ["simulate", "--trace", str(trace), *POOL, "--tenants", str(tenants), "--slo", "ttft<9"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^t0 .*100\.00%", out, re.M) and re.search(r"^t1 .*0\.00%", out, re.M)
+
+
+def test_a_request_that_cannot_fit_is_named(tmp_path: Path, capsys) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = [{"arrival_s": i, "prompt_tokens": tokens, "output_tokens": 3} for i, tokens in enumerate((20, 99_999))]
+    trace.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["simulate", "--trace", str(trace), *POOL, "--html", str(tmp_path / "r.html")]) == 0
+    out = capsys.readouterr().out
+    assert "1 cannot_fit" in out and "the prompt has 99999 tokens" in out
+    assert "the prompt has 99999 tokens" in (tmp_path / "r.html").read_text()
+
+
+def test_a_pool_in_bytes(trace: Path, capsys) -> None:
+    """131,072 bytes a token and 32 tokens a block: 400 blocks."""
+    assert main(["simulate", "--trace", str(trace), "--kv-cache-bytes", str(400 * 32 * 131072), "--json", "-"]) == 0
+    by_bytes = json.loads(capsys.readouterr().out)
+    assert main(["simulate", "--trace", str(trace), *POOL, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == by_bytes["engine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "num_blocks = None"),
+        ([*POOL, "--trace", "none.jsonl"], "none.jsonl: cannot be read"),
+        ([*POOL, "--cost", "none"], "cost = 'none' is not known"),
+        ([*POOL, "--cost", "h200_8b_nominal", "--roofline", "x"], "cannot both be given"),
+        ([*POOL, "--slo", "ttft_p99<1"], "one request has no ttft_p99"),
+        ([*POOL, "--replicas", "0"], "replicas = 0"),
+        ([*POOL, "--arrivals", "sometimes"], "poisson:RATE"),
+    ],
+)
+def test_what_cannot_work_is_said(arguments: list[str], words: str, capsys) -> None:
+    assert main(["simulate", *arguments]) == 2
+    assert words in capsys.readouterr().err
