@@ -94,7 +94,15 @@ def _serve(given: argparse.Namespace) -> int:
         scheme = "http" if config.server.ssl_certfile is None else "https"
         place = f"{scheme}://{config.server.host}:{config.server.port}"
         print(f"jaxserve {__version__}: {llm.model_name} on {place}", flush=True)
-        return Service(EngineLoop(llm.engine), llm.make_request, llm.tokenizer, llm.model_name, config.server)
+        return Service(
+            EngineLoop(llm.engine),
+            llm.make_request,
+            llm.tokenizer,
+            llm.model_name,
+            config.server,
+            device=llm.runner,
+            cache=config.cache,
+        )
 
     return serve(load, config.server)
 

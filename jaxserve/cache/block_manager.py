@@ -66,6 +66,11 @@ class BlockManager:
         return self._pool.capacity * self.block_size
 
     @property
+    def watermark(self) -> int:
+        """Blocks that admission leaves free."""
+        return self._watermark
+
+    @property
     def usage(self) -> float:
         """Share of the pool that sequences hold."""
         return 1.0 - self._pool.num_free / self._pool.capacity

@@ -46,6 +46,10 @@ class BlockPool:
     def is_free(self, block: int) -> bool:
         return self._references[block] == 0
 
+    def is_cached(self, block: int) -> bool:
+        """Free, and its content is still known."""
+        return block in self._cached
+
     def take(self) -> int:
         """A block for new content. The caller has checked `num_free`."""
         if self._unknown:

@@ -82,6 +82,10 @@ class TierLedger:
         """Slots that hold something; of the host's, kept prefixes included."""
         return self.capacity[tier] - len(self._free[tier])
 
+    def num_parked(self, tier: Tier) -> int:
+        """Sequences whose K/V a tier holds."""
+        return sum(parked.tier is tier for parked in self._parked.values())
+
     @property
     def num_prefixes(self) -> int:
         return len(self._prefixes)

@@ -6,6 +6,7 @@ Where vLLM has the setting, the name and the meaning are vLLM's.
 """
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -190,6 +191,7 @@ class ServerConfig:
     ssl_certfile: str | None = setting(None, "TLS certificate; none: plain HTTP")
     ssl_keyfile: str | None = setting(None, "its key")
     ssl_ca_certs: str | None = setting(None, "clients must bring a certificate of this authority")
+    metrics_prefix: str = setting("jaxserve_", "stands before every metric's name; `vllm:` serves vLLM's dashboards")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "JSON log lines from this level on")
 
     def __post_init__(self) -> None:
@@ -197,6 +199,8 @@ class ServerConfig:
                      "receive_timeout_s", "write_timeout_s", "keep_alive_s", "request_timeout_s", "drain_timeout_s",
                      "watchdog_s"):  # fmt: skip
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        good_prefix = re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", self.metrics_prefix) is not None
+        require(good_prefix, "metrics_prefix", self.metrics_prefix, "letters, digits, _ and :, like jaxserve_ or vllm:")
         require(0 <= self.port < 65536, "port", self.port, "0 to 65535")
         require(
             self.ssl_certfile is not None or (self.ssl_keyfile is None and self.ssl_ca_certs is None),

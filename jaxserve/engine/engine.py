@@ -64,6 +64,11 @@ class Engine:
         return self._idle
 
     @property
+    def now(self) -> float:
+        """What the engine's clock shows."""
+        return self._clock.now()
+
+    @property
     def wake_s(self) -> float | None:
         """When, on the engine's clock, an idle engine should step again though nothing came; None: at no time."""
         return self.scheduler.wake_s(self._clock.now())

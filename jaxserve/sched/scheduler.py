@@ -130,6 +130,18 @@ class Scheduler:
         return self._waiting.sequences
 
     @property
+    def max_num_seqs(self) -> int:
+        return self._config.max_num_seqs
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        return self._config.max_num_batched_tokens
+
+    def has_share(self, sequence: Sequence) -> bool:
+        """Whether a waiting sequence would keep its tenant inside its share of the blocks."""
+        return self._ledger.may_join(sequence, self._running)
+
+    @property
     def tenants(self) -> Tenants:
         return self._ledger.tenants
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import JaxserveError
-from jaxserve.server import chat, completions, generate, openapi, status, tokens
+from jaxserve.server import chat, completions, generate, metrics_routes, openapi, status, tokens
 from jaxserve.server.body import ClientLeft
 from jaxserve.server.errors import error_response
 from jaxserve.server.front import Front
@@ -32,6 +32,7 @@ ROUTES = [
     Route("/health", status.health, methods=["GET"]),
     Route("/ready", status.ready, methods=["GET"]),
     Route("/version", status.version, methods=["GET"]),
+    Route("/metrics", metrics_routes.metrics, methods=["GET"]),
     Route("/openapi.json", openapi.openapi, methods=["GET"]),
 ]
 
@@ -57,6 +58,7 @@ def create_app(
         finally:
             if state.service is not None:
                 await state.service.loop.stop()
+                state.telemetry.leave()
 
     middleware = [Middleware(Front, state=state, keys=keys or Keys())]
     if origins:

@@ -14,6 +14,10 @@ class Call:
     tenant: str = "default"
     admin: bool = False
     began_s: float = field(default_factory=time.monotonic)
+    received_s: float | None = None
+    """When it was ready for the engine: read, checked and tokenized."""
+    blocked_s: float = 0.0
+    """How long its answer waited for the client to read."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0

@@ -43,7 +43,9 @@ class Front:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), id_header]
+            began_s = time.monotonic()
             await send(message)
+            call.blocked_s += time.monotonic() - began_s
 
         works = scope["method"] == "POST"
         counted = False
@@ -66,6 +68,7 @@ class Front:
                 logger.error("request failed", exc_info=error, extra={"fields": {"request_id": call.request_id}})
         finally:
             self._state.open_calls -= counted
+            self._state.telemetry.answered(_route(scope), status, call)
             self._log(scope, call, status)
 
     def _authorize(self, path: str, headers: dict[bytes, bytes], call: Call) -> None:
@@ -104,6 +107,11 @@ class Front:
                 "finish_reasons": call.finish_reasons,
             }
         logger.info("request", extra={"fields": fields | call.notes})
+
+
+def _route(scope: Scope) -> str:
+    """The path as the routing table has it: a bounded number of names."""
+    return getattr(scope.get("route"), "path", "none")
 
 
 def _request_id(given: bytes | None) -> str:

@@ -5,8 +5,9 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from jaxserve.core.config import ServerConfig
+from jaxserve.core.config import CacheConfig, ServerConfig
 from jaxserve.core.errors import InvalidRequest, PromptTooLong, UnknownModel
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
@@ -20,6 +21,18 @@ LONG_TEXT = 20_000
 """Characters from which on a text is encoded on a thread: the event loop serves others meanwhile."""
 
 
+class DeviceFacts(Protocol):
+    """What metrics ask of an executor; `runtime.runner.ModelRunner` is one."""
+
+    @property
+    def compilations_after_warmup(self) -> int: ...
+
+    @property
+    def kv_bytes(self) -> int:
+        """K/V pages together."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """`make_request`: (token ids, params, request id, cache salt) -> an engine request."""
@@ -29,6 +42,9 @@ class Service:
     tokenizer: Tokenizer | None
     model_name: str
     config: ServerConfig = field(default_factory=ServerConfig)
+    device: DeviceFacts | None = None
+    """None: metrics of the device's side are 0."""
+    cache: CacheConfig | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -50,6 +66,7 @@ class Service:
     ) -> Request:
         """One prompt of a body, as the engine takes it."""
         request = self.make_request(tokens, params, request_id, body.cache_salt or "")
+        call.received_s = call.received_s or time.monotonic()
         return dataclasses.replace(request, tenant=call.tenant, priority=body.priority)
 
     async def encode(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:

@@ -9,6 +9,7 @@ from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import EngineStopped
 from jaxserve.server.errors import NotServing, TooManyRequests
 from jaxserve.server.service import Service
+from jaxserve.server.telemetry import Telemetry
 
 Phase = Literal["starting", "ready", "draining"]
 
@@ -20,12 +21,14 @@ class ServerState:
         self.config = config
         self.phase: Phase = "starting"
         self.service: Service | None = None
+        self.telemetry = Telemetry(config)
         self.open_calls = 0
         """Calls that may make work, from their first byte to their last."""
 
     def open(self, service: Service) -> None:
         """The model is there. Starts its engine's thread, unless the server is already on its way out."""
         self.service = service
+        self.telemetry.watch(service)
         service.loop.start()
         if self.phase == "starting":
             self.phase = "ready"
@@ -44,6 +47,7 @@ class ServerState:
             raise EngineStopped(trouble)
         limit = self.config.max_open_requests
         if self.open_calls >= limit:
+            self.telemetry.refused("max_open_requests")
             raise TooManyRequests(f"{limit} requests are open, which is the bound (max_open_requests): try again later")
 
     def trouble(self) -> str | None:

@@ -26,7 +26,7 @@ from tests.engine.conftest import build_engine
 @dataclass
 class Running:
     client: httpx.Client
-    engine: Engine
+    engine: Any
     url: str
     app: Starlette
 
@@ -70,11 +70,11 @@ def fake_service(engine: Engine, **settings: Any) -> Service:
     return Service(EngineLoop(engine), make_request, Letters(), "fake", config)  # type: ignore[arg-type]
 
 
-def serve(service: Service, keys: Keys | None = None) -> Iterator[Running]:
+def serve(service: Service | None, keys: Keys | None = None) -> Iterator[Running]:
     app = create_app(service, keys=keys)
     background = Background(app)
     with httpx.Client(base_url=background.url, timeout=20) as client:
-        yield Running(client, service.loop.engine, background.url, app)
+        yield Running(client, service.loop.engine if service else None, background.url, app)
     background.stop()
 
 
@@ -102,7 +102,10 @@ def llm(compilation_cache: str) -> LLM:
 
 def llm_service(llm: LLM, **settings: Any) -> Service:
     config = ServerConfig(**settings)
-    return Service(EngineLoop(llm.engine), llm.make_request, llm.tokenizer, llm.model_name, config)
+    loop = EngineLoop(llm.engine)
+    return Service(
+        loop, llm.make_request, llm.tokenizer, llm.model_name, config, device=llm.runner, cache=llm.config.cache
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,98 @@
+"""What the server knows of itself: it watches the engine's steps, counts its own answers, and reads both for a scrape.
+
+Everything is asked of the engine between two of its steps. While a step takes longer than a scrape may wait, the last
+reading stands in for gauges; counters are always current.
+"""
+
+import dataclasses
+from contextlib import suppress
+from typing import Any
+
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.registry import CollectorRegistry
+
+from jaxserve.core.config import ServerConfig
+from jaxserve.core.errors import EngineStopped
+from jaxserve.engine.engine import Engine
+from jaxserve.metrics.catalog import BOUNDS
+from jaxserve.metrics.counts import Counts
+from jaxserve.metrics.engine_metrics import EngineMetrics
+from jaxserve.metrics.prometheus import Exporter, Reading, render
+from jaxserve.metrics.snapshot import Snapshot, take
+from jaxserve.server.context import Call
+from jaxserve.server.service import Service
+
+PATIENCE_S = 1.0
+"""How long a scrape waits for the step under way."""
+
+
+class Telemetry:
+    """One writer: the event loop; what it adds to the engine's observers is the engine's thread's."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._prefix = config.metrics_prefix
+        self._http = Counts(BOUNDS)
+        self._engine = EngineMetrics()
+        self._snapshot = Snapshot()
+        self._service: Service | None = None
+        self._open_calls = 0
+        self._registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+
+    def watch(self, service: Service) -> None:
+        """Count the steps of a service's engine, which has not begun."""
+        self._service = service
+        service.loop.engine.observers.append(self._engine)
+        self._registry.register(Exporter(self._prefix, service.model_name, self._read))
+
+    def leave(self) -> None:
+        """The service's loop has ended; its engine may be served by another."""
+        if self._service is not None:
+            self._service.loop.engine.observers.remove(self._engine)
+
+    def refused(self, reason: str) -> None:
+        self._http.add("admission_rejections", labels=(reason,))
+
+    def answered(self, route: str, status: int, call: Call) -> None:
+        """A call has ended. `status` 0: it was cut before it had one."""
+        self._http.add("http_requests", labels=(route, str(status)))
+        if call.received_s is not None:
+            self._http.observe("http_receive_seconds", call.received_s - call.began_s)
+            self._http.observe("http_blocked_seconds", call.blocked_s)
+
+    async def scrape(self, accept: str, open_calls: int) -> tuple[bytes, str]:
+        """(body, content type)"""
+        self._open_calls = open_calls
+        if self._service is not None:
+            with suppress(TimeoutError, EngineStopped):  # a long step, or none any more: step_age_seconds tells
+                self._snapshot = await self._service.loop.ask(_gauges, PATIENCE_S)
+        return render(self._registry, accept)
+
+    def _read(self) -> Reading:
+        service = self._service
+        assert service is not None
+        scheduler = service.loop.engine.scheduler
+        device = service.device
+        return Reading(
+            counts=(self._engine.counts, self._http),
+            snapshot=self._snapshot,
+            tenants=scheduler.tenants,
+            block_bytes=device.kv_bytes // scheduler.blocks.pool.num_blocks if device else 0,
+            compilations_after_warmup=device.compilations_after_warmup if device else 0,
+            step_age_s=service.loop.step_age_s,
+            open_calls=self._open_calls,
+            cache_info=_cache_info(service, scheduler.blocks.pool.capacity),
+        )
+
+
+def _gauges(engine: Engine) -> Snapshot:
+    return take(engine.scheduler, engine.now)
+
+
+def _cache_info(service: Service, num_blocks: int) -> dict[str, str]:
+    """vLLM's label names are its settings' names, and so are these."""
+    settings: dict[str, Any] = dataclasses.asdict(service.cache) if service.cache else {}
+    block_size = service.loop.engine.scheduler.blocks.block_size
+    shown = settings | {"block_size": block_size, "num_gpu_blocks": num_blocks}
+    return {name: str(value) for name, value in shown.items() if name != "offload_disk_dir"}
