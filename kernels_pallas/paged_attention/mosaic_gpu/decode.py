@@ -1,0 +1,194 @@
+"""Decode: a program a (split, KV head, row) streams its share of the row's pages through a ring in shared memory.
+
+    global memory                 shared memory                        registers, one warpgroup
+    K page ---TMA---> ring [ tile | tile | .. ] ---wgmma---> scores [64, C]
+    V page ---TMA---> ring [ tile | tile | .. ] ---wgmma---> acc [64, H]  <---  weights [64, C]
+    q [G, H] --TMA--> [64, H], G of its rows real
+
+While a tile is computed the next ones are on their way; several programs share an SM, and while one waits another
+computes. The G query heads of a group are rows of one product, so that each byte of K and V is read once for all of
+them. `wgmma` wants 64 rows: the others hold whatever lies there, and are never stored. Rows do not mix.
+
+Pages of 8 bits have a ring of their own type; a tile is widened on its way to the product, scales go to the scores.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels_pallas.paged_attention.mosaic_gpu import softmax
+from kernels_pallas.paged_attention.mosaic_gpu.launch import launch, operations, padded, swizzled
+from kernels_pallas.paged_attention.mosaic_gpu.operations import M
+from kernels_pallas.paged_attention.mosaic_gpu.pages import scaled, visible_row
+from kernels_pallas.paged_attention.mosaic_gpu.splits import LSE_WIDTH, choose_splits, combine
+from kernels_pallas.paged_attention.mosaic_gpu.tiles import DecodeTile, decode_tile
+from kernels_pallas.paged_attention.mosaic_gpu.widths import compute_dtype, positive_scale, widen
+from kernels_pallas.paged_attention.options import Options
+
+
+class Inputs(NamedTuple):
+    q: Any  # [B * N, H]
+    k_pages: Any  # [P, K, S, H]
+    v_pages: Any
+    tables: Any  # [B, W]
+    lengths: Any  # [B]
+    sinks: Any | None  # [N] float32
+    k_scales: Any | None  # [P, K] float32
+    v_scales: Any | None
+
+
+def decode(
+    q: jax.Array,  # [B, N, H]
+    k_pages: jax.Array,  # [P, K, S, H]
+    v_pages: jax.Array,  # [P, K, S, H]
+    block_tables: jax.Array,  # [B, W]
+    lengths: jax.Array,  # [B]
+    sinks: jax.Array | None,  # [N]
+    k_scales: jax.Array | None,  # [P, K]
+    v_scales: jax.Array | None,  # [P, K]
+    options: Options,
+    *,
+    tile: DecodeTile | None = None,
+    splits: int | None = None,
+) -> jax.Array:  # [B, N, H]
+    """See `paged_attention.decode`; `tile` and `splits` are otherwise taken from the table and from the shapes."""
+    rows, heads, head_dim = q.shape
+    _, kv_heads, page_size, _ = k_pages.shape
+    tile = tile or decode_tile(head_dim, page_size, k_pages.dtype)
+    splits = splits or choose_splits(rows, kv_heads, block_tables.shape[1] * page_size, tile.tokens)
+    dtype = compute_dtype(q.dtype, k_pages.dtype)
+    query, scale = positive_scale(q, options.scale)
+    # a row of the staged output must be a multiple of 128 bytes
+    out_dtype = q.dtype if splits == 1 and head_dim % 64 == 0 else jnp.dtype(jnp.float32)
+    shape = (splits, rows, heads)
+    outs = [jax.ShapeDtypeStruct((*shape, head_dim), out_dtype)]
+    if splits > 1:
+        outs.append(jax.ShapeDtypeStruct((*shape, LSE_WIDTH), jnp.float32))
+    inputs = Inputs(
+        padded(query.reshape(rows * heads, head_dim).astype(dtype), 8), k_pages, v_pages, block_tables, lengths,
+        None if sinks is None else sinks.astype(jnp.float32), k_scales, v_scales,
+    )  # fmt: skip
+    call = launch(
+        _body(inputs, outs, heads, tile, scale, options),
+        name="paged_decode", grid={"split": splits, "head": kv_heads, "row": rows}, out_type=outs,
+        interpret=options.interpret,
+    )  # fmt: skip
+    found = call(*(x for x in inputs if x is not None))
+    return (found[0][0] if splits == 1 else combine(*found)).astype(q.dtype)
+
+
+def _body(
+    given: Inputs, outs: list[jax.ShapeDtypeStruct], heads: int, tile: DecodeTile, scale: float, options: Options
+):
+    """The kernel for inputs of these shapes."""
+    ops = operations(options.interpret)
+    _, kv_heads, page_size, head_dim = given.k_pages.shape
+    dtype, kv_dtype, splits = given.q.dtype, given.k_pages.dtype, outs[0].shape[0]
+    group, (tokens, stages) = heads // kv_heads, tile
+    # q is read by whole tiles of 8 rows; the group begins `shift` rows into the first
+    query_rows = 8 if 8 % group == 0 and heads % 8 == 0 else -(-(group + 7) // 8) * 8
+    quantised = kv_dtype != dtype
+
+    def body(*refs):
+        named = iter(refs)
+        inputs = Inputs(*(None if x is None else next(named) for x in given))
+        out, lse = next(named), next(named, None)
+        split, head, row = lax.axis_index("split"), lax.axis_index("head"), lax.axis_index("row")
+        end = inputs.lengths[row]
+        begin = jnp.int32(0)
+        if options.sliding_window is not None:
+            begin = jnp.maximum(end - options.sliding_window, 0)
+        pages = visible_row(inputs.tables, row, begin, end, page_size, tokens)
+        first = pages.first_tile
+        last = jnp.where(end > 0, pages.last_tile + 1, first)
+        if splits > 1:
+            share = lax.div(last - first + (splits - 1), jnp.int32(splits))
+            first = jnp.minimum(first + split * share, last)
+            last = jnp.minimum(first + share, last)
+        query_row = row * heads + head * group
+        shift = lax.rem(query_row, jnp.int32(8))
+
+        def stream(q_s, k_ring, v_ring, q_ready, k_ready, v_ready, k_wide=None, v_wide=None):
+            aligned = pl.ds(pl.multiple_of(query_row - shift, 8), query_rows)
+            plgpu.copy_gmem_to_smem(inputs.q.at[aligned], q_s.at[pl.ds(0, query_rows)], q_ready)
+
+            def fetch(at, ids):
+                slot = lax.rem(at, jnp.int32(stages))
+                pages.copy(inputs.k_pages, head, at, ids, k_ring.at[slot], k_ready.at[slot])
+                pages.copy(inputs.v_pages, head, at, ids, v_ring.at[slot], v_ready.at[slot])
+
+            for ahead in range(stages - 1):
+                pl.when(first + ahead < last)(lambda at=first + ahead: fetch(at, pages.ids(at)))
+
+            sink = None
+            if inputs.sinks is not None:
+                sink = ops.rows(softmax.MASKED)
+                for g in range(group):
+                    sink = jnp.where(ops.row_index() == shift + g, inputs.sinks[head * group + g], sink)
+                if splits > 1:  # the sink counts once
+                    sink = jnp.where(split == 0, sink, softmax.MASKED)
+            plgpu.barrier_wait(q_ready)
+
+            def step(at, carry):
+                state, ids_ahead = carry
+                slot, ahead = lax.rem(at, jnp.int32(stages)), at + (stages - 1)
+                plgpu.commit_smem()  # the slot to be refilled was read a step ago, by all four warps
+                pl.when(ahead < last)(lambda: fetch(ahead, ids_ahead))
+                ids_ahead = pages.ids(ahead + 1)  # read a step before they are needed
+                ids = pages.ids(at) if quantised else ()
+                plgpu.barrier_wait(k_ready.at[slot])
+                k, v = k_ring.at[slot], v_ring.at[slot]
+                if quantised:
+                    widen(k, k_wide)
+                    plgpu.barrier_wait(v_ready.at[slot])
+                    widen(v, v_wide)
+                    plgpu.commit_smem()
+                    k, v = k_wide, v_wide
+                scores = scaled(ops, ops.scores(q_s, k), inputs.k_scales, ids, head)
+                scores, c = softmax.capped(scores, scale, options.soft_cap)
+                token = ops.index(tokens, 1) + at * tokens
+                visible = token < end
+                if options.sliding_window is not None:
+                    visible &= token >= begin
+                state, weights = softmax.weigh(state, jnp.where(visible, scores, softmax.MASKED), c)
+                weights = scaled(ops, weights, inputs.v_scales, ids, head).astype(dtype)
+                if not quantised:
+                    plgpu.barrier_wait(v_ready.at[slot])
+                return state._replace(acc=ops.add_weighted(state.acc, weights, v)), ids_ahead
+
+            start = softmax.start(ops, head_dim, sink), pages.ids(first + (stages - 1))
+            state, _ = lax.fori_loop(first, last, step, start)
+            plgpu.commit_smem()  # the output is staged where the rings were
+            return state
+
+        scratch = {"q_s": swizzled((M, head_dim), dtype), "q_ready": plgpu.Barrier()}
+        for name in "kv":
+            ring = (stages, tokens, head_dim)
+            scratch[f"{name}_ring"] = plgpu.SMEM(ring, kv_dtype) if quantised else swizzled(ring, dtype)
+            scratch[f"{name}_ready"] = plgpu.Barrier(num_arrivals=pages.units, num_barriers=stages)
+            if quantised:
+                scratch[f"{name}_wide"] = swizzled((tokens, head_dim), dtype)
+        state = pl.run_scoped(stream, **scratch)
+
+        def store(staged, staged_lse=None):
+            own = pl.ds(shift, group)
+            staged[...] = softmax.finish(state).astype(out.dtype)
+            if staged_lse is not None:
+                staged_lse[...] = softmax.over_rows(softmax.log_sum(state), LSE_WIDTH)
+            plgpu.commit_smem()
+            where = split, row, pl.ds(head * group, group)
+            plgpu.copy_smem_to_gmem(staged.at[own], out.at[where])
+            if lse is not None:
+                plgpu.copy_smem_to_gmem(staged_lse.at[own], lse.at[where])
+            plgpu.wait_smem_to_gmem(0)
+
+        staging = {"staged": plgpu.SMEM((M, head_dim), out.dtype)}
+        if splits > 1:
+            staging["staged_lse"] = plgpu.SMEM((M, LSE_WIDTH), jnp.float32)
+        pl.run_scoped(store, **staging)
+
+    return body
