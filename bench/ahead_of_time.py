@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from bench.models import MODELS, tiny
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CompilerMissing, ConfigError
-from jaxserve.core.plan import Bucket
 from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
+from jaxserve.runtime.capacity import step_temporaries
 from jaxserve.runtime.compile_only import CompileOnlyDevice, without_gpu
 from jaxserve.runtime.kernel_report import Dump, Kernel, blocks_per_core, find_ptxas, take_dump
 from jaxserve.runtime.kv_cache import block_bytes
@@ -110,7 +110,7 @@ class CompileRun:
                 step = f"{name}{' tiny' if small else ''} step {bucket}"
                 self._compile(
                     step, lambda low=lowering, b=bucket: low.model_program(b),
-                    cache_bytes=cache_bytes, page=page, limit=temporaries_limit(model, bucket),
+                    cache_bytes=cache_bytes, page=page, limit=step_temporaries(model, bucket) + SLACK,
                 )  # fmt: skip
 
     def _lowering(self, model: ModelConfig) -> tuple[Lowering, int, tuple[int, ...]]:
@@ -215,12 +215,6 @@ def problems() -> Iterator[Problem]:
 def small_problems() -> Iterator[Problem]:
     yield Problem(128, 4, 64, "bfloat16", "bfloat16")
     yield Problem(64, 4, 32, "bfloat16", "int8")
-
-
-def temporaries_limit(model: ModelConfig, bucket: Bucket) -> int:
-    """Bytes that a step of the bucket may need beside its arguments and results."""
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    return 2 * bucket.tokens * (3 * model.intermediate_size + 4 * model.hidden_size + heads) + SLACK
 
 
 def _scales(scales: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import check_params
 from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
+from jaxserve.runtime.capacity import estimate_programs
 from jaxserve.runtime.kv_cache import size_pool, tier_blocks
 from jaxserve.runtime.programs import ProgramTable, use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
@@ -232,7 +233,7 @@ class LLM:
             leaves[0].dtype,
             leaves[0].device,
             weight_bytes=sum(leaf.nbytes for leaf in leaves),
-            program_bytes=0,
+            program_bytes=estimate_programs(model_config, table.all(), leaves[0].dtype.itemsize).temporaries,
             useful_tokens=config.scheduler.max_num_seqs * max_len,
         )
         host_blocks, disk_blocks, staging_blocks = tier_blocks(config.cache, model_config, leaves[0].dtype)
