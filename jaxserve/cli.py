@@ -8,6 +8,7 @@ from jaxserve import __version__
 from jaxserve.commands import buckets, plan, simulate
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.errors import ConfigError, JaxserveError
+from jaxserve.core.tenants import Tenants
 
 _EXAMPLES = """\
 examples:
@@ -102,9 +103,11 @@ def _serve(given: argparse.Namespace) -> int:
             config.server,
             device=llm.runner,
             cache=config.cache,
+            max_num_seqs=config.scheduler.max_num_seqs,
         )
 
-    return serve(load, config.server)
+    tenants = Tenants() if config.scheduler.tenants is None else Tenants.from_toml(config.scheduler.tenants)
+    return serve(load, config.server, config.batches, tenants)
 
 
 def _generate(given: argparse.Namespace) -> int:

@@ -16,14 +16,14 @@ FLOORS = [
     {"models", "parallel"},
     {"runtime"},
     {"engine"},
-    {"sim"},
+    {"sim", "batches"},
     {"llm"},
     {"server"},
     {"commands"},
     {"cli"},
     {"__main__"},
 ]
-HOST = ["core", "cache", "text", "sched", "metrics", "engine", "sim"]
+HOST = ["core", "cache", "text", "sched", "metrics", "engine", "sim", "batches"]
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "orbax", "starlette", "uvicorn"}
 
 

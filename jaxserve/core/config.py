@@ -209,6 +209,22 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """Batch jobs: `/v1/files` and `/v1/batches`."""
+
+    batch_dir: str | None = setting(None, "folder of files and batches; none: the server keeps none")
+    batch_store_bytes: int = setting(16 << 30, "most bytes of that folder")
+    batch_max_file_bytes: int = setting(200 << 20, "largest upload")
+    batch_max_lines: int = setting(50_000, "most lines of a batch")
+    batch_concurrency: int = setting(32, "most lines that run at once, in slots that nobody else uses")
+    batch_tenant: str = setting("batch", "the tenant whose share and priority lines run under")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_store_bytes", "batch_max_file_bytes", "batch_max_lines", "batch_concurrency"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All sections. Build one with `from_settings` (flat names) or `from_toml` (a file, flat names over it)."""
 
@@ -218,6 +234,7 @@ class EngineConfig:
     buckets: BucketConfig = BucketConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     server: ServerConfig = ServerConfig()
+    batches: BatchConfig = BatchConfig()
 
     @classmethod
     def from_settings(cls, **settings: Any) -> "EngineConfig":

@@ -1,7 +1,7 @@
 """The application: its routes, and the engine's thread between start-up and shutdown."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,7 +13,18 @@ from starlette.routing import Route
 
 from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import JaxserveError
-from jaxserve.server import chat, completions, generate, metrics_routes, openapi, status, tokens
+from jaxserve.server import (
+    batches,
+    chat,
+    completions,
+    files,
+    generate,
+    metrics_routes,
+    openapi,
+    status,
+    tokens,
+)
+from jaxserve.server.batches import Batches
 from jaxserve.server.body import ClientLeft
 from jaxserve.server.errors import error_response
 from jaxserve.server.front import Front
@@ -27,6 +38,15 @@ ROUTES = [
     Route("/generate", generate.generate, methods=["POST"]),
     Route("/tokenize", tokens.tokenize, methods=["POST"]),
     Route("/detokenize", tokens.detokenize, methods=["POST"]),
+    Route("/v1/files", files.upload, methods=["POST"]),
+    Route("/v1/files", files.listing, methods=["GET"]),
+    Route("/v1/files/{file_id}", files.retrieve, methods=["GET"]),
+    Route("/v1/files/{file_id}", files.delete, methods=["DELETE"]),
+    Route("/v1/files/{file_id}/content", files.content, methods=["GET"]),
+    Route("/v1/batches", batches.create, methods=["POST"]),
+    Route("/v1/batches", batches.listing, methods=["GET"]),
+    Route("/v1/batches/{batch_id}", batches.retrieve, methods=["GET"]),
+    Route("/v1/batches/{batch_id}/cancel", batches.cancel, methods=["POST"]),
     Route("/v1/models", status.models, methods=["GET"]),
     Route("/v1/models/{model:path}", status.model, methods=["GET"]),
     Route("/health", status.health, methods=["GET"]),
@@ -38,47 +58,53 @@ ROUTES = [
 
 
 def create_app(
-    service: Service | None = None, config: ServerConfig | None = None, keys: Keys | None = None
+    service: Service | None = None,
+    config: ServerConfig | None = None,
+    keys: Keys | None = None,
+    kept: Batches | None = None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """A Starlette application that serves one engine; it starts and stops the engine's loop with itself.
 
-    Without a `service` it answers 503 until `open_service(app, service)`.
+    Without a `service` it answers 503 until `open_service(app, service)`; `on_start` is called on its event loop.
+    `kept`: where files and batches are; None: nowhere.
     """
     state = ServerState(config or (service.config if service else ServerConfig()))
     origins = [origin.strip() for origin in (state.config.cors_origins or "").split(",") if origin.strip()]
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        if service is not None:
-            open_service(app, service)
-        elif (begin := getattr(app.state, "on_start", None)) is not None:
-            begin()
-        try:
+        async with AsyncExitStack() as running:
+            app.state.running = running
+            if kept is not None:
+                running.callback(kept.store.close)
+            if service is not None:
+                await open_service(app, service)
+            on_start()
             yield
-        finally:
-            if state.service is not None:
-                await state.service.loop.stop()
-                state.telemetry.leave()
 
     middleware = [Middleware(Front, state=state, keys=keys or Keys())]
     if origins:
-        middleware.insert(
-            0, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-        )
+        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        middleware.insert(0, cors)
     app = Starlette(
         routes=list(ROUTES),
         middleware=middleware,
         exception_handlers={JaxserveError: _known, HTTPException: _http},
         lifespan=lifespan,
     )
-    app.state.server = state
+    app.state.server, app.state.batches = state, kept
     return app
 
 
-def open_service(app: Starlette, service: Service) -> None:
+async def open_service(app: Starlette, service: Service) -> None:
     """From now on the application serves; on its event loop."""
     app.state.service = service
     app.state.server.open(service)
+    app.state.running.callback(app.state.server.telemetry.leave)
+    app.state.running.push_async_callback(service.loop.stop)
+    if app.state.batches is not None:
+        await app.state.running.enter_async_context(app.state.batches.running(service))
 
 
 async def _known(request: Request, error: Exception) -> Response:

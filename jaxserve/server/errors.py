@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile, StoreFull
 from jaxserve.core.errors import (
     DeadlineExceeded,
     EngineStopped,
@@ -49,6 +50,9 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (BodyTooLarge, 413, "invalid_request_error"),
     (UnknownModel, 404, "not_found_error"),
     (NoSuchThing, 404, "not_found_error"),
+    (NoSuchFile, 404, "not_found_error"),
+    (NoSuchBatch, 404, "not_found_error"),
+    (InUse, 409, "conflict_error"),
     (InvalidRequest, 400, "invalid_request_error"),
     (BadKey, 401, "authentication_error"),
     (NotAllowed, 403, "permission_error"),
@@ -57,6 +61,7 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotServing, 503, "service_unavailable_error"),
     (EngineStopped, 503, "service_unavailable_error"),
     (DeadlineExceeded, 504, "timeout_error"),
+    (StoreFull, 507, "insufficient_storage_error"),
     (ReaderTooSlow, 408, "timeout_error"),
     (JaxserveError, 500, "internal_server_error"),
 )

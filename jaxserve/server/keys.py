@@ -1,22 +1,23 @@
 """API keys: each belongs to one tenant; one more opens the admin routes.
 
-A file (`api_keys_file`, TOML: `tenant = "key"` or `tenant = ["key", "key"]`) or the environment (`JAXSERVE_API_KEYS`:
-`tenant:key,tenant:key`). Keys are kept as SHA-256 digests, and every comparison looks at all of them, in constant time.
+They come from the `keys` of the tenants' file, from a file of their own (`api_keys_file`, TOML: `tenant = "key"` or
+`tenant = ["key", "key"]`), or from the environment (`JAXSERVE_API_KEYS`: `tenant:key,tenant:key`). Keys are kept as
+SHA-256 digests, and every comparison looks at all of them, in constant time.
 """
 
 import hashlib
 import hmac
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.tenants import DEFAULT, Tenant
 from jaxserve.server.errors import BadKey
 
 API_KEYS_VARIABLE = "JAXSERVE_API_KEYS"
 ADMIN_KEY_VARIABLE = "JAXSERVE_ADMIN_KEY"
-DEFAULT_TENANT = "default"
 
 
 class Keys:
@@ -28,10 +29,16 @@ class Keys:
 
     @classmethod
     def from_settings(
-        cls, api_keys_file: str | None, admin_key_file: str | None, environment: Mapping[str, str] = os.environ
+        cls,
+        api_keys_file: str | None,
+        admin_key_file: str | None,
+        known: Iterable[Tenant] = (),
+        environment: Mapping[str, str] = os.environ,
     ) -> "Keys":
-        """Raises ConfigError for a file that cannot be read or a key that is none."""
+        """`known`: tenants, whose own keys count too. Raises ConfigError for a bad file or key."""
         tenants = _from_environment(environment.get(API_KEYS_VARIABLE, ""))
+        for tenant in known:
+            tenants |= {_check_key(key, f"tenants.{tenant.name}.keys"): tenant.name for key in tenant.keys}
         if api_keys_file is not None:
             tenants |= _from_file(Path(api_keys_file).expanduser())
         admin = environment.get(ADMIN_KEY_VARIABLE) or None
@@ -58,7 +65,7 @@ class Keys:
     def tenant_of(self, authorization: str | None) -> str:
         """The tenant behind an Authorization header. Raises BadKey."""
         if not self._tenants:
-            return DEFAULT_TENANT
+            return DEFAULT
         offered = _digest(_bearer(authorization))
         found = None
         for digest, tenant in self._tenants:

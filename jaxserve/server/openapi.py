@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jaxserve import __version__
-from jaxserve.server.schemas import answers
+from jaxserve.server.files import MAX_PAGE
+from jaxserve.server.schemas import answers, batches
 from jaxserve.server.schemas.chat import ChatBody
 from jaxserve.server.schemas.completions import CompletionsBody
 from jaxserve.server.schemas.generate import GenerateBody
@@ -53,7 +54,23 @@ class Operation:
 
 
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
-_MODEL_ID = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+_UPLOAD = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "additionalProperties": False,
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
+}
+
+
+def _path(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _query(name: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+_PAGE = (_query("after", type="string"), _query("limit", type="integer", minimum=1, maximum=MAX_PAGE))
 OPERATIONS: list[Operation] = [
     Operation("/v1/completions", "post", "Continue prompts", answers.Completion, CompletionsBody, True, _WORK),
     Operation("/v1/chat/completions", "post", "Answer a conversation", answers.ChatCompletion, ChatBody, True, _WORK),
@@ -62,7 +79,19 @@ OPERATIONS: list[Operation] = [
     Operation("/tokenize", "post", "Text to token ids", answers.Tokenized, TokenizeBody, errors=_WORK),
     Operation("/detokenize", "post", "Token ids to text", answers.Detokenized, DetokenizeBody, errors=_WORK),
     Operation("/v1/models", "get", "The served model", answers.ModelList),
-    Operation("/v1/models/{model}", "get", "The served model, by name", answers.ModelCard, parameters=(_MODEL_ID,)),
+    Operation("/v1/models/{model}", "get", "The model, by name", answers.ModelCard, parameters=(_path("model"),)),
+    Operation("/v1/files", "post", "Keep a file for batches", batches.FileObject, errors=(*_WORK, 507), form=_UPLOAD),
+    Operation("/v1/files", "get", "The files, newest first", batches.FileList, errors=(400,),
+              parameters=(_query("purpose", type="string"), *_PAGE)),
+    Operation("/v1/files/{file_id}", "get", "One file", batches.FileObject, parameters=(_path("file_id"),)),
+    Operation("/v1/files/{file_id}", "delete", "Delete a file", batches.FileDeleted, errors=(409,),
+              parameters=(_path("file_id"),)),
+    Operation("/v1/files/{file_id}/content", "get", "What is in it", None, parameters=(_path("file_id"),)),
+    Operation("/v1/batches", "post", "Start a batch", batches.BatchObject, batches.BatchBody, errors=(*_WORK, 507)),
+    Operation("/v1/batches", "get", "The batches, newest first", batches.BatchList, errors=(400,), parameters=_PAGE),
+    Operation("/v1/batches/{batch_id}", "get", "One batch", batches.BatchObject, parameters=(_path("batch_id"),)),
+    Operation("/v1/batches/{batch_id}/cancel", "post", "Cancel a batch", batches.BatchObject, errors=(*_WORK, 409),
+              parameters=(_path("batch_id"),)),
     Operation("/health", "get", "Is the engine alive", answers.Status),
     Operation("/ready", "get", "Is every program compiled", answers.Status),
     Operation("/version", "get", "Versions", answers.Version),

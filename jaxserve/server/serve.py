@@ -21,10 +21,13 @@ from typing import cast
 import uvicorn
 from starlette.applications import Starlette
 
-from jaxserve.core.config import ServerConfig
+from jaxserve.batches.store import Store
+from jaxserve.core.config import BatchConfig, ServerConfig
 from jaxserve.core.errors import ConfigError, EngineStopped
+from jaxserve.core.tenants import Tenants
 from jaxserve.server import log
 from jaxserve.server.app import create_app, open_service
+from jaxserve.server.batches import Batches
 from jaxserve.server.connection import Connection
 from jaxserve.server.keys import Keys
 from jaxserve.server.service import Service
@@ -36,19 +39,22 @@ FLUSH_S = 5.0
 """After the drain: how long answers that are complete may take to leave."""
 
 
-def serve(load: Load, config: ServerConfig) -> int:
+def serve(load: Load, config: ServerConfig, batches: BatchConfig, tenants: Tenants) -> int:
     """Serve what `load` makes until a signal; returns the exit status. `load` runs on a thread of its own.
 
     Raises:
-      ConfigError: keys, certificates or the address cannot be used. Whatever `load` raises.
+      ConfigError: keys, certificates, the address or the batches' folder cannot be used. Whatever `load` raises.
     """
-    keys = Keys.from_settings(config.api_keys_file, config.admin_key_file)
+    keys = Keys.from_settings(config.api_keys_file, config.admin_key_file, tenants)
     log.set_up(config.log_level)
-    app = create_app(config=config, keys=keys)
+    kept = None
+    if batches.batch_dir is not None:
+        kept = Batches(Store(batches.batch_dir, batches.batch_store_bytes), batches)
+    loader = Loader(load)
+    app = create_app(config=config, keys=keys, kept=kept, on_start=loader.begin)
     sock = bind(config)
     server = Server(app, config)
-    loader = Loader(load, app, server)
-    loader.watch_for_start()
+    loader.attach(app, server)
     server.run(sockets=[sock])
     if loader.alive:  # a compiler thread cannot be stopped, and must not see the interpreter go away
         sys.stderr.flush()
@@ -133,8 +139,8 @@ class Server(uvicorn.Server):
 class Loader:
     """Loads the model on a thread while the server already answers."""
 
-    def __init__(self, load: Load, app: Starlette, server: Server) -> None:
-        self._load, self._app, self._server = load, app, server
+    def __init__(self, load: Load) -> None:
+        self._load = load
         self._thread = threading.Thread(target=self._run, name="jaxserve-load", daemon=True)
         self.error: Exception | None = None
 
@@ -142,20 +148,20 @@ class Loader:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def watch_for_start(self) -> None:
-        """Begin once the application has started, whose event loop takes the service."""
-        self._app.state.on_start = self._begin
+    def attach(self, app: Starlette, server: Server) -> None:
+        """Who is given the service, and who is stopped if there is none."""
+        self._app, self._server = app, server
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """On the event loop that will take the service."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def _run(self) -> None:
         try:
             service = self._load()
+            asyncio.run_coroutine_threadsafe(open_service(self._app, service), self._loop).result()
         except Exception as error:
             self.error = error
             self._server.exit_code = 2
             self._server.should_exit = True
-        else:
-            self._loop.call_soon_threadsafe(open_service, self._app, service)

@@ -45,6 +45,7 @@ class Service:
     device: DeviceFacts | None = None
     """None: metrics of the device's side are 0."""
     cache: CacheConfig | None = None
+    max_num_seqs: int = 64
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

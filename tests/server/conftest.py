@@ -11,12 +11,14 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from jaxserve.core.config import ServerConfig
+from jaxserve.batches.store import Store
+from jaxserve.core.config import BatchConfig, ServerConfig
 from jaxserve.core.sequence import Request
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.llm import LLM
 from jaxserve.server.app import create_app
+from jaxserve.server.batches import Batches
 from jaxserve.server.keys import Keys
 from jaxserve.server.serve import Server
 from jaxserve.server.service import Service
@@ -70,8 +72,8 @@ def fake_service(engine: Engine, **settings: Any) -> Service:
     return Service(EngineLoop(engine), make_request, Letters(), "fake", config)  # type: ignore[arg-type]
 
 
-def serve(service: Service | None, keys: Keys | None = None) -> Iterator[Running]:
-    app = create_app(service, keys=keys)
+def serve(service: Service | None, keys: Keys | None = None, kept: Batches | None = None) -> Iterator[Running]:
+    app = create_app(service, keys=keys, kept=kept)
     background = Background(app)
     with httpx.Client(base_url=background.url, timeout=20) as client:
         yield Running(client, service.loop.engine if service else None, background.url, app)
@@ -102,15 +104,24 @@ def llm(compilation_cache: str) -> LLM:
 
 def llm_service(llm: LLM, **settings: Any) -> Service:
     config = ServerConfig(**settings)
-    loop = EngineLoop(llm.engine)
     return Service(
-        loop, llm.make_request, llm.tokenizer, llm.model_name, config, device=llm.runner, cache=llm.config.cache
+        EngineLoop(llm.engine),
+        llm.make_request,
+        llm.tokenizer,
+        llm.model_name,
+        config,
+        max_num_seqs=8,
+        device=llm.runner,
+        cache=llm.config.cache,
     )
 
 
 @pytest.fixture(scope="session")
-def embedded(llm: LLM) -> Iterator[Running]:
-    yield from serve(llm_service(llm))
+def embedded(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """With files and batches."""
+    folder = tmp_path_factory.mktemp("batches")
+    config = BatchConfig(batch_dir=str(folder), batch_concurrency=4, batch_max_file_bytes=50_000, batch_max_lines=100)
+    yield from serve(llm_service(llm), kept=Batches(Store(folder, 1 << 30), config))
 
 
 def assert_idle(engine: Engine) -> None:

@@ -88,7 +88,7 @@ def test_files_and_environment(tmp_path: Path) -> None:
     file, admin = tmp_path / "keys.toml", tmp_path / "admin"
     file.write_text(f'alice = "{ALICE}"\nbob = ["{BOB}", "bob-key-0003"]\n')
     admin.write_text(f"{ADMIN}\n")
-    keys = Keys.from_settings(str(file), str(admin), {"JAXSERVE_API_KEYS": "carol:carol-key-1"})
+    keys = Keys.from_settings(str(file), str(admin), environment={"JAXSERVE_API_KEYS": "carol:carol-key-1"})
     assert keys.tenants == ["alice", "bob", "carol"] and keys.is_admin(f"Bearer {ADMIN}")
     assert [keys.tenant_of(f"bearer {key}") for key in (ALICE, "bob-key-0003", "carol-key-1")] == [
         "alice",
@@ -97,7 +97,7 @@ def test_files_and_environment(tmp_path: Path) -> None:
     ]
     with pytest.raises(BadKey):
         keys.tenant_of(None)
-    assert Keys.from_settings(None, None, {}).tenant_of(None) == "default"
+    assert Keys.from_settings(None, None, environment={}).tenant_of(None) == "default"
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words) as caught:
-        Keys.from_settings(str(file), None, {})
+        Keys.from_settings(str(file), None, environment={})
     assert "alice-key-1" not in str(caught.value)
 
 
 def test_the_admin_key_is_nobody_elses(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a key of its own"):
-        Keys.from_settings(None, None, {"JAXSERVE_API_KEYS": f"a:{ALICE}", "JAXSERVE_ADMIN_KEY": ALICE})
+        Keys.from_settings(None, None, environment={"JAXSERVE_API_KEYS": f"a:{ALICE}", "JAXSERVE_ADMIN_KEY": ALICE})
     with pytest.raises(ConfigError, match="cannot be read"):
-        Keys.from_settings(str(tmp_path / "none"), None, {})
+        Keys.from_settings(str(tmp_path / "none"), None, environment={})

@@ -1,0 +1,335 @@
+"""Files and batches in one folder: contents as files, everything else in SQLite (WAL).
+
+    DIR/lock           held while a process uses the folder
+    DIR/batches.db     files, batches, and the results of lines of batches that have not ended
+    DIR/files/ID       a file's content
+
+A result is finished when its row is committed, and a row is keyed by (batch, line): whatever moment the process dies
+at, no finished line is lost and none can be there twice. A batch ends in two moves that can each be repeated: its
+results are written to files whose names follow from the batch's, then one transaction names the files, ends the batch
+and drops the rows. What a crash leaves of half-written contents is swept when the folder is opened.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile, StoreFull
+from jaxserve.batches.records import ENDED, TIMES, Batch, StoredFile
+from jaxserve.core.errors import ConfigError
+
+_SCHEMA = """
+create table if not exists files (
+    id text primary key, tenant text not null, filename text not null, purpose text not null,
+    bytes integer not null, created_at integer not null);
+create table if not exists batches (
+    id text primary key, tenant text not null, endpoint text not null, input_file_id text not null,
+    completion_window text not null, status text not null, ends_as text, created_at integer not null,
+    expires_at integer not null, total integer not null default 0, completed integer not null default 0,
+    failed integer not null default 0, output_file_id text, error_file_id text, errors text not null default '[]',
+    metadata text, times text not null default '{}');
+create table if not exists results (
+    batch text not null, line integer not null, good integer not null, content text not null,
+    primary key (batch, line)) without rowid;
+"""
+_PAGE_BYTES = 4096
+
+
+class Store:
+    """Thread-safe; every method is one transaction at most. Times are seconds since the epoch, given by the caller.
+
+    Args:
+      max_bytes: of contents and database together; past it StoreFull.
+
+    Raises:
+      ConfigError: the folder cannot be used, or another process uses it.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+        self._folder = Path(folder).expanduser()
+        self._contents = self._folder / "files"
+        self._max_bytes = max_bytes
+        self._mutex = threading.RLock()
+        try:
+            self._contents.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self._folder / "lock", "w")  # noqa: SIM115
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ConfigError(f"batch_dir {folder}: another server uses it; give each a folder of its own") from None
+        except OSError as error:
+            raise ConfigError(f"batch_dir {folder}: cannot be used ({error.strerror})") from error
+        self._db = sqlite3.connect(self._folder / "batches.db", check_same_thread=False, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("pragma journal_mode = wal")
+        self._db.execute("pragma synchronous = full")
+        self._db.execute(f"pragma max_page_count = {max(64, max_bytes // _PAGE_BYTES)}")
+        self._db.executescript(_SCHEMA)
+        self._sweep()
+
+    def close(self) -> None:
+        with self._mutex:
+            self._db.close()
+            self._lock.close()
+
+    # --- files ------------------------------------------------------------------------------------------------
+
+    def add_file(self, source: BinaryIO, tenant: str, filename: str, purpose: str, now: float) -> StoredFile:
+        """Keep a copy of what `source` holds. Raises StoreFull."""
+        file_id = f"file-{uuid.uuid4().hex}"
+        with _full_is_known():
+            size = self._write(file_id, iter(lambda: source.read(1 << 20), b""))
+        stored = StoredFile(file_id, tenant, filename, purpose, size, int(now))
+        with self._transaction() as db:
+            _insert_file(db, stored)
+        return stored
+
+    def file(self, file_id: str, tenant: str, param: str = "file_id") -> StoredFile:
+        """Raises NoSuchFile, also for another tenant's."""
+        with self._mutex:
+            row = self._db.execute("select * from files where id = ? and tenant = ?", (file_id, tenant)).fetchone()
+        if row is None:
+            raise NoSuchFile(file_id, param)
+        return StoredFile(**row)
+
+    def files(self, tenant: str, purpose: str | None, after: str | None, limit: int) -> tuple[list[StoredFile], bool]:
+        """Newest first, from the one after `after`; and whether there are more."""
+        where, values = "tenant = ?", [tenant]
+        if purpose is not None:
+            where, values = where + " and purpose = ?", [*values, purpose]
+        rows, more = self._page("files", where, values, after, limit)
+        return [StoredFile(**row) for row in rows], more
+
+    def path(self, file_id: str) -> Path:
+        return self._contents / file_id
+
+    def delete_file(self, file_id: str, tenant: str) -> None:
+        """Raises NoSuchFile; InUse while a batch that has not ended reads it."""
+        self.file(file_id, tenant)
+        with self._transaction() as db:
+            marks = ", ".join("?" * len(ENDED))
+            used = db.execute(
+                f"select id from batches where input_file_id = ? and status not in ({marks})", (file_id, *ENDED)
+            ).fetchone()
+            if used is not None:
+                raise InUse(f"batch {used['id']} reads this file: cancel it first", "file_id")
+            db.execute("delete from files where id = ?", (file_id,))
+        self.path(file_id).unlink(missing_ok=True)
+
+    # --- batches ----------------------------------------------------------------------------------------------
+
+    def add_batch(
+        self, tenant: str, endpoint: str, input_file_id: str, window: str, window_s: float,
+        metadata: dict[str, str] | None, now: float,
+    ) -> Batch:  # fmt: skip
+        """Raises NoSuchFile, StoreFull."""
+        self.file(input_file_id, tenant, "input_file_id")
+        batch_id = f"batch_{uuid.uuid4().hex}"
+        with self._transaction() as db:
+            db.execute(
+                "insert into batches (id, tenant, endpoint, input_file_id, completion_window, status, created_at,"
+                " expires_at, metadata) values (?, ?, ?, ?, ?, 'validating', ?, ?, ?)",
+                (batch_id, tenant, endpoint, input_file_id, window, int(now), int(now + window_s),
+                 None if metadata is None else json.dumps(metadata)),
+            )  # fmt: skip
+        return self.batch(batch_id)
+
+    def batch(self, batch_id: str, tenant: str | None = None) -> Batch:
+        """Raises NoSuchBatch, also for another tenant's. `tenant` None: whoever's."""
+        with self._mutex:
+            row = self._db.execute("select * from batches where id = ?", (batch_id,)).fetchone()
+        if row is None or (tenant is not None and row["tenant"] != tenant):
+            raise NoSuchBatch(batch_id)
+        return _batch(row)
+
+    def batches(self, tenant: str, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+        rows, more = self._page("batches", "tenant = ?", [tenant], after, limit)
+        return [_batch(row) for row in rows], more
+
+    def unfinished(self) -> list[Batch]:
+        """Oldest first."""
+        marks = ", ".join("?" * len(ENDED))
+        with self._mutex:
+            rows = self._db.execute(
+                f"select * from batches where status not in ({marks}) order by created_at, rowid", tuple(ENDED)
+            ).fetchall()
+        return [_batch(row) for row in rows]
+
+    def move(self, batch_id: str, status: str, now: float, **columns: Any) -> Batch:
+        """Give a batch its next status, unless it has ended or is being cancelled; stamps the time."""
+        with self._transaction() as db:
+            batch = self.batch(batch_id)
+            if batch.ended or (batch.status == "cancelling" and status == "in_progress"):
+                return batch
+            stamp = f"{status}_at"
+            times = dict(batch.times)
+            if stamp in TIMES:
+                times.setdefault(stamp, int(now))
+            values = columns | {"status": status, "times": json.dumps(times)}
+            names = ", ".join(f"{name} = ?" for name in values)
+            db.execute(f"update batches set {names} where id = ?", (*values.values(), batch_id))
+        return self.batch(batch_id)
+
+    # --- results ----------------------------------------------------------------------------------------------
+
+    def add_results(self, results: Iterable[tuple[str, int, bool, str]]) -> None:
+        """(batch, line, good, content) of lines that are done. A line that is known already stays as it is.
+
+        Raises StoreFull; then none of them is kept.
+        """
+        with self._transaction() as db:
+            for batch_id, line, good, content in results:
+                done = db.execute(
+                    "insert into results values (?, ?, ?, ?) on conflict do nothing", (batch_id, line, good, content)
+                )
+                if done.rowcount:
+                    column = "completed" if good else "failed"
+                    db.execute(f"update batches set {column} = {column} + 1 where id = ?", (batch_id,))
+
+    def done_lines(self, batch_id: str) -> set[int]:
+        with self._mutex:
+            rows = self._db.execute("select line from results where batch = ?", (batch_id,)).fetchall()
+        return {row["line"] for row in rows}
+
+    def finalize(self, batch_id: str, status: str, now: float) -> Batch:
+        """Write the output and error files and end the batch as `status`. May be repeated after a crash.
+
+        Raises StoreFull; then nothing has changed.
+        """
+        batch = self.batch(batch_id)
+        if batch.ended:
+            return batch
+        columns: dict[str, Any] = {}
+        files: list[StoredFile] = []
+        for good, column, suffix in ((1, "output_file_id", "output"), (0, "error_file_id", "error")):
+            file_id = f"file-{batch_id.removeprefix('batch_')}-{suffix}"
+            with _full_is_known():
+                size = self._write(file_id, self._contents_of(batch_id, good))
+            if size:
+                name = f"{batch_id}_{suffix}.jsonl"
+                files.append(StoredFile(file_id, batch.tenant, name, "batch_output", size, int(now)))
+                columns[column] = file_id
+            else:
+                self.path(file_id).unlink(missing_ok=True)
+        with self._transaction() as db:
+            for stored in files:
+                _insert_file(db, stored)
+            ended = self.move(batch_id, status, now, ends_as=None, **columns)
+            db.execute("delete from results where batch = ?", (batch_id,))
+        return ended
+
+    def _contents_of(self, batch_id: str, good: int) -> Iterator[bytes]:
+        """The results of a kind, in the order of the input's lines; read in pages, so that memory stays flat."""
+        line = -1
+        while True:
+            with self._mutex:
+                rows = self._db.execute(
+                    "select line, content from results where batch = ? and good = ? and line > ?"
+                    " order by line limit 500",
+                    (batch_id, good, line),
+                ).fetchall()
+            if not rows:
+                return
+            yield "".join(row["content"] + "\n" for row in rows).encode()
+            line = rows[-1]["line"]
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _write(self, name: str, pieces: Iterable[bytes]) -> int:
+        """A content, whole or not at all: written beside, synced, renamed."""
+        left = self._max_bytes - self._used_bytes()
+        partial, size = self._contents / f".{name}", 0
+        try:
+            with open(partial, "wb") as target:
+                for piece in pieces:
+                    size += len(piece)
+                    if size > left:
+                        raise StoreFull("the batch store is at its bound (batch_store_bytes): delete files")
+                    target.write(piece)
+                target.flush()
+                os.fsync(target.fileno())
+            partial.rename(self.path(name))
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        folder = os.open(self._contents, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return size
+
+    def _used_bytes(self) -> int:
+        with self._mutex:
+            (contents,) = self._db.execute("select coalesce(sum(bytes), 0) from files").fetchone()
+            (pages,) = self._db.execute("pragma page_count").fetchone()
+        return contents + pages * _PAGE_BYTES
+
+    def _page(
+        self, table: str, where: str, values: list[str], after: str | None, limit: int
+    ) -> tuple[list[sqlite3.Row], bool]:
+        with self._mutex:
+            if after is not None:
+                where += f" and rowid < (select rowid from {table} where id = ?)"
+                values = [*values, after]
+            rows = self._db.execute(
+                f"select * from {table} where {where} order by rowid desc limit ?", (*values, limit + 1)
+            ).fetchall()
+        return rows[:limit], len(rows) > limit
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex:
+            if self._db.in_transaction:  # part of a larger one
+                yield self._db
+                return
+            with _full_is_known():
+                self._db.execute("begin immediate")
+                try:
+                    yield self._db
+                    self._db.execute("commit")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("rollback")
+                    raise
+
+    def _sweep(self) -> None:
+        """Remove contents that no row names: uploads and outputs that a crash cut short."""
+        known = {row["id"] for row in self._db.execute("select id from files")}
+        for path in self._contents.iterdir():
+            if path.name not in known:
+                path.unlink()
+
+
+def _insert_file(db: sqlite3.Connection, stored: StoredFile) -> None:
+    db.execute(
+        "insert or replace into files values (?, ?, ?, ?, ?, ?)",
+        (stored.id, stored.tenant, stored.filename, stored.purpose, stored.bytes, stored.created_at),
+    )
+
+
+def _batch(row: sqlite3.Row) -> Batch:
+    values = dict(row)
+    values["errors"], values["times"] = json.loads(values["errors"]), json.loads(values["times"])
+    values["metadata"] = None if values["metadata"] is None else json.loads(values["metadata"])
+    return Batch(**values)
+
+
+@contextmanager
+def _full_is_known() -> Iterator[None]:
+    """A full disk is StoreFull, whoever says it."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" in str(error) or "disk I/O" in str(error):
+            raise StoreFull(f"the batch store cannot be written ({error}): make room on its disk") from error
+        raise
+    except OSError as error:
+        raise StoreFull(f"the batch store cannot be written ({error.strerror}): make room on its disk") from error

@@ -1,0 +1,254 @@
+"""Batches run to their end, whatever happens on the way; killed at any moment, no line is lost or doubled."""
+
+import asyncio
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxserve.batches import runner as runner_module
+from jaxserve.batches.errors import StoreFull
+from jaxserve.batches.records import Batch
+from jaxserve.batches.runner import BatchRunner, LineResult
+from jaxserve.batches.store import Store
+from jaxserve.core.errors import EngineStopped
+
+ENDPOINT = "/v1/completions"
+
+
+def line(i: int, **changed: Any) -> str:
+    return json.dumps({"custom_id": f"c{i}", "method": "POST", "url": ENDPOINT, "body": {"i": i}} | changed)
+
+
+async def answer(endpoint: str, body: dict[str, Any]) -> LineResult:
+    await asyncio.sleep(0)
+    if body["i"] % 10 == 9:
+        return LineResult(400, {"error": {"message": "no"}}, "r")
+    return LineResult(200, {"echo": body["i"]}, "r")
+
+
+class Scenario:
+    """A store, a clock, and a runner that runs until the batches have ended."""
+
+    def __init__(self, folder: Path, room: int = 4) -> None:
+        self.store = Store(folder, 1 << 30)
+        self.now, self.most, self.room = 1000.0, 0, room
+        self.reports: list[str] = []
+
+    def begin(self, *lines: str, window_s: float = 100.0) -> str:
+        content = io.BytesIO("\n".join(lines).encode())
+        file = self.store.add_file(content, "a", "in", "batch", self.now)
+        return self.store.add_batch("a", ENDPOINT, file.id, "24h", window_s, None, self.now).id
+
+    def run(self, run_line: Any = answer, during: Callable[[BatchRunner], Any] | None = None, room: Any = None) -> None:
+        async def whole() -> None:
+            runner = BatchRunner(
+                self.store, run_line, room or (lambda: self.room), max_lines=1000, now=lambda: self.now,
+                report=self.reports.append,
+            )  # fmt: skip
+            task = asyncio.create_task(runner.run())
+            for _ in range(4000):
+                self.most = max(self.most, runner.num_running)
+                if during is not None:
+                    during(runner)
+                if not self.store.unfinished():
+                    break
+                await asyncio.sleep(0.005)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(whole())
+
+    def results(self, batch: Batch) -> tuple[list[dict], list[dict]]:
+        def read(file_id: str | None) -> list[dict]:
+            return [] if file_id is None else [json.loads(x) for x in self.store.path(file_id).read_text().splitlines()]
+
+        return read(batch.output_file_id), read(batch.error_file_id)
+
+
+@pytest.fixture
+def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scenario]:
+    monkeypatch.setattr(runner_module, "IDLE_S", 0.02)
+    monkeypatch.setattr(runner_module, "FULL_S", 0.02)
+    made = Scenario(tmp_path)
+    yield made
+    made.store.close()
+
+
+def test_every_line_once_in_order(scenario: Scenario) -> None:
+    batch_id = scenario.begin(*map(line, range(200)))
+    scenario.run()
+    batch = scenario.store.batch(batch_id)
+    good, bad = scenario.results(batch)
+    assert batch.status == "completed" and (batch.total, batch.completed, batch.failed) == (200, 180, 20)
+    assert [entry["custom_id"] for entry in good] == [f"c{i}" for i in range(200) if i % 10 != 9]
+    assert [entry["custom_id"] for entry in bad] == [f"c{i}" for i in range(9, 200, 10)]
+    assert good[3]["response"]["body"] == {"echo": 3} and good[3]["error"] is None
+    assert bad[0]["response"]["status_code"] == 400 and len({entry["id"] for entry in good + bad}) == 200
+    assert 0 < scenario.most <= 4
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "number"),
+    [
+        (["{"], "invalid_json_line", 1),
+        (["[]"], "invalid_json_line", 1),
+        ([line(0), line(0)], "duplicate_custom_id", 2),
+        ([line(0, url="/v1/other")], "mismatched_url", 1),
+        ([line(0, method="GET")], "invalid_method", 1),
+        ([line(0, custom_id=5)], "missing_required_parameter", 1),
+        ([line(0, body=None)], "missing_required_parameter", 1),
+        ([line(0, body={"stream": True})], "invalid_body", 1),
+        (["", "  "], "empty_file", None),
+        ([line(i) for i in range(1001)], "too_many_lines", None),
+    ],
+)
+def test_a_file_that_is_wrong_fails_before_it_runs(
+    scenario: Scenario, lines: list[str], code: str, number: Any
+) -> None:
+    batch_id = scenario.begin(*lines)
+    scenario.run()
+    batch = scenario.store.batch(batch_id)
+    assert batch.status == "failed" and batch.output_file_id is None
+    assert batch.errors[0]["code"] == code and batch.errors[0]["line"] == number
+    assert batch.body()["errors"]["object"] == "list"
+
+
+def test_cancelling_keeps_what_is_done(scenario: Scenario) -> None:
+    async def slow(endpoint: str, body: dict[str, Any]) -> LineResult:
+        await asyncio.sleep(0 if body["i"] < 10 else 60)
+        return LineResult(200, {}, "r")
+
+    def cancel(runner: BatchRunner) -> None:
+        if scenario.store.batch(batch_id).completed >= 10:
+            scenario.store.move(batch_id, "cancelling", 1.0)
+            runner.wake()
+
+    batch_id = scenario.begin(*map(line, range(50)))
+    scenario.run(slow, cancel)
+    batch = scenario.store.batch(batch_id)
+    assert batch.status == "cancelled" and len(scenario.results(batch)[0]) == batch.completed == 10
+
+
+def test_what_does_not_run_in_its_window_expires(scenario: Scenario) -> None:
+    async def slow(endpoint: str, body: dict[str, Any]) -> LineResult:
+        await asyncio.sleep(0 if body["i"] < 10 else 60)
+        return LineResult(200, {}, "r")
+
+    def later(runner: BatchRunner) -> None:
+        if scenario.store.batch(batch_id).completed >= 10:
+            scenario.now = 1101.0
+
+    batch_id = scenario.begin(*map(line, range(50)))
+    scenario.run(slow, later)
+    batch = scenario.store.batch(batch_id)
+    good, bad = scenario.results(batch)
+    assert batch.status == "expired" and (batch.completed, batch.failed) == (10, 40)
+    assert [entry["custom_id"] for entry in good + bad] == [f"c{i}" for i in range(50)]
+    assert {entry["error"]["code"] for entry in bad} == {"batch_expired"} and bad[0]["response"] is None
+
+
+def test_nothing_runs_where_nothing_is_free(scenario: Scenario) -> None:
+    """Interactive work takes all slots for a while; the batch waits and then goes on."""
+    free = [0]
+    batch_id = scenario.begin(*map(line, range(20)))
+    counts: list[int] = []
+
+    def during(runner: BatchRunner) -> None:
+        counts.append(scenario.store.batch(batch_id).completed)
+        if len(counts) == 30:
+            assert counts[-1] == 0 and scenario.most == 0
+            free[0] = 2
+
+    scenario.run(during=during, room=lambda: free[0])
+    assert scenario.store.batch(batch_id).status == "completed" and scenario.most <= 2
+
+
+def test_a_full_disk_is_waited_out(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, tries = scenario.store.add_results, [0]
+
+    def failing(results: Any) -> None:
+        tries[0] += 1
+        if 1 < tries[0] < 6:
+            raise StoreFull("no room")
+        add(results)
+
+    monkeypatch.setattr(scenario.store, "add_results", failing)
+    batch_id = scenario.begin(*map(line, range(30)))
+    scenario.run()
+    batch = scenario.store.batch(batch_id)
+    assert batch.status == "completed" and batch.completed + batch.failed == 30 and "no room" in scenario.reports
+
+
+def test_an_engine_that_stops_loses_nothing(scenario: Scenario) -> None:
+    stopped = [0]
+
+    async def stopping(endpoint: str, body: dict[str, Any]) -> LineResult:
+        if body["i"] == 7 and stopped[0] < 3:
+            stopped[0] += 1
+            raise EngineStopped("for now")
+        return await answer(endpoint, body)
+
+    batch_id = scenario.begin(*map(line, range(30)))
+    scenario.run(stopping)
+    batch = scenario.store.batch(batch_id)
+    assert batch.status == "completed" and batch.completed + batch.failed == 30 and stopped[0] == 3
+
+
+CHILD = """
+import asyncio, sys
+from jaxserve.batches.runner import BatchRunner, LineResult
+from jaxserve.batches.store import Store
+
+async def run_line(endpoint, body):
+    await asyncio.sleep(0.02)
+    return LineResult(200 if body["i"] % 7 else 400, {"echo": body["i"]}, "r")
+
+async def main():
+    store = Store(sys.argv[1], 1 << 30)
+    print("open", flush=True)
+    task = asyncio.create_task(BatchRunner(store, run_line, lambda: 8, max_lines=10_000).run())
+    while store.unfinished():
+        await asyncio.sleep(0.01)
+    print("ended", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """kill -9, again and again, until the batch has ended: every line is there, once."""
+    scenario, rng = Scenario(tmp_path), random.Random(5)
+    batch_id = scenario.begin(*map(line, range(800)), window_s=1e6)
+    scenario.store.move(batch_id, "validating", time.time(), expires_at=int(time.time() + 1e6))
+    scenario.store.close()
+    kills = 0
+    for attempt in range(12):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None and child.stdout.readline() == "open\n"
+        try:
+            child.wait(rng.uniform(0.02, 0.25) if attempt < 8 else 100)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            kills += 1
+        ended = child.stdout.read() == "ended\n"
+        child.stdout.close()
+        if ended:
+            break
+    again = Scenario(tmp_path)
+    batch = again.store.batch(batch_id)
+    good, bad = again.results(batch)
+    assert batch.status == "completed" and kills >= 3
+    assert [entry["custom_id"] for entry in good] == [f"c{i}" for i in range(800) if i % 7]
+    assert [entry["custom_id"] for entry in bad] == [f"c{i}" for i in range(0, 800, 7)]
+    assert (batch.completed, batch.failed) == (len(good), len(bad))
+    again.store.close()
