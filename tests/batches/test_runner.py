@@ -49,14 +49,24 @@ class Scenario:
         return self.store.add_batch("a", ENDPOINT, file.id, "24h", window_s, None, self.now).id
 
     def run(self, run_line: Any = answer, during: Callable[[BatchRunner], Any] | None = None, room: Any = None) -> None:
+        running = 0
+
+        async def counted(endpoint: str, body: dict[str, Any]) -> LineResult:
+            nonlocal running
+            running += 1
+            self.most = max(self.most, running)
+            try:
+                return await run_line(endpoint, body)
+            finally:
+                running -= 1
+
         async def whole() -> None:
             runner = BatchRunner(
-                self.store, run_line, room or (lambda: self.room), max_lines=1000, now=lambda: self.now,
+                self.store, counted, room or (lambda: self.room), max_lines=1000, now=lambda: self.now,
                 report=self.reports.append,
             )  # fmt: skip
             task = asyncio.create_task(runner.run())
             for _ in range(4000):
-                self.most = max(self.most, runner.num_running)
                 if during is not None:
                     during(runner)
                 if not self.store.unfinished():

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -105,14 +106,13 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
 
 
 def test_a_bound_on_bytes(tmp_path: Path) -> None:
-    store = Store(tmp_path, 1 << 20)
-    add(store, "x" * 500_000)
-    with pytest.raises(StoreFull, match="batch_store_bytes"):
-        add(store, "x" * 500_000)
-    assert len(list((tmp_path / "files").iterdir())) == 1
-    batch_id = begin(store, add(store))
-    with pytest.raises(StoreFull, match="full"):
-        store.add_results([(batch_id, i, True, "y" * 50_000) for i in range(100)])
-    assert store.done_lines(batch_id) == set() and store.batch(batch_id).completed == 0, "all or none"
-    store.add_results([(batch_id, 0, True, "small")])
-    store.close()
+    with closing(Store(tmp_path, 1 << 20)) as store:
+        add(store, "x" * 600_000)
+        with pytest.raises(StoreFull, match="batch_store_bytes"):
+            add(store, "x" * 600_000)
+        assert len(list((tmp_path / "files").iterdir())) == 1
+        batch_id = begin(store, add(store))
+        with pytest.raises(StoreFull, match="full"):
+            store.add_results([(batch_id, i, True, "y" * 50_000) for i in range(100)])
+        assert store.done_lines(batch_id) == set() and store.batch(batch_id).completed == 0, "all or none"
+        store.add_results([(batch_id, 0, True, "small")])

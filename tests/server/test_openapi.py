@@ -54,14 +54,14 @@ def test_every_answer_is_as_documented(
         reference = {"$ref": f"#/components/schemas/{operation.body.__name__}"}
         body_validator = jsonschema_rs.Draft202012Validator(reference | {"components": whole["components"]})
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(case=strategy)
     def run(case: Case) -> None:
         response = case.call_and_validate(excluded_checks=[CHECKS.get_one(name) for name in UNDECIDABLE])
         asked = case.body if isinstance(case.body, dict) else {}
         assert response.status_code < 500 or (response.status_code == 504 and "timeout" in asked)
         if body_validator is not None and isinstance(case.body, dict) and not body_validator.is_valid(case.body):
-            assert response.status_code in (400, 404), f"{case.body} is against the schema"
+            assert response.status_code in (400, 404, 413), f"{case.body} is against the schema"
 
     try:
         run()
