@@ -20,7 +20,7 @@ TTFT_S = 1.0
 TPOTS_S = (0.016, 0.030, 0.060)
 BUDGETS = (256, 512, 1024, 2048)
 SIZES = (32, 64, 96, *range(128, 1025, 64), *range(1152, 2049, 128))
-COMMON: Settings = {"num_blocks": 50_000, "max_num_seqs": 256, "ordering": "shortest"}
+COMMON: Settings = {"num_blocks": 50_000, "max_num_seqs": 256, "ordering": "shortest", "shortest_ageing_s": 8.0}
 
 
 def fixed(budget: int) -> Settings:

@@ -113,6 +113,11 @@ class Scheduler:
         return self._waiting.count(tenant)
 
     @property
+    def tenants_active(self) -> list[str]:
+        """Tenants that have something waiting or running."""
+        return self._ledger.active()
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 

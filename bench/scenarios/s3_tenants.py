@@ -1,0 +1,202 @@
+"""S3: an interactive tenant in spikes, and a tenant of long documents that takes all the rest.
+
+The memory holds about nine documents. First come, first served lets the chat queue behind them all. Priority alone puts
+it first in the queue, and there it still waits for a document to end. Displacing the lowest class gives it blocks at
+once; whether the displaced are computed again or come back from host memory or disk is what they pay for it.
+
+The documents' lengths are drawn from log-normals with the published quantiles of the arXiv summarization set (prompts:
+P50 7,059, P90 12,985 tokens; outputs: P50 208, P90 371; Agrawal et al. 2024, table 2), since the set is not at hand.
+"""
+
+import math
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.scenarios import measure as m
+from bench.scenarios.bars import Bar, least, most, reported
+from bench.scenarios.outcome import Outcome, Row
+from bench.scenarios.stage import Settings, Stage
+from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.sim.arrivals import Arrival, clipped, on_off
+from jaxserve.sim.drive import Served
+from jaxserve.sim.traces import read_trace
+
+NAME = "S3"
+NEEDS_TRACES = True
+SEEDS = (21, 22, 23)
+PROMPT = (math.log(7059), math.log(12985 / 7059) / 1.2816)
+OUTPUT = (math.log(208), math.log(371 / 208) / 1.2816)
+SLO_S = 0.5
+
+
+class Plan:
+    """Sizes of the scenario on a stage: seconds, rates, lengths, memory."""
+
+    def __init__(self, real: bool) -> None:
+        self.real = real
+        self.seconds, self.jobs, self.cap = (60.0, 600, 2048) if real else (120.0, 1100, 65_536)
+        self.period, self.spike = (20.0, (8.0, 15.0)) if real else (40.0, (15.0, 30.0))
+        self.rates = (2.0, 8.0) if real else (2.0, 10.0)
+        self.common: Settings = {
+            "num_blocks": self.cap // 16 + real, "max_preemptions": 50, "policy": "chunked",
+            "chunk_size": 64 if real else 512, "max_num_batched_tokens": 96 if real else 512,
+            "max_num_seqs": 32 if real else 256, "priority_ageing_s": 3600.0,
+        }  # fmt: skip
+        if real:
+            self.common |= {"decode_buckets": (1, 8, 32), "mixed_decode_buckets": (8, 32), "prefill_buckets": (16, 64)}
+
+    def chat(self, seed: int, lengths: list[tuple[int, int]]) -> list[Arrival]:
+        rng = random.Random(seed)
+        found = []
+        for at in on_off(rng, *self.rates, self.period, *self.spike):
+            if at >= self.seconds:
+                return found
+            prompt, output = rng.choice(lengths)
+            if self.real:
+                size = (min(max(prompt // 16, 1), 128), min(max(output // 8, 1), 32))
+            else:
+                size = (min(prompt, 1024), min(output, 256))
+            found.append(Arrival(at, *size, "chat"))
+        raise AssertionError("the process has no end")
+
+    def batch(self, seed: int) -> list[Arrival]:
+        rng = random.Random(1000 + seed)
+        found = []
+        for _ in range(self.jobs):
+            prompt, output = math.exp(rng.gauss(*PROMPT)), math.exp(rng.gauss(*OUTPUT))
+            if self.real:
+                size = clipped(prompt / 16, 1, 1500), clipped(output / 4, 48, 96)
+            else:
+                size = clipped(prompt, 16, 32_000), clipped(output, 256, 512)
+            found.append(Arrival(0.0, *size, "batch"))
+        return found
+
+
+def policies(real: bool, disk: str) -> dict[str, tuple[Settings, dict[str, float]]]:
+    """name -> (settings, KV shares that tenants are held to)"""
+    tiers = 1 << 40 if not real else 1 << 28
+    priority: Settings = {"ordering": "priority"}
+    found: dict[str, tuple[Settings, dict[str, float]]] = {
+        "fcfs": ({"ordering": "fcfs", "preempt_for_admission": False}, {}),
+        "prio_queue": (priority | {"preempt_for_admission": False}, {}),
+        "recompute": (priority, {}),
+        "swap_cpu": (priority | {"offload_host_bytes": tiers}, {}),
+        "swap_disk": (priority | {"offload_disk_bytes": tiers, "offload_disk_dir": disk}, {}),
+        "silo50": (priority | {"preempt_for_admission": False}, {"chat": 0.5, "batch": 0.5}),
+    }
+    return {name: found[name] for name in ("fcfs", "prio_queue", "recompute", "swap_cpu")} if real else found
+
+
+def tenants(shares: dict[str, float]) -> Tenants:
+    return Tenants(
+        [
+            Tenant(name="chat", priority=0, ttft_slo_s=SLO_S, kv_max=shares.get("chat", 1.0)),
+            Tenant(name="batch", priority=1, kv_max=shares.get("batch", 1.0)),
+        ]
+    )
+
+
+def of(tenant: str) -> Callable[[Served], bool]:
+    return lambda served: served.arrival.tenant == tenant
+
+
+def rate(served: list[Served], from_s: float, to_s: float) -> float:
+    """Output tokens a second of the batch tenant in a stretch of time."""
+    tokens = sum(from_s <= at < to_s for s in m.done(m.only(served, of("batch"))) for at in s.token_s)
+    return tokens / (to_s - from_s)
+
+
+def run(stage: Stage, traces: Path) -> Outcome:
+    plan = Plan(stage.real)
+    lengths = [(a.prompt_tokens, a.output_tokens) for a in read_trace(traces / "azure_2023_conv.jsonl")]
+    rows: list[Row] = []
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as disk:
+        for seed in SEEDS:
+            chat, batch = plan.chat(seed, lengths), plan.batch(seed)
+            both = sorted([*chat, *batch], key=lambda a: a.at_s)
+            runs = {
+                name: stage.run(both, plan.common | settings, tenants(shares), plan.seconds * 1.5).served
+                for name, (settings, shares) in policies(stage.real, disk).items()
+            }
+            runs["chat_alone"] = stage.run(chat, plan.common, tenants({})).served
+            runs["batch_alone"] = stage.run(batch, plan.common, tenants({}), plan.seconds * 1.5).served
+            rows += [_row(name, seed, served, plan) for name, served in runs.items()]
+            for name, value in compare(runs, plan).items():
+                found.setdefault(name, []).append(value)
+    return Outcome(NAME, stage.name, rows, bars(found, stage.real), plot=("chat TTFT P99 (s)", "batch tokens/s"))
+
+
+def chat_ttft(served: list[Served]) -> list[float]:
+    """Of every chat request; one that was not served when the run ended counts as waiting for ever."""
+    return [s.ttft_s if s.token_s else math.inf for s in m.only(served, of("chat"))]
+
+
+def compare(runs: dict[str, list[Served]], plan: Plan) -> dict[str, float]:
+    swap = runs["swap_cpu"]
+    ttft = {name: m.percentile(chat_ttft(served), 99) for name, served in runs.items() if name != "batch_alone"}
+    batch = {name: rate(served, 0.0, plan.seconds) for name, served in runs.items() if name != "chat_alone"}
+    spikes = [(k * plan.period + plan.spike[0], k * plan.period + plan.spike[1]) for k in range(3)]
+    onset = [
+        s.ttft_s
+        for s in m.done(m.only(swap, of("chat")))
+        if any(begin <= s.arrival.at_s < begin + 5.0 for begin, _ in spikes)
+    ]
+    back = [
+        rate(swap, end + 5.0, end + 10.0) / max(rate(swap, begin - 10.0, begin), 1.0)
+        for begin, end in spikes
+        if end + 10.0 <= plan.seconds
+    ]
+    values = {
+        "p99": ttft["swap_cpu"],
+        "in time": sum(t <= SLO_S for t in chat_ttft(swap)) / len(chat_ttft(swap)),
+        "swap/alone": ttft["swap_cpu"] / ttft["chat_alone"],
+        "swap/prio": ttft["swap_cpu"] / ttft["prio_queue"],
+        "batch/alone": batch["swap_cpu"] / batch["batch_alone"],
+        "batch/recompute": batch["swap_cpu"] / batch["recompute"],
+        "onset": m.percentile(onset, 99),
+        "recovery": min(back, default=float("nan")),
+        "chat preempted": float(sum(s.preemptions for s in swap if s.arrival.tenant == "chat")),
+    }
+    if "silo50" in batch:
+        values["batch/silo"] = batch["swap_cpu"] / batch["silo50"]
+        values["disk p99"] = ttft["swap_disk"]
+    return values
+
+
+def bars(r: dict[str, list[float]], real: bool) -> list[Bar]:
+    if real:
+        return [
+            most("chat P99 TTFT, swap / prio_queue", r["swap/prio"], 0.5),
+            least("batch tokens/s, swap / batch alone", r["batch/alone"], 0.8),
+            least("batch tokens/s, swap / recompute", r["batch/recompute"], 1.0),
+        ]
+    return [
+        most("chat P99 TTFT (s), swap", r["p99"], SLO_S),
+        least("share of chat under 500 ms, swap", r["in time"], 0.99),
+        most("chat P99 TTFT, swap / chat alone", r["swap/alone"], 2.0),
+        least("batch tokens/s, swap / batch alone", r["batch/alone"], 0.75),
+        least("batch tokens/s, swap / silo50", r["batch/silo"], 1.30),
+        least("batch tokens/s, swap / recompute", r["batch/recompute"], 1.05),
+        most("chat P99 TTFT (s) in the 5 s after a spike's onset", r["onset"], SLO_S),
+        least("batch tokens/s 5-10 s after a spike / 10 s before it", r["recovery"], 0.9),
+        most("preemptions of chat requests", r["chat preempted"], 0.0),
+        reported("chat P99 TTFT (s), swap to disk", r["disk p99"]),
+    ]
+
+
+def _row(name: str, seed: int, served: list[Served], plan: Plan) -> Row:
+    ttft = chat_ttft(served)
+    return Row(
+        {"policy": name},
+        seed,
+        {
+            "chat TTFT P50 (s)": m.percentile(ttft, 50) if ttft else 0.0,
+            "chat TTFT P99 (s)": m.percentile(ttft, 99) if ttft else 0.0,
+            "chat in 500 ms": sum(t <= SLO_S for t in ttft) / len(ttft) if ttft else 0.0,
+            "batch tokens/s": rate(served, 0.0, plan.seconds),
+            "preemptions": float(sum(s.preemptions for s in served)),
+        },
+    )
