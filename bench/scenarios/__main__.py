@@ -9,7 +9,9 @@ from pathlib import Path
 from bench.scenarios import s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness
 from bench.scenarios.stage import Real, Simulated
 
-SCENARIOS = {module.NAME: module for module in (s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness)}
+SCENARIOS = {
+    module.NAME: module for module in (s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness)
+}
 
 
 def main() -> int:

@@ -91,7 +91,7 @@ class Scheduler:
         self._ordering = make_ordering(OrderingContext(config, buckets, self.costs, self._ledger.tenants))
         self.forecast = Forecast(config, buckets, self.costs, self._policy)
         self._victims = victims or YoungestFirst(blocks)
-        self._waiting = WaitingQueue(self._ordering)
+        self._waiting = WaitingQueue(self._ordering, self._ledger.standing)
         self._running: dict[Sequence, None] = {}
         self._free_slots = list(range(config.max_num_seqs))
         self._events: list[Event] = []
@@ -239,6 +239,7 @@ class Scheduler:
         """
         load = self._load(now)
         self._ordering.refresh(load)
+        self._ledger.take_stock(self._running)
         draft = _Draft(now, self._policy.limits(load))
         self._pack(draft)
         self._events.extend(self._preempted_event(sequence) for sequence in draft.preempted)
@@ -375,7 +376,7 @@ class Scheduler:
         """Who may be preempted so that it can grow: of its own tenant only, if it is the share that is short."""
         ledger, running = self._ledger, self._running
         inside = ledger.within_cap(sequence, self._blocks.blocks_for(tokens), running)
-        return tuple(
+        candidates = tuple(
             s
             for s in running
             if s.preemptions < self._max_preemptions
@@ -383,6 +384,8 @@ class Scheduler:
             and (inside or s.tenant == sequence.tenant)
             and ledger.may_yield(sequence, s, running)
         )
+        borrowers = tuple(s for s in candidates if s.tenant != sequence.tenant)
+        return borrowers if borrowers and ledger.standing(sequence.tenant) == 0 else candidates
 
     def _make_way(self, draft: _Draft) -> None:
         """Who is next of those that wait may displace running ones that would come after it, before any row is made."""
@@ -489,9 +492,9 @@ class Scheduler:
         begun.sort(key=self._place, reverse=True)
         return begun
 
-    def _place(self, sequence: Sequence) -> tuple[float, float, int]:
-        ordering = self._ordering
-        return ordering.rank(sequence.tenant), ordering.key(sequence), sequence.arrival
+    def _place(self, sequence: Sequence) -> tuple[float, float, float, int]:
+        ordering, tenant = self._ordering, sequence.tenant
+        return self._ledger.standing(tenant), ordering.rank(tenant), ordering.key(sequence), sequence.arrival
 
     def _precedes(self, one: Sequence, other: Sequence) -> bool:
         return self._place(one) < self._place(other)

@@ -28,6 +28,7 @@ class TenantLedger:
         self._live: Counter[str] = Counter()
         self._rates = {t.name: _Rate(t.requests_per_s) for t in tenants if t.requests_per_s}
         self._capped = {t.name: int(t.kv_max * self._capacity) for t in tenants if t.kv_max < 1.0}
+        self._short: set[str] = set()
         self._guaranteed = {t.name: int(t.kv_guaranteed * self._capacity) for t in tenants if t.kv_guaranteed}
 
     # --- coming and going -------------------------------------------------------------------------------------
@@ -126,13 +127,32 @@ class TenantLedger:
         return sequence.priority > claimant.priority or self._owns(claimant, self._need(claimant), running)
 
     def may_yield(self, claimant: Sequence, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether a running sequence may be preempted so that another running one can grow: no class gives way to a
-        lower one, nor, if it is inside its tenant's guarantee, to another tenant."""
+        """Whether a running sequence may be preempted so that another running one can grow.
+
+        No class gives way to a lower one, and nobody inside a tenant's guarantee to another tenant. Who borrows gives
+        way to whoever is inside its own guarantee, and that one does not itself give way.
+        """
+        if self._owns(claimant, 1, running):
+            if claimant.tenant != sequence.tenant:
+                return not self._owns(sequence, 0, running)
+            return claimant is sequence or sequence.priority >= claimant.priority
         if claimant is sequence:
             return True
         if sequence.priority < claimant.priority:
             return False
         return claimant.tenant == sequence.tenant or not self._owns(sequence, 0, running)
+
+    def take_stock(self, running: Iterable[Sequence]) -> None:
+        """Before a step is packed: which tenants hold less than what is theirs."""
+        if self._guaranteed:
+            held = Counter[str]()
+            for sequence in running:
+                held[sequence.tenant] += len(sequence.blocks)
+            self._short = {name for name, own in self._guaranteed.items() if held[name] < own}
+
+    def standing(self, tenant: str) -> int:
+        """0 for a tenant that holds less than what is its own, which goes before all others; else 1."""
+        return 0 if tenant in self._short else 1
 
     def _need(self, sequence: Sequence) -> int:
         return self._blocks.blocks_for(len(sequence.tokens) + 1)

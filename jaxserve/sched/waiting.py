@@ -5,7 +5,7 @@ A sequence that leaves from the middle (an abort) stays in its heap as a dead en
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from jaxserve.core.sequence import Sequence
 from jaxserve.sched.orderings.ordering import Ordering
@@ -15,8 +15,10 @@ _Entry = tuple[float, int, int, Sequence]
 
 
 class WaitingQueue:
-    def __init__(self, ordering: Ordering) -> None:
-        self._ordering = ordering
+    """`standing(tenant)`: the smallest goes first, whatever the ordering says."""
+
+    def __init__(self, ordering: Ordering, standing: Callable[[str], int] = lambda tenant: 0) -> None:
+        self._ordering, self._standing = ordering, standing
         self._epoch = ordering.epoch
         self._heaps: dict[str, list[_Entry]] = {}
         self._entries: dict[Sequence, _Entry] = {}
@@ -57,14 +59,14 @@ class WaitingQueue:
         if self._ordering.epoch != self._epoch:
             self._sort_again()
         best: Sequence | None = None
-        best_rank: tuple[float, float, int] | None = None
+        best_rank: tuple[float, float, float, int] | None = None
         for tenant in list(self._heaps):
             if tenant in passed:
                 continue
             entry = self._head(tenant)
             if entry is None:
                 continue
-            rank = (self._ordering.rank(tenant), entry[0], entry[1])
+            rank = (self._standing(tenant), self._ordering.rank(tenant), entry[0], entry[1])
             if best_rank is None or rank < best_rank:
                 best, best_rank = entry[3], rank
         return best
