@@ -161,7 +161,7 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                 if buffers < computing:  # the second warpgroup waits for the first
                     pl.when(warpgroup == 1)(lambda: plgpu.barrier_wait(turn))
                 own[...] = result.astype(out.dtype)
-                plgpu.commit_smem()
+                plgpu.commit_smem()  # before it is copied out
                 source = jnp.maximum(queries.begin - queries.start - inside, 0)
                 count = jnp.clip(queries.end - queries.start - inside, 0, M) - source
                 target = queries.start + inside + source
@@ -190,7 +190,7 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                         (inputs.k_pages, k_ring, k_ready, k_free),
                         (inputs.v_pages, v_ring, v_ready, v_free),
                     ):
-                        wait_free(at, free.at[slot])
+                        wait_free(at, free.at[slot])  # before the copy
                         row.copy(pages, kv_head, at, ids, ring.at[slot], ready.at[slot])
                     return row.ids(at + 1)
 
