@@ -17,7 +17,7 @@ test-fast: $(VENV)/.tested       ## without the slow ones
 check: $(VENV)/.tested           ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 cuda: $(VENV)/.installed         ## add the CUDA plugin: NVIDIA GPUs, and compiling for one without one
 	$(BIN)/pip install --quiet -e ".[$(or $(CUDA),cuda12)]"
