@@ -23,11 +23,14 @@ class StepSizes:
 
     def __init__(self) -> None:
         self.steps: Counter[tuple[int, int]] = Counter()
+        self.seconds = 0.0
+        """When the last step ended, on the engine's clock."""
 
     def observe(self, record: StepRecord) -> None:
         plan = record.plan
         if plan is not None and plan.num_tokens:
             self.steps[len(plan.decodes), plan.num_tokens - len(plan.decodes)] += 1
+            self.seconds = record.now
 
 
 def step_sizes(

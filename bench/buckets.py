@@ -1,0 +1,147 @@
+"""Sets of buckets compared: programs, time to compile, padding, step time, throughput, latency.
+
+python -m bench.buckets                                    the embedded model on this machine
+python -m bench.buckets --simulate --trace azure_2023_conv.jsonl --requests 2000
+
+single       one size of each kind
+powers4      powers of 4, as the engine takes by default
+powers2      powers of 2
+midpoints    powers of 2 with the midpoints between them
+linear       eight equal steps
+fitted-K     the K programs that waste least on these requests (`jaxserve buckets`)
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bench.compare.command import Comparison, at_rate, main
+from bench.compare.stage import Stage, Variant
+from jaxserve.commands.plots import plot
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import ConfigError
+from jaxserve.sched.bucket_search import best_sets
+from jaxserve.sched.cost_file import find_cost
+from jaxserve.sched.cost_model import CostModel
+from jaxserve.sim.arrivals import Arrival
+from jaxserve.sim.step_sizes import ProgramSeconds, step_sizes
+
+SMALLEST_PREFILL = 32
+COLUMNS = (
+    ("set", "name"), ("programs", "programs"), ("cold start s", "start_cold_s"), ("warm start s", "start_warm_s"),
+    ("padding %", "padding"), ("step ms", "step_s"), ("tokens/s at once", "saturated_tokens_per_s"),
+    ("TTFT p50 ms", "ttft_p50_s"), ("TTFT p99 ms", "ttft_p99_s"),
+    ("TPOT p50 ms", "tpot_p50_s"), ("TPOT p99 ms", "tpot_p99_s"),
+)  # fmt: skip
+
+
+def powers(first: int, last: int, factor: int = 2) -> tuple[int, ...]:
+    sizes = [first]
+    while sizes[-1] * factor < last:
+        sizes.append(sizes[-1] * factor)
+    return tuple(sorted({*(size for size in sizes if size < last), last}))
+
+
+def with_midpoints(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({*sizes, *((a + b) // 2 for a, b in pairwise(sizes))}))
+
+
+def linear(last: int, steps: int = 8) -> tuple[int, ...]:
+    return tuple(sorted({max(last * i // steps, 1) for i in range(1, steps + 1)}))
+
+
+def sets(config: EngineConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """(decode, mixed decode, prefill) by name."""
+    rows, tokens = config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens
+    first = min(SMALLEST_PREFILL, tokens)
+    two = powers(max(rows // 4, 1), rows, 4)
+    return {
+        "single": ((rows,), (rows,), (tokens,)),
+        "powers4": (powers(1, rows, 4), two, powers(first, tokens, 4)),
+        "powers2": (powers(1, rows), two, powers(first, tokens)),
+        "midpoints": (with_midpoints(powers(1, rows)), two, with_midpoints(powers(first, tokens))),
+        "linear": (linear(rows), two, linear(tokens)),
+    }
+
+
+def variants(given: argparse.Namespace, stage: Stage, arrivals: Sequence[Arrival]) -> list[Variant]:
+    config = stage.config
+    found = [
+        Variant(name, {"decode_buckets": d, "mixed_decode_buckets": m, "prefill_buckets": p})
+        for name, (d, m, p) in sets(config).items()
+        if not given.quick or name in ("single", "powers4")
+    ]
+    cost = find_cost(given.fit_cost or ("h200_8b_roofline" if given.simulate else "cpu_tiny_3M"))
+    steps = histogram(given, config, arrivals, cost)
+    rows, tokens = config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens
+    seconds = ProgramSeconds(cost, config.buckets.prefill_rows)
+    best = best_sets(
+        steps, max(given.fit), max_decode=rows, max_prefill=tokens, prefill_multiple=min(16, tokens), cost=seconds
+    )
+    for programs in [given.fit[0]] if given.quick else given.fit:
+        fitted = [buckets for buckets in best if buckets.programs <= programs][-1]
+        sizes = {"decode_buckets": fitted.decode, "mixed_decode_buckets": fitted.mixed_decode}
+        found.append(Variant(f"fitted-{programs}", sizes | {"prefill_buckets": fitted.prefill}))
+    return found
+
+
+def histogram(
+    given: argparse.Namespace, config: EngineConfig, arrivals: Sequence[Arrival], cost: CostModel
+) -> Counter[tuple[int, int]]:
+    """Step sizes of the runs to come: all at once and at a rate, or at the workload's own times."""
+    if given.own_times:
+        return step_sizes(config, arrivals, cost).steps
+    full = step_sizes(config, [replace(a, at_s=0.0) for a in arrivals], cost)
+    if not full.steps:
+        raise ConfigError("requests: no request could be served: shorten them, or give a larger pool (num_blocks)")
+    paced = step_sizes(config, at_rate(arrivals, given.load * len(arrivals) / full.seconds, 0), cost)
+    return full.steps + paced.steps
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("buckets")
+    group.add_argument(
+        "--fit", type=lambda text: [int(k) for k in text.split(",")], default=[8, 16], metavar="K,K",
+        help="numbers of programs to fit sets with (default 8,16)",
+    )  # fmt: skip
+    group.add_argument("--fit-cost", metavar="COST", help="what padding costs in the fit; a file or a name")
+
+
+def draw(folder: Path, result: dict[str, Any]) -> None:
+    """Throughput against programs; padding and step time of every set."""
+    rows = result["rows"]
+    note = result["cost_model"] or f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+    with plot(folder / "buckets_throughput.png", "What a set of buckets costs and gives", note, columns=2) as (a, b):
+        for row in rows:
+            full = row["saturated_tokens_per_s"] or row["tokens_per_s"]
+            a.scatter(row["programs"], full, s=80)
+            a.annotate(row["name"], (row["programs"], full), xytext=(6, 4), textcoords="offset points", fontsize=11)
+        a.set(xlabel="programs", ylabel="output tokens/s", ylim=0)
+        b.barh([row["name"] for row in rows], [100 * row["padding"] for row in rows])
+        b.invert_yaxis()
+        b.set(xlabel="padding, % of all tokens computed", xlim=(0, 100))
+    with plot(folder / "buckets_latency.png", "Latency by set of buckets", note, columns=2) as (a, b):
+        names = [row["name"] for row in rows]
+        for axes, metric in ((a, "ttft"), (b, "tpot")):
+            axes.barh(names, [1e3 * row[f"{metric}_p99_s"] for row in rows], color="#d1495b", label="p99")
+            axes.barh(names, [1e3 * row[f"{metric}_p50_s"] for row in rows], label="p50")
+            axes.invert_yaxis()
+            axes.set(xlabel=f"{metric.upper()}, ms")
+        b.legend()
+
+
+BENCH = Comparison(
+    name="buckets", doc=__doc__, variants=variants, columns=COLUMNS, draw=draw, flags=flags,
+    workload={
+        True: {"prompt_tokens": "uniform:32,512", "output_tokens": "lognormal:4.6,0.8,8,512"},
+        False: {"prompt_tokens": "uniform:8,128", "output_tokens": "lognormal:3.2,0.8,2,128"},
+    },
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main(BENCH))

@@ -1,0 +1,104 @@
+"""The comparisons run, simulated and real; the same requests for every variant; figures that agree with each other."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import buckets, chunks, strategies
+from bench.compare.command import SIMULATED, Comparison, main
+from jaxserve.sched.buckets import BucketTable
+
+BENCHES = [buckets.BENCH, chunks.BENCH, strategies.BENCH]
+SMALL = [
+    "--requests=12", "--set=num_blocks=80", "--set=max_num_seqs=4", "--set=max_num_batched_tokens=64",
+]  # fmt: skip
+
+
+def run(bench: Comparison, path: Path, *options: str) -> dict[str, Any]:
+    assert main(bench, [*options, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("bench", BENCHES, ids=lambda bench: bench.name)
+def test_a_quick_simulation(bench: Comparison, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--simulate", "--quick", "--slo=ttft<1,tpot<0.05"]
+    result = run(bench, tmp_path / "a.json", *options, "--png", str(tmp_path / "png"))
+    assert result["bench"] == bench.name and "roofline" in result["cost_model"] and result["seeds"] == [1]
+    assert "device" not in result["machine"]
+    assert all(
+        row["completed"] == 100 and row["tokens_per_s"] < row["saturated_tokens_per_s"] for row in result["rows"]
+    )
+    assert all(0.0 <= row["padding"] < 1.0 for row in result["rows"])
+    assert len({row["rate"] for row in result["rows"]}) == 1
+    assert list((tmp_path / "png").glob("*.png"))
+    again = run(bench, tmp_path / "b.json", *options, "--against", str(tmp_path / "a.json"))
+    assert again["rows"] == result["rows"]
+    ratios = re.findall(r" (\d\S*)$", capsys.readouterr().out.partition("this / that")[2], re.M)
+    assert ratios and set(ratios) == {"1"}
+
+
+def test_a_single_bucket_pads_most_and_a_fitted_set_least_for_its_size(tmp_path: Path) -> None:
+    result = run(buckets.BENCH, tmp_path / "a.json", "--simulate", "--requests=150", "--fit=8,16", "--compile-s=2")
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["single"]["padding"] == max(row["padding"] for row in rows.values())
+    assert rows["single"]["programs"] == 3 and rows["single"]["start_cold_s"] == 6.0
+    assert rows["fitted-16"]["programs"] <= 16 < rows["powers4"]["programs"]
+    assert rows["fitted-16"]["saturated_tokens_per_s"] > rows["single"]["saturated_tokens_per_s"]
+
+
+def test_chunks_bound_the_gaps(tmp_path: Path) -> None:
+    result = run(chunks.BENCH, tmp_path / "a.json", "--simulate", "--requests=200", "--chunks=256,1024,whole")
+    gaps = [row["itl_p99_s"] for row in result["rows"]]
+    assert gaps == sorted(gaps) and gaps[0] < 0.5 * gaps[-1]
+
+
+def test_a_trace_is_replayed_at_its_own_times(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    lines = [{"arrival_s": i * 0.5, "prompt_tokens": 160, "output_tokens": 40} for i in range(30)]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--simulate", "--trace", str(trace), "--own-times", "--shrink=16,8", "--strategies=continuous,chunked"]
+    for row in run(strategies.BENCH, tmp_path / "a.json", *options)["rows"]:
+        assert row["completed"] == 30 and row["saturated_tokens_per_s"] is None and row["rate"] is None
+        assert row["tokens_per_s"] == pytest.approx(30 * 5 / 14.5, rel=0.05)
+
+
+def test_every_set_serves_every_step() -> None:
+    for decode, mixed, prefill in buckets.sets(SIMULATED).values():
+        settings = {"decode_buckets": decode, "mixed_decode_buckets": mixed, "prefill_buckets": prefill}
+        config = SIMULATED.replace(**settings)
+        table = BucketTable.from_config(config.buckets, config.scheduler)
+        assert table.decode[-1] == 256 and table.prefill[-1] == 2048
+    assert buckets.with_midpoints((1, 2, 4, 8)) == (1, 2, 3, 4, 6, 8)
+    assert buckets.linear(16) == (2, 4, 6, 8, 10, 12, 14, 16) and buckets.powers(32, 100) == (32, 64, 100)
+
+
+@pytest.mark.parametrize(
+    ("bench", "options", "words"),
+    [
+        (buckets.BENCH, ["--cost=cpu_tiny_3M"], "--simulate"),
+        (buckets.BENCH, ["--simulate", "--own-times"], "there are none"),
+        (buckets.BENCH, ["--simulate", "--set=nothing"], "NAME=VALUE"),
+        (buckets.BENCH, ["--simulate", "--set=num_blocks=1", "--quick"], "no request could be served"),
+        (chunks.BENCH, ["--simulate", "--chunks=big"], "chunks = 'big'"),
+        (chunks.BENCH, ["--simulate", "--chunks=512", "--budgets=128"], "less than the chunk"),
+        (strategies.BENCH, ["--simulate", "--strategies=magic"], "'magic'"),
+        (strategies.BENCH, ["--simulate", "--strategies=slack"], "needs objectives"),
+        (strategies.BENCH, ["--simulate", "--quick", "--against=nowhere.json"], "cannot be read"),
+    ],
+)
+def test_what_cannot_work_says_what_can(bench: Comparison, options: list[str], words: str, capsys) -> None:
+    assert main(bench, options) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_real_engine_is_measured(tmp_path: Path) -> None:
+    options = ["--quick", *SMALL, "--prompt-tokens=uniform:4,40", "--output-tokens=uniform:2,8"]
+    result = run(buckets.BENCH, tmp_path / "a.json", *options)
+    assert result["cost_model"] is None and result["machine"]["device"]
+    for row in result["rows"]:
+        assert row["completed"] == 12 and row["start_cold_s"] > 0.0 and 0.0 < row["ttft_p50_s"] <= row["ttft_p99_s"]
