@@ -21,7 +21,7 @@ from jaxserve.llm import LLM
 SETTINGS: dict[str, Any] = {
     "max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_model_len": 2048, "block_size": 64,
     "decode_buckets": (64, 256), "mixed_decode_buckets": (256,), "prefill_buckets": (2048,), "prefill_rows": 16,
-    "gpu_memory_utilization": 0.85, "compilation_cache_dir": "",
+    "gpu_memory_utilization": 0.75, "compilation_cache_dir": "",
 }  # fmt: skip
 TINY = SETTINGS | {
     "max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 16, "decode_buckets": (8,),

@@ -109,7 +109,7 @@ class _Programs:
         self._params = device_params(config)
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
         size = block_bytes(config, BLOCK, jnp.bfloat16)
-        room = int(0.85 * memory_limit()) - weights - (3 << 30)  # temporaries of 8,192 tokens: about 1 GiB
+        room = int(0.75 * memory_limit()) - weights - (3 << 30)  # temporaries of 8,192 tokens: about 1 GiB
         self.blocks = max(16, min(room // size, 64 * 4096 // BLOCK + 1))
         self._lowering = Lowering(
             model_for(config), config, self._params, cache=CacheConfig(block_size=BLOCK),

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
@@ -58,6 +60,23 @@ def dump_to(folder: Path) -> None:
     os.environ |= {"MOSAIC_GPU_DUMP_TO": str(folder / "mosaic"), "MOSAIC_GPU_DUMP_PTX": "1"}
     for part in ("xla", "mosaic"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def without_disassembler_complaints() -> Iterator[None]:
+    """Keep from standard error that Mosaic GPU, which dumps machine code too, finds no nvdisasm; all else stays."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            noise = ("nvdisasm invocation failed", "=== Source Location Trace", "jaxlib/mosaic/gpu/dump.cc")
+            sys.stderr.writelines(line for line in caught if line.strip() and not line.startswith(noise))
 
 
 def take_dump(folder: Path, capability: tuple[int, int]) -> Dump:

@@ -1,5 +1,6 @@
 """What the compiler's dump says of kernels, and how many fit on a multiprocessor."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,10 @@ def test_a_dump_is_read_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_blocks_on_an_h200(registers: int, shared: int, blocks: int) -> None:
     kernel = Kernel("k", registers, 0, threads=128, shared=shared * 1024)
     assert blocks_per_core(kernel, find_target("h200")) == blocks
+
+
+def test_only_complaints_about_a_missing_disassembler_are_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    with kernel_report.without_disassembler_complaints():
+        os.write(2, b"nvdisasm invocation failed: INTERNAL: no such file\n=== Source Location Trace: ===\n")
+        os.write(2, b"jaxlib/mosaic/gpu/dump.cc:134\n\na warning\n")
+    assert capfd.readouterr().err == "a warning\n"
