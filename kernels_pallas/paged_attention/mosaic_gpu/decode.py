@@ -58,7 +58,7 @@ def decode(
     """See `paged_attention.decode`; `tile` and `splits` are otherwise taken from the table and from the shapes."""
     rows, heads, head_dim = q.shape
     _, kv_heads, page_size, _ = k_pages.shape
-    tile = tile or decode_tile(head_dim, page_size, k_pages.dtype)
+    tile = tile or decode_tile(head_dim, k_pages.dtype)
     splits = splits or choose_splits(rows, kv_heads, block_tables.shape[1] * page_size, tile.tokens)
     dtype = compute_dtype(q.dtype, k_pages.dtype)
     query, scale = positive_scale(q, options.scale)
@@ -165,10 +165,11 @@ def _body(
             plgpu.commit_smem()  # the output is staged where the rings were
             return state
 
-        scratch = {"q_s": swizzled((M, head_dim), dtype), "q_ready": plgpu.Barrier()}
+        columns = 32 if tokens % 64 else None
+        scratch = {"q_s": swizzled((M, head_dim), dtype, columns), "q_ready": plgpu.Barrier()}
         for name in "kv":
             ring = (stages, tokens, head_dim)
-            scratch[f"{name}_ring"] = plgpu.SMEM(ring, kv_dtype) if quantised else swizzled(ring, dtype)
+            scratch[f"{name}_ring"] = plgpu.SMEM(ring, kv_dtype) if quantised else swizzled(ring, dtype, columns)
             scratch[f"{name}_ready"] = plgpu.Barrier(num_arrivals=pages.units, num_barriers=stages)
             if quantised:
                 scratch[f"{name}_wide"] = swizzled((tokens, head_dim), dtype)

@@ -49,9 +49,12 @@ def _interpreter() -> Any:
     return InterpretGPUParams(detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="uninitialized")
 
 
-def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory [.., rows, H] as `wgmma` wants it: tiles of 8 rows x 128 bytes, or 64 where H needs it."""
-    columns = 64 if shape[-1] % 64 == 0 else 32
+def swizzled(shape: tuple[int, ...], dtype: Any, columns: int | None = None) -> Any:
+    """Shared memory [.., rows, H] as `wgmma` wants it: tiles of 8 rows x 64 columns, or 32 where H needs it.
+
+    Both operands of a product have one width, and the tokens of a tile are a multiple of it.
+    """
+    columns = columns or (64 if shape[-1] % 64 == 0 else 32)
     width = columns * jnp.dtype(dtype).itemsize
     return plgpu.SMEM(
         shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(width))

@@ -62,9 +62,9 @@ def prefill(
     real = q.shape[0]
     q = padded(q, ALIGNED)
     tokens, heads, head_dim = q.shape
-    _, kv_heads, page_size, _ = k_pages.shape
+    kv_heads = k_pages.shape[1]
     group = heads // kv_heads
-    tile = tile or prefill_tile(head_dim, page_size, k_pages.dtype)
+    tile = tile or prefill_tile(head_dim, k_pages.dtype)
     heads_at_once = 2 if group % 2 == 0 and tile.computing == 2 else 1
     query_tile = M * tile.computing // heads_at_once
     cuts = cut(query_offsets, context_lengths, tokens, query_tile)
