@@ -27,6 +27,8 @@ _NAMES = (
 )  # fmt: skip
 _SCALE = np.array([1.0, 64, 512, 512 * 512, 64 * 512, 64, 512, 8])
 """Features are divided by these, so that all weights are of one size."""
+_USUAL = 0.2
+"""Share of such steps up to which they are hiccups; beyond it the machine has become slower."""
 _OUTLIER = 3.0
 """A step that took this many times its prediction counts as this many times: the machine did something else."""
 
@@ -42,9 +44,10 @@ class FittedCost:
         self._gram = np.zeros((len(_NAMES), len(_NAMES)))
         self._moment = np.zeros(len(_NAMES))
         self._weights = np.zeros(len(_NAMES))
-        self._fresh: list[tuple[StepFeatures, float]] = []
+        self._fresh: list[tuple[StepFeatures, float, float]] = []
         self._weight_list: list[float] = self._weights.tolist()
         self._least = 0.0
+        self._odd = 0.0
 
     # --- predicting -------------------------------------------------------------------------------------------
 
@@ -56,15 +59,23 @@ class FittedCost:
 
     # --- learning ---------------------------------------------------------------------------------------------
 
-    def observe(self, features: StepFeatures, seconds: float) -> None:
-        """One more recorded step; it counts from the next `fit` on."""
+    def observe(self, features: StepFeatures, seconds: float, scale: float | None = None) -> None:
+        """One more recorded step; it counts from the next `fit` on.
+
+        Its error counts relative to `scale`, by default to what is predicted: relative to its own time, the fastest
+        steps of a noisy machine would weigh the most, and every prediction would be too low.
+        """
         assert seconds > 0.0
         if self.num_observed >= 32:
-            expected = self.seconds(features)
-            seconds = min(seconds, _OUTLIER * expected) if expected > 0.0 else seconds
+            most = _OUTLIER * self.seconds(features)
+            self._odd += 0.05 * ((seconds > most) - self._odd)
+            if self._odd < _USUAL:  # else it is the model that is wrong
+                seconds = min(seconds, most)
         self._least = min(self._least, 0.5 * seconds) if self._least else 0.5 * seconds
         self._index(features.bucket)
-        self._fresh.append((features, seconds))
+        if scale is None:
+            scale = self.seconds(features) if self.num_observed >= 64 and self._odd < _USUAL else seconds
+        self._fresh.append((features, seconds, scale))
         self.num_observed += 1
 
     def fit(self, sweeps: int = 8) -> None:
@@ -89,14 +100,15 @@ class FittedCost:
         """Add what was observed since the last fit to the normal equations."""
         rows = np.zeros((len(self._fresh), len(self._moment)))
         ages = np.arange(len(self._fresh))[::-1]
-        for row, (features, seconds) in zip(rows, self._fresh, strict=True):
+        targets = np.array([seconds / scale for _, seconds, scale in self._fresh])
+        for row, (features, _, scale) in zip(rows, self._fresh, strict=True):
             row[: len(_NAMES)] = _scaled(features)
             row[self._buckets[features.bucket]] = 1.0
-            row /= seconds
+            row /= scale
         kept = self._forgetting ** len(self._fresh)
         weighted = rows * (self._forgetting**ages)[:, None]
         self._gram = kept * self._gram + weighted.T @ rows
-        self._moment = kept * self._moment + weighted.sum(axis=0)
+        self._moment = kept * self._moment + weighted.T @ targets
         self._fresh.clear()
 
     def _effective(self) -> float:
