@@ -14,18 +14,21 @@ times comes back only when all the blocks it can ever need are free, and holds t
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.config import SchedulerConfig
+from jaxserve.core.decisions import Chunk, Decision, Reason
 from jaxserve.core.errors import QueueFull, TooBusy
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
-from jaxserve.core.plan import NO_BUCKET, Row, StepPlan, StepResult, TokenLogprobs
+from jaxserve.core.plan import NO_BUCKET, Row, StepPlan, StepResult, Tier, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.core.tenants import Tenants
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.forecast import Forecast
+from jaxserve.sched.journal import Journal
 from jaxserve.sched.load import Load
 from jaxserve.sched.long_prompts import LongPromptGuard
 from jaxserve.sched.orderings import OrderingContext, make_ordering
@@ -58,6 +61,10 @@ class _Draft:
     """Who waits, and has had others displaced: it alone may join."""
     stalled: bool = False
     """A decode waits for a block."""
+    held: dict[Sequence, Reason] = field(default_factory=dict[Sequence, Reason])
+    """Who has no row, and why; of those that wait only who was next."""
+    passed: set[str] = field(default_factory=set[str])
+    """Tenants whose turn or share it is not: the others need not wait for them."""
 
 
 class Scheduler:
@@ -89,6 +96,7 @@ class Scheduler:
         self._policy = make_policy(PolicyContext(config, buckets, self.costs))
         self._ledger = TenantLedger(tenants or Tenants(), config, blocks)
         self._ordering = make_ordering(OrderingContext(config, buckets, self.costs, self._ledger.tenants))
+        self.journal = Journal(config.journal_steps)
         self.forecast = Forecast(config, buckets, self.costs, self._policy)
         self._victims = victims or YoungestFirst(blocks)
         self._waiting = WaitingQueue(self._ordering, self._ledger.standing)
@@ -181,6 +189,7 @@ class Scheduler:
         self._ledger.joined(tenant, len(sequences))
         for sequence in sequences:
             self._waiting.push(sequence)
+            self.journal.queued(sequence, now)
 
     def _promise(self, sequence: Sequence, now: float) -> None:
         """Forecast its first token; with `admission = "slo"` TooBusy when that is too late to be worth queueing for."""
@@ -224,6 +233,7 @@ class Scheduler:
     def forget_steps(self) -> None:
         """A step failed: those that were planned will not be committed."""
         self.costs.lost()
+        self.journal.lost()
 
     def drain_events(self) -> list[Event]:
         """What happened outside `commit` since the last call: preemptions and outside finishes."""
@@ -242,6 +252,7 @@ class Scheduler:
         self._ledger.take_stock(self._running)
         draft = _Draft(now, self._policy.limits(load))
         self._pack(draft)
+        self._explain(draft)
         self._events.extend(self._preempted_event(sequence) for sequence in draft.preempted)
         moves = self._blocks.tiers.take_moves()
         rows = bool(draft.decodes or draft.prefills)
@@ -259,12 +270,14 @@ class Scheduler:
         )
         if rows:
             self.costs.planned(plan, now)
+        self.journal.planned(self._decision(plan, now))
         self._policy.planned(plan)
         self._ordering.planned(plan)
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
         """Take in a step's tokens. Rows of sequences that ended meanwhile are dropped."""
+        self.journal.committed(now)
         if plan.bucket.tokens:
             self.costs.committed(now)
         events = self.drain_events()
@@ -349,6 +362,7 @@ class Scheduler:
                 moves = True
             elif sequence.status is Status.RUNNING:
                 draft.stalled = True
+                draft.held[sequence] = Reason.BLOCKS
 
     def _make_room(self, sequence: Sequence, tokens: int, draft: _Draft, must: bool = True) -> bool:
         """Grow a running sequence, preempting until it fits; False if it is itself preempted, or has to wait."""
@@ -360,7 +374,7 @@ class Scheduler:
             victim = self._victims.choose(self._claim(sequence, candidates, missing, draft, must))
             if victim is None:
                 return False
-            self._preempt(victim, draft)
+            self._preempt(victim, sequence, draft)
             if victim.sequence is sequence:
                 return False
         return True
@@ -400,7 +414,7 @@ class Scheduler:
             victim = self._victims.choose(self._claim(head, candidates, missing, draft, must=False))
             if victim is None:
                 return
-            self._preempt(victim, draft)
+            self._preempt(victim, head, draft)
             draft.way_for = head
             missing = self._missing(head, draft)
 
@@ -429,10 +443,12 @@ class Scheduler:
     ) -> Claim:
         return Claim(sequence, candidates, missing, must, draft.now, tuple(self._running))
 
-    def _preempt(self, victim: Victim, draft: _Draft) -> None:
+    def _preempt(self, victim: Victim, claimant: Sequence, draft: _Draft) -> None:
         """It has no row in this plan: what it holds is saved before the rows run."""
         sequence = victim.sequence
         draft.preempted.append(sequence)
+        draft.held[sequence] = Reason.BLOCKS
+        self.journal.displaced(sequence, claimant, victim.fate, victim.prices)
         self._blocks.park(sequence, victim.fate.tier)
         self._release(sequence)
         sequence.status = Status.WAITING
@@ -452,11 +468,10 @@ class Scheduler:
         begun = self._begun()
         draft.guard = LongPromptGuard(self._config, begun, budget)
         lengths: dict[Sequence, int] = {}
-        passed: set[str] = set()
         short = bool(draft.preempted) or draft.stalled  # of blocks: nobody joins in this step
         places = limits.admit if not short else int(draft.way_for is not None)
         while budget > 0 and len(lengths) < self._buckets.prefill_rows:
-            head = self._waiting.first(passed) if places > len(draft.admitted) else None
+            head = self._waiting.first(draft.passed) if places > len(draft.admitted) else None
             if begun and (head is None or not self._precedes(head, begun[-1])):
                 sequence = begun.pop()
                 if sequence.status is not Status.RUNNING:
@@ -468,12 +483,21 @@ class Scheduler:
                     draft.guard.takes(sequence)
                 elif chunk:
                     places = 0  # it waits for blocks: nobody may take them away from it
+                    draft.held.setdefault(sequence, Reason.BLOCKS)
+                else:
+                    draft.held[sequence] = Reason.BUDGET
             elif head is None:
                 break
-            elif not draft.guard.allows(head) or not self._ledger.may_join(head, self._running):
-                passed.add(head.tenant)  # the others need not wait for its turn, or for its share
+            elif not draft.guard.allows(head):
+                draft.held[head] = Reason.BUDGET
+                draft.passed.add(head.tenant)
+            elif not self._ledger.may_join(head, self._running):
+                draft.held[head] = Reason.SHARE
+                draft.passed.add(head.tenant)
             elif self._admit(head, budget, draft, alone=not lengths):
-                if not self._blocks.tiers.loading(head):
+                if self._blocks.tiers.loading(head):
+                    draft.held[head] = Reason.TIER
+                else:
                     draft.guard.takes(head)
                     lengths[head] = self._chunk(head, budget, draft, alone=True)
                     budget -= lengths[head]
@@ -483,7 +507,43 @@ class Scheduler:
                 places = 0
         if lengths and self._config.fill_buckets and not self._aligned_chunk and not limits.whole:
             fill_to_edge(lengths, budget, self._buckets, self._blocks)
+        for sequence in begun:
+            draft.held.setdefault(sequence, Reason.BUDGET)
         draft.prefills += [self._prefill_row(sequence, length) for sequence, length in lengths.items()]
+
+    def _explain(self, draft: _Draft) -> None:
+        """Exactly one reason for everybody without a row."""
+        held, joined = draft.held, draft.limits.admit > 0
+        head = self._waiting.first(draft.passed) if joined else None
+        if head is not None and head not in held:
+            short = draft.preempted or draft.stalled
+            full = draft.limits.admit < self._config.max_num_seqs and len(draft.admitted) >= draft.limits.admit
+            held[head] = Reason.BLOCKS if short else Reason.GATE if full else Reason.BUDGET
+        if not draft.prefills:
+            for sequence in self._begun():
+                held.setdefault(sequence, Reason.BUDGET)
+        chunks = [row.sequence for row in draft.prefills]
+        for sequence in chunks:
+            held.pop(sequence, None)
+        others = Reason.ORDER if joined else Reason.GATE
+        self.journal.packed(draft.now, held, others, chunks, len(self._waiting))
+
+    def _decision(self, plan: StepPlan, now: float) -> Decision:
+        pool, tiers = self._blocks.pool, self._blocks.tiers
+        return Decision(
+            step=plan.step,
+            planned_s=now,
+            bucket=plan.bucket,
+            decode_rows=len(plan.decodes),
+            chunks=tuple([Chunk(row.sequence.id, row.start, row.length) for row in plan.prefills]),
+            admitted=tuple([sequence.id for sequence in plan.admitted]),
+            moves=dict(Counter(f"{move.source}>{move.target}" for move in plan.moves)) if plan.moves else {},
+            blocks_held=pool.capacity - pool.num_free,
+            blocks_cached=pool.num_cached,
+            blocks=pool.capacity,
+            host_blocks=tiers.used(Tier.HOST),
+            disk_blocks=tiers.used(Tier.DISK),
+        )
 
     def _begun(self) -> list[Sequence]:
         """Running sequences still in their prompts, the next one last; not those whose blocks are being loaded."""
@@ -521,7 +581,11 @@ class Scheduler:
     def _admit(self, sequence: Sequence, budget: int, draft: _Draft, alone: bool) -> bool:
         """Give a waiting sequence a slot and blocks for its first chunk; False, and it waits on."""
         limits, parked = draft.limits, self._blocks.tiers.parked(sequence)
-        if not self._blocks.tiers.ready(sequence) or not self._free_slots or sequence.num_pending:
+        if not self._blocks.tiers.ready(sequence):
+            draft.held[sequence] = Reason.TIER
+            return False
+        draft.held[sequence] = Reason.BUDGET
+        if not self._free_slots or sequence.num_pending:
             return False
         uncomputed = sequence.num_uncomputed - (parked.tokens if parked else 0)
         if limits.whole and not alone and uncomputed > min(limits.chunk, budget):
@@ -529,7 +593,9 @@ class Scheduler:
         share = sequence.params.prompt_logprobs is None
         shared = self._blocks.admit(sequence, min(limits.chunk, budget), self._reserve(sequence), share)
         if shared is None:
+            draft.held[sequence] = Reason.BLOCKS
             return False
+        del draft.held[sequence]
         self._waiting.remove(sequence)
         self._running[sequence] = None
         sequence.status = Status.RUNNING
@@ -557,8 +623,11 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> TokenSampled:
         sequence.tokens.append(token)
+        if sequence in self.journal.filling:
+            self.journal.filled(sequence, now)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
+            self.journal.first_token(sequence, now)
             if sequence.forecast_s:
                 self.forecast.note(sequence.forecast_s, now - sequence.queued_s)
         reason = None
@@ -580,6 +649,7 @@ class Scheduler:
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         sequence.finished_s = now
+        self.journal.ended(sequence, now)
 
     def _release(self, sequence: Sequence) -> None:
         """Give back a running sequence's blocks and slot."""
