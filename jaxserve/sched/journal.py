@@ -61,6 +61,8 @@ class Journal:
     # --- what can be asked ------------------------------------------------------------------------------------
 
     def decisions(self) -> list[Decision]:
+        """The steps that are remembered, oldest first."""
+        self._flush()
         return list(self._ring)
 
     def waiting(self) -> Mapping[Reason, int]:
@@ -164,13 +166,17 @@ class Journal:
     def committed(self, now: float) -> None:
         """The oldest step under way is back."""
         self._under_way.popleft().ended_s = now
-        if self._ring and self._changes:
-            self._ring[-1].changes += self._changes
-            self._changes = []
+        self._flush()
 
     def lost(self) -> None:
         """A step failed: nothing under way will be committed."""
         self._under_way.clear()
+
+    def _flush(self) -> None:
+        """What has changed since the last step was planned belongs to it."""
+        if self._ring and self._changes:
+            self._ring[-1].changes += self._changes
+            self._changes = []
 
     def _copy(self, account: Account, now: float) -> Account:
         """As it would be if it ended now."""
