@@ -171,7 +171,7 @@ def endless(count: int) -> Iterator[Arrival]:
 def test_a_long_stream_needs_no_more_memory() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
-        run(endless(count), QUICK, slo=Slo(ttft_s=1.0))
+        run(endless(count), QUICK, {"journal_steps": 16}, slo=Slo(ttft_s=1.0))
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
