@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from jaxserve.core.decisions import DECODE, ENDED, INTAKE, PREFILL, Change, Decision, Displaced, Part, Reason
 from jaxserve.core.sequence import Sequence
 
-KEPT_ACCOUNTS = 1024
+KEPT_ACCOUNTS = 512
 """Sequences that have ended and can still be asked about."""
 
 
