@@ -10,13 +10,15 @@ from jaxserve.core.sequence import FinishReason, Sequence
 from jaxserve.core.step_record import StepRecord
 from jaxserve.metrics.catalog import BOUNDS
 from jaxserve.metrics.counts import Counts
+from jaxserve.metrics.history import History
 
 
 class EngineMetrics:
-    """One writer: the engine's thread. `counts` may be read by others."""
+    """One writer: the engine's thread. `counts` may be read by others; `history` is read between steps."""
 
     def __init__(self) -> None:
         self.counts = Counts(BOUNDS)
+        self.history = History()
         self._last_token_s: dict[Sequence, float] = {}
         self._stalled_since: dict[Sequence, float] = {}
         self._stalled_s: dict[Sequence, float] = {}
@@ -24,6 +26,7 @@ class EngineMetrics:
     def observe(self, record: StepRecord) -> None:
         if record.plan is not None:
             self._count_step(record.plan, record)
+            self.history.add_step(record)
         now, last_token_s = record.now, self._last_token_s
         gaps: dict[tuple[str, float | None], int] = {}
         ended: list[tuple[Sequence, FinishReason]] = []
@@ -89,10 +92,12 @@ class EngineMetrics:
         counts.observe("request_prompt_tokens", prompt)
         counts.observe("request_uncached_prompt_tokens", max(prompt - sequence.num_cached, 0))
         self._judge(sequence, "ttft", waited, sequence.ttft_slo_s)
+        self.history.add_point(sequence, "ttft", waited, sequence.ttft_slo_s, now)
 
     def _count_gaps(self, gaps: dict[tuple[str, float | None], int], now: float) -> None:
         """`gaps`: how many tokens, by tenant and by when the token before was known; None: a first token."""
         for (tenant, before), count in gaps.items():
+            self.history.add_tokens(count, now)
             self.counts.add("generation_tokens", count)
             self.counts.add("tenant_generation_tokens", count, (tenant,))
             if before is not None:
@@ -111,6 +116,8 @@ class EngineMetrics:
         if (since := self._stalled_since.pop(sequence, None)) is not None:
             self._stalled_s[sequence] = self._stalled_s.get(sequence, 0.0) + now - since
         stalled = self._stalled_s.pop(sequence, None)
+        end = now if last is None else last
+        self.history.add_request(sequence, reason, received_s(sequence), end, stalled or 0.0, now)
         counts.add("request_success", labels=(reason.value,))
         counts.add("tenant_requests", labels=(tenant, reason.value))
         if reason is FinishReason.ERROR and last is None:
@@ -122,9 +129,9 @@ class EngineMetrics:
             return
         counts.observe("request_generation_tokens", sequence.num_outputs)
         counts.observe("request_max_num_generation_tokens", sequence.max_len - sequence.num_prompt)
-        self._time(sequence, now if last is None else last)
+        self._time(sequence, end, now)
 
-    def _time(self, sequence: Sequence, end: float) -> None:
+    def _time(self, sequence: Sequence, end: float, now: float) -> None:
         """Where the time of a sequence that came to its end went."""
         counts, tenant = self.counts, (sequence.tenant,)
         start, first = sequence.first_scheduled_s, sequence.first_token_s
@@ -143,6 +150,7 @@ class EngineMetrics:
             counts.observe("request_time_per_output_token_seconds", gap)
             counts.observe("tenant_time_per_output_token_seconds", gap, labels=tenant)
             self._judge(sequence, "tpot", gap, sequence.tpot_slo_s)
+            self.history.add_point(sequence, "tpot", gap, sequence.tpot_slo_s, now)
 
     def _judge(self, sequence: Sequence, objective: str, seconds: float, slo_s: float | None) -> None:
         if slo_s is not None:

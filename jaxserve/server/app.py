@@ -26,6 +26,7 @@ from jaxserve.server import (
 )
 from jaxserve.server.batches import Batches
 from jaxserve.server.body import ClientLeft
+from jaxserve.server.dashboard import routes as dashboard
 from jaxserve.server.errors import error_response
 from jaxserve.server.front import Front
 from jaxserve.server.keys import Keys
@@ -53,6 +54,7 @@ ROUTES = [
     Route("/ready", status.ready, methods=["GET"]),
     Route("/version", status.version, methods=["GET"]),
     Route("/metrics", metrics_routes.metrics, methods=["GET"]),
+    *dashboard.ROUTES,
     Route("/openapi.json", openapi.openapi, methods=["GET"]),
 ]
 

@@ -12,13 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.server.body import ClientLeft
 from jaxserve.server.context import Call
+from jaxserve.server.dashboard.routes import FEED_PATHS, PAGE_PATHS
 from jaxserve.server.errors import NotAllowed, error_response
 from jaxserve.server.keys import ADMIN_KEY_VARIABLE, Keys
 from jaxserve.server.log import logger
 from jaxserve.server.state import ServerState
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"})
-"""Asked without a key: probes, scrapers, and whoever wants to know how to ask."""
+OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGE_PATHS
+"""Asked without a key: probes, scrapers, whoever wants to know how to ask, and the dashboard's empty page."""
 ADMIN_PREFIXES = ("/admin", "/debug")
 _GOOD_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
 
@@ -55,7 +56,7 @@ class Front:
                 self._state.check_admission()
                 self._state.open_calls += 1
                 counted = True
-            elif self._state.service is None and scope["path"] not in OPEN_PATHS:
+            elif self._state.service is None and scope["path"] not in OPEN_PATHS | FEED_PATHS:
                 self._state.check_admission()
             await self._app(scope, receive, send_with_id)
         except ClientLeft:
@@ -75,7 +76,8 @@ class Front:
         """Raises BadKey or NotAllowed."""
         given = headers.get(b"authorization")
         authorization = None if given is None else given.decode("latin-1")
-        if path.startswith(ADMIN_PREFIXES):
+        guarded = self._keys.has_admin or self._keys.required
+        if path.startswith(ADMIN_PREFIXES) or (path in FEED_PATHS and guarded):
             if not self._keys.has_admin:
                 raise NotAllowed(
                     f"admin routes are closed: start the server with {ADMIN_KEY_VARIABLE} or admin_key_file"
@@ -83,11 +85,11 @@ class Front:
             if not self._keys.is_admin(authorization):
                 raise NotAllowed("this needs the admin key: send Authorization: Bearer KEY")
             call.admin = True
-        elif path not in OPEN_PATHS:
+        elif path not in OPEN_PATHS | FEED_PATHS:
             call.tenant = self._keys.tenant_of(authorization)
 
     def _log(self, scope: Scope, call: Call, status: int) -> None:
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS | FEED_PATHS:
             return
         now = time.monotonic()
         fields: dict[str, Any] = {

@@ -5,12 +5,14 @@ reading stands in for gauges; counters are always current.
 """
 
 import dataclasses
+import time
 from contextlib import suppress
 from typing import Any
 
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
+from jaxserve import __version__
 from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import EngineStopped
 from jaxserve.engine.engine import Engine
@@ -19,6 +21,7 @@ from jaxserve.metrics.counts import Counts
 from jaxserve.metrics.engine_metrics import EngineMetrics
 from jaxserve.metrics.prometheus import Exporter, Reading, render
 from jaxserve.metrics.snapshot import Snapshot, take
+from jaxserve.metrics.view import Seen, view
 from jaxserve.server.context import Call
 from jaxserve.server.service import Service
 
@@ -68,6 +71,32 @@ class Telemetry:
             with suppress(TimeoutError, EngineStopped):  # a long step, or none any more: step_age_seconds tells
                 self._snapshot = await self._service.loop.ask(_gauges, PATIENCE_S)
         return render(self._registry, accept)
+
+    async def view(self, seen: Seen) -> tuple[dict[str, Any], Seen]:
+        """(what the dashboard shows, what its reader will have seen); of the last moment that could be asked for."""
+        if self._service is None:
+            return {"model": None}, seen
+        service = self._service
+
+        def look(engine: Engine) -> tuple[dict[str, Any], Seen]:
+            shot = take(engine.scheduler, engine.now, with_map=True)
+            return view(shot, self._engine.history, self._engine.counts, engine.scheduler.tenants, seen)
+
+        about = {
+            "model": service.model_name,
+            "version": __version__,
+            "uptime_s": time.time() - service.created,
+            "max_num_seqs": service.loop.engine.scheduler.max_num_seqs,
+            "max_num_batched_tokens": service.loop.engine.scheduler.max_num_batched_tokens,
+            "compilations_after_warmup": service.device.compilations_after_warmup if service.device else 0,
+            "step_age_s": service.loop.step_age_s,
+            "alive": service.loop.alive,
+        }
+        try:
+            content, seen = await service.loop.ask(look, PATIENCE_S)
+        except (TimeoutError, EngineStopped):
+            return about, seen
+        return about | content, seen
 
     def _read(self) -> Reading:
         service = self._service

@@ -1,0 +1,165 @@
+"""The last steps, requests and first tokens, kept one by one: what the dashboard draws and `jaxserve doctor` reads.
+
+All rings are bounded; a reader asks for what is new since a number that it has seen.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from jaxserve.core.plan import NO_BUCKET
+from jaxserve.core.sequence import FinishReason, Sequence
+from jaxserve.core.step_record import StepRecord
+
+STEPS = 512
+REQUESTS = 512
+POINTS = 2048
+SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class StepFact:
+    """One step that ran."""
+
+    number: int
+    ended_s: float
+    bucket: str
+    decodes: int
+    prefill_tokens: int
+    padding: int
+    seconds: float
+    predicted_s: float
+    """0: nothing was predicted."""
+    admitted: int
+    preempted: int
+    moves: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFact:
+    """One sequence that ended, and where its time went: queue + prefill + decode = its age; stalls lie within them."""
+
+    number: int
+    id: str
+    tenant: str
+    ended_s: float
+    reason: str
+    queue_s: float
+    """Until its first step, what came before the scheduler included."""
+    prefill_s: float
+    decode_s: float
+    stalled_s: float
+    """Preempted: from giving way to running again."""
+    ttft_s: float | None
+    tpot_s: float | None
+    ttft_slo_s: float | None
+    tpot_slo_s: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A latency that became known. `kind`: ttft or tpot."""
+
+    number: int
+    at_s: float
+    tenant: str
+    kind: str
+    seconds: float
+    slo_s: float | None
+
+
+@dataclass(slots=True)
+class Second:
+    """Tokens of one second of the engine's clock."""
+
+    at_s: int
+    output_tokens: int = 0
+    prompt_tokens: int = 0
+
+
+class History:
+    """One writer: the engine's thread."""
+
+    def __init__(self) -> None:
+        self.steps: deque[StepFact] = deque(maxlen=STEPS)
+        self.requests: deque[RequestFact] = deque(maxlen=REQUESTS)
+        self.points: deque[Point] = deque(maxlen=POINTS)
+        self.seconds: deque[Second] = deque(maxlen=SECONDS)
+        self._requests = self._points = 0
+
+    def add_step(self, record: StepRecord) -> None:
+        plan = record.plan
+        assert plan is not None
+        if plan.bucket is NO_BUCKET:
+            return
+        decodes, tokens = len(plan.decodes), plan.num_tokens
+        self.steps.append(
+            StepFact(
+                plan.step,
+                record.now,
+                str(plan.bucket),
+                decodes,
+                tokens - decodes,
+                plan.bucket.tokens - tokens,
+                record.seconds,
+                record.predicted_s,
+                len(plan.admitted),
+                len(plan.preempted),
+                len(plan.moves),
+            )
+        )
+        second = self._second(record.now)
+        second.prompt_tokens += tokens - decodes
+
+    def add_tokens(self, count: int, now: float) -> None:
+        self._second(now).output_tokens += count
+
+    def add_point(self, sequence: Sequence, kind: str, seconds: float, slo_s: float | None, now: float) -> None:
+        self._points += 1
+        self.points.append(Point(self._points, now, sequence.tenant, kind, seconds, slo_s))
+
+    def add_request(
+        self, sequence: Sequence, reason: FinishReason, received_s: float, end_s: float, stalled_s: float, now: float
+    ) -> None:
+        self._requests += 1
+        start, first, outputs = sequence.first_scheduled_s, sequence.first_token_s, sequence.num_outputs
+        self.requests.append(
+            RequestFact(
+                number=self._requests,
+                id=sequence.id,
+                tenant=sequence.tenant,
+                ended_s=now,
+                reason=reason.value,
+                queue_s=(end_s if start is None else start) - received_s,
+                prefill_s=0.0 if start is None else (end_s if first is None else first) - start,
+                decode_s=0.0 if first is None else end_s - first,
+                stalled_s=stalled_s,
+                ttft_s=None if first is None else first - received_s,
+                tpot_s=None if first is None or outputs < 2 else (end_s - first) / (outputs - 1),
+                ttft_slo_s=sequence.ttft_slo_s,
+                tpot_slo_s=sequence.tpot_slo_s,
+                prompt_tokens=sequence.num_prompt,
+                cached_tokens=sequence.num_cached,
+                output_tokens=outputs,
+                preemptions=sequence.preemptions,
+            )
+        )
+
+    def latencies(self, kind: str, since_s: float) -> dict[str, list[Point]]:
+        """Points of one kind that became known after a time, by tenant."""
+        found: dict[str, list[Point]] = {}
+        for point in reversed(self.points):
+            if point.at_s < since_s:
+                break
+            if point.kind == kind:
+                found.setdefault(point.tenant, []).append(point)
+        return found
+
+    def _second(self, now: float) -> Second:
+        at = int(now)
+        if not self.seconds or self.seconds[-1].at_s != at:
+            self.seconds.append(Second(at))
+        return self.seconds[-1]

@@ -1,0 +1,143 @@
+"""What the dashboard and `jaxserve doctor` are sent: a snapshot, latencies by tenant, and what is new in the history.
+
+Plain JSON values, times in seconds on the engine's clock. A reader passes the `Seen` of the view before and gets only
+steps, requests and points that it does not have; without one, all that are kept.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxserve.core.tenants import Tenants
+from jaxserve.metrics.counts import Counts
+from jaxserve.metrics.history import History, Point
+from jaxserve.metrics.snapshot import Snapshot
+
+WINDOW_S = 30.0
+"""Percentiles are of what became known in so long a time."""
+MAP_CELLS = 4096
+"""More KV blocks than this are drawn several to a cell, each by its fullest."""
+TOTALS = ("prompt_tokens", "generation_tokens", "prompt_tokens_cached", "num_preemptions", "admission_rejections",
+          "request_success", "step_measured_seconds", "step_predicted_seconds")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last numbers that a reader has."""
+
+    step: int = 0
+    request: int = 0
+    point: int = 0
+    second: int = 0
+
+
+def view(snapshot: Snapshot, history: History, counts: Counts, tenants: Tenants, seen: Seen) -> tuple[Any, Seen]:
+    """(the view, what its reader will have seen)"""
+    steps = [asdict(step) for step in history.steps if step.number > seen.step]
+    requests = [asdict(request) for request in history.requests if request.number > seen.request]
+    points = [asdict(point) for point in history.points if point.number > seen.point]
+    seconds = [asdict(second) for second in history.seconds if second.at_s >= seen.second]
+    content = {
+        "now_s": snapshot.now,
+        "window_s": WINDOW_S,
+        "running": snapshot.running.total(),
+        "waiting": snapshot.waiting.total(),
+        "waiting_by_reason": dict(snapshot.waiting_by_reason),
+        "live": [asdict(live) for live in snapshot.live],
+        "tenants": _tenants(snapshot, history, counts, tenants),
+        "kv": _kv(snapshot),
+        "prediction_error": snapshot.prediction_error,
+        "totals": {name: sum(counts.counters[name].values()) for name in TOTALS},
+        "padding_share": _padding(counts),
+        "steps": steps,
+        "requests": requests,
+        "points": points,
+        "seconds": seconds,
+    }
+    last = Seen(
+        step=steps[-1]["number"] if steps else seen.step,
+        request=requests[-1]["number"] if requests else seen.request,
+        point=points[-1]["number"] if points else seen.point,
+        second=seconds[-1]["at_s"] if seconds else seen.second,
+    )
+    return content, last
+
+
+def percentile(ordered: list[float], share: float) -> float | None:
+    """Nearest rank, of sorted values; None of nothing."""
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
+
+
+def _tenants(snapshot: Snapshot, history: History, counts: Counts, tenants: Tenants) -> list[dict[str, Any]]:
+    since = snapshot.now - WINDOW_S
+    ttft, tpot = history.latencies("ttft", since), history.latencies("tpot", since)
+    refused: Counter[str] = Counter()
+    for (tenant, _), count in counts.counters["tenant_rejections"].items():
+        refused[tenant] += int(count)
+    shown = []
+    for tenant in tenants:
+        name = tenant.name
+        shown.append(
+            {
+                "name": name,
+                "weight": tenant.weight,
+                "running": snapshot.running[name],
+                "waiting": snapshot.waiting[name],
+                "blocks": snapshot.held_blocks[name],
+                "kv_max": tenant.kv_max,
+                "generation_tokens": counts.counters["tenant_generation_tokens"].get((name,), 0),
+                "refused": refused[name],
+                "ttft": _latency(ttft.get(name, []), tenant.ttft_slo_s),
+                "tpot": _latency(tpot.get(name, []), tenant.tpot_slo_s),
+            }
+        )
+    return shown
+
+
+def _latency(points: Iterable[Point], slo_s: float | None) -> dict[str, Any]:
+    """`slo_s`: the tenant's own; where it has none, the last judged request's is shown."""
+    points = list(points)
+    values = sorted(point.seconds for point in points)
+    judged = [point for point in points if point.slo_s is not None]
+    met = sum(point.seconds <= (point.slo_s or 0.0) for point in judged)
+    return {
+        "count": len(values),
+        "p50": percentile(values, 0.5),
+        "p99": percentile(values, 0.99),
+        "slo_s": slo_s if slo_s is not None or not judged else judged[0].slo_s,
+        "attained": met / len(judged) if judged else None,
+    }
+
+
+def _kv(snapshot: Snapshot) -> dict[str, Any]:
+    free, cached, used, shared = snapshot.blocks
+    states, per_cell = snapshot.block_map, -(-len(snapshot.block_map) // MAP_CELLS)
+    cells = [max(states[i : i + per_cell]) for i in range(0, len(states), per_cell)] if states else []
+    return {
+        "free": free,
+        "cached": cached,
+        "used": used,
+        "shared": shared,
+        "usage": snapshot.kv_usage,
+        "prefix_queries": snapshot.prefix_queries,
+        "prefix_hits": snapshot.prefix_hits,
+        "blocks_per_cell": per_cell,
+        "map": "".join(map(str, cells)),
+        "tiers": [
+            {
+                "name": name,
+                "used": snapshot.tier_used[name],
+                "capacity": capacity,
+                "sequences": snapshot.swapped[name],
+            }
+            for name, capacity in snapshot.tier_capacity.items()
+        ],
+    }
+
+
+def _padding(counts: Counts) -> float | None:
+    """Share of the buckets' tokens so far that were padding."""
+    tokens = counts.counters["step_tokens"]
+    total = sum(tokens.values())
+    return tokens.get(("padding",), 0) / total if total else None
