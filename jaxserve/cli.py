@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from jaxserve import __version__
-from jaxserve.commands import buckets, calibrate, plan, simulate
+from jaxserve.commands import buckets, calibrate, plan, replay, simulate
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.tenants import Tenants
+from jaxserve.sim.record import open_recording, record_engine
 
 _EXAMPLES = """\
 examples:
@@ -52,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="serve a model over HTTP", epilog=_EXAMPLES, formatter_class=WideFormatter
     )
     serve.set_defaults(run=_serve)
+    group = serve.add_argument_group("recording")
+    group.add_argument(
+        "--record",
+        metavar="FILE",
+        help="write requests, decisions and step times, for simulate and replay; no text",
+    )
+    group.add_argument("--record-tokens", action="store_true", help="token ids of prompts and outputs, too")
     add_settings(serve)
 
     generate = commands.add_parser(
@@ -74,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("destination", help="a folder that does not exist yet")
     convert.set_defaults(run=_convert)
 
-    for command in (plan, simulate, buckets, calibrate):
+    for command in (plan, simulate, replay, buckets, calibrate):
         command.add(commands)
     return parser
 
@@ -87,11 +95,15 @@ def _serve(given: argparse.Namespace) -> int:
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install starlette uvicorn httptools pydantic") from error
 
+    recording = open_recording(given.record) if given.record else None
+
     def load() -> Service:
         from jaxserve.engine.loop import EngineLoop
         from jaxserve.llm import LLM
 
         llm = LLM(config=config)
+        if recording is not None:
+            record_engine(llm.engine, recording, llm.config, llm.tenants, tokens=given.record_tokens)
         scheme = "http" if config.server.ssl_certfile is None else "https"
         place = f"{scheme}://{config.server.host}:{config.server.port}"
         print(f"jaxserve {__version__}: {llm.model_name} on {place}", flush=True)

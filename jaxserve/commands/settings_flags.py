@@ -42,9 +42,14 @@ def _reader(setting: Setting) -> Any:
     return float if float in kinds else int
 
 
+def given_settings(given: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags, by their flat names."""
+    return {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
+
+
 def read_config(given: argparse.Namespace) -> EngineConfig:
     """The file that --config names, and the flags over it."""
-    settings = {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
+    settings = given_settings(given)
     if given.config:
         return EngineConfig.from_toml(given.config, **settings)
     return EngineConfig.from_settings(**settings)

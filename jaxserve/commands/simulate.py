@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings, read_config
 from jaxserve.commands.simulation_page import page, terminal
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
 from jaxserve.core.progress import progress_bar
@@ -59,7 +59,7 @@ def run(given: argparse.Namespace) -> int:
             config, workload.source(), cost, replicas=given.replicas, router=given.router, slo=slo, tenants=tenants,
             watch=watcher.watch,
         )  # fmt: skip
-    settings = {"workload": workload.describe(), "config": given.config or "", **_changed(given)}
+    settings = {"workload": workload.describe(), "config": given.config or "", **given_settings(given)}
     stored = {"simulated": True, **settings, **report.to_json()}
     _write(given, report, stored, settings)
     return 0
@@ -77,10 +77,6 @@ def _write(given: argparse.Namespace, report: SimReport, stored: dict[str, Any],
         title = f"jaxserve simulate: {Path(given.trace).name if given.trace else 'drawn requests'}"
         given.html.write_text(page(report, title, settings))
         print(f"wrote {given.html}", file=sys.stderr)
-
-
-def _changed(given: argparse.Namespace) -> dict[str, Any]:
-    return {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
 
 
 def _expected(trace: str | None, requests: int | None) -> int | None:

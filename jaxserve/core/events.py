@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxserve.core.plan import Tier, TokenLogprobs
-from jaxserve.core.sequence import FinishReason, Sequence
+from jaxserve.core.sequence import FinishReason, Request, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class Refused:
 
     tenant: str
     reason: str
+    request: Request | None = None
 
 
 Event = TokenSampled | PromptScored | Finished | Preempted

@@ -59,6 +59,11 @@ class Engine:
         return self.scheduler.has_work or bool(self._flying) or bool(self._events)
 
     @property
+    def now_s(self) -> float:
+        """What the engine's clock shows."""
+        return self._clock.now()
+
+    @property
     def idle(self) -> bool:
         """The last step found nothing that could run: until `wake_s` or a new request, the next will not either."""
         return self._idle
@@ -93,7 +98,8 @@ class Engine:
             return self._add(request)
         except (TooBusy, InvalidRequest) as error:
             reason = error.reason if isinstance(error, TooBusy) else "invalid"
-            self._tell(StepRecord([Refused(self.scheduler.tenants[request.tenant].name, reason)], self._clock.now()))
+            refused = Refused(self.scheduler.tenants[request.tenant].name, reason, request)
+            self._tell(StepRecord([refused], self._clock.now()))
             raise
 
     def _add(self, request: Request) -> list[Sequence]:

@@ -35,13 +35,17 @@ def load_cost(path: str | Path) -> CostModel:
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
     fields = cast(dict[str, Any], stored if isinstance(stored, dict) else {})
-    kind = _KINDS.get(fields.get("kind", ""))
-    if kind is None:
+    if fields.get("kind") not in _KINDS:
         raise ConfigError(f"{path}: no cost model: `jaxserve calibrate` makes one, configs/cost/ holds examples")
     try:
-        return kind.from_json(fields)
+        return cost_from_json(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: a damaged cost model ({error}): make it again with `jaxserve calibrate`") from error
+
+
+def cost_from_json(stored: dict[str, Any]) -> CostModel:
+    """The model that `to_json` of one of the kinds gave."""
+    return _KINDS[stored["kind"]].from_json(stored)
 
 
 def save_cost(path: str | Path, model: FormulaCost | FittedCost, belongs_to: dict[str, Any] | None = None) -> None:

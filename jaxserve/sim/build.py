@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
-from jaxserve.core.clock import VirtualClock
+from jaxserve.core.clock import Clock, VirtualClock
 from jaxserve.core.config import CacheConfig, EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.executor import Executor
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_model import CostModel, FormulaCost
 from jaxserve.sched.move_costs import MoveCosts
@@ -43,22 +44,48 @@ def simulated(config: EngineConfig, cost: CostModel, clock: VirtualClock, tenant
       ConfigError: neither is set, or the settings cannot work.
     """
     num_blocks = _num_blocks(config.cache, cost)
-    table = BucketTable.from_config(config.buckets, config.scheduler)
     tiers, moves = _tiers(config.cache, cost)
-    blocks = BlockManager(config.cache, num_blocks + 1, tiers=tiers)
-    costs = StepCosts(cost)
-    victims = CheapestFirst(blocks, costs, moves, table)
-    scheduler = Scheduler(config.scheduler, table, blocks, costs=costs, tenants=tenants, victims=victims)
     executor = SimExecutor(cost, clock, moves)
-    engine = Engine(
-        scheduler,
-        executor,
-        Limits(VOCAB_SIZE, config.model.max_model_len or VOCAB_SIZE, blocks.max_tokens),
-        clock,
-        overlap=config.runtime.overlap,
-        seed=config.model.seed,
+    max_len = config.model.max_model_len or VOCAB_SIZE
+    costs = StepCosts(cost, learns=False)  # it is the device's own: what it says is true, and replicas share it
+    return Simulated(
+        host_side(config, num_blocks + 1, max_len, executor, costs, clock, tenants, tiers, moves), executor
     )
-    return Simulated(engine, executor)
+
+
+def host_side(
+    config: EngineConfig,
+    num_blocks: int,
+    max_len: int,
+    executor: Executor,
+    costs: StepCosts,
+    clock: Clock,
+    tenants: Tenants | None = None,
+    tiers: TierLedger | None = None,
+    moves: MoveCosts = NO_MOVES,
+) -> Engine:
+    """The engine that serves, around any executor. `num_blocks`: the scratch block included."""
+    pinned = config.runtime.deterministic
+    table = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
+    blocks = BlockManager(
+        config.cache,
+        num_blocks,
+        tiers=tiers,
+        share_multiple=table.max_prefill_tokens if pinned else 1,
+        share_outputs=not pinned,
+    )
+    victims = CheapestFirst(blocks, costs, moves, table)
+    scheduler = Scheduler(
+        config.scheduler,
+        table,
+        blocks,
+        table.max_prefill_tokens if pinned else None,
+        costs=costs,
+        tenants=tenants,
+        victims=victims,
+    )
+    limits = Limits(VOCAB_SIZE, max_len, blocks.max_tokens)
+    return Engine(scheduler, executor, limits, clock, overlap=config.runtime.overlap, seed=config.model.seed)
 
 
 def _num_blocks(config: CacheConfig, cost: CostModel) -> int:

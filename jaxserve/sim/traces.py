@@ -16,12 +16,15 @@ from typing import cast
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.sim.arrivals import Arrival
+from jaxserve.sim.record import is_record, read_record
 
 _KNOWN = {"arrival_s", "prompt_tokens", "output_tokens", "tenant", "kind", "prefix_blocks", "block_tokens"}
 
 
 def read_trace(path: str | Path) -> Iterator[Arrival]:
     """A JSONL trace, line by line, in order of time: the fields of `Arrival`, of which the first three must be there.
+
+    A record (`sim.record`) is read as a trace, too: whole, since its requests are written as they end.
 
     Raises:
       ConfigError: with the line, the field and what was expected.
@@ -30,6 +33,9 @@ def read_trace(path: str | Path) -> Iterator[Arrival]:
     try:
         with open(path) as lines:
             for number, line in enumerate(lines, 1):
+                if number == 1 and is_record(line):
+                    yield from read_record(path).arrivals()
+                    return
                 if line.strip():
                     arrival = _arrival(f"{path}:{number}", line)
                     if arrival.at_s < last_s:

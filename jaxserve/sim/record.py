@@ -1,0 +1,419 @@
+"""Records of a running engine: what came, what each step decided, how long it took. JSON, one object a line.
+
+    {"jaxserve_record": 1, "config": {...}, "num_blocks": 513, ...}                 the first line
+    {"request": 7, "arrival_s": 1.2, "queued_s": 1.21, "prompt_tokens": 300, ...}   when it is first scheduled
+    {"step": 41, "planned_s": 1.22, "committed_s": 1.25, "prefills": [...], ...}    when it is committed
+    {"end": [7, 0], "output_tokens": 25, "reason": "stop", "blocks": [...]}         when it ends
+
+Nothing in it says what was asked or answered. `blocks` are ids of the sequence's full blocks, keyed hashes of a chain
+over its tokens: equal ids mean equal beginnings, which is all that the prefix cache looks at, and the key is thrown
+away. `tokens=True` adds token ids. `sim.replay` runs a record again; every command that takes a trace takes a record.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import secrets
+import statistics
+import zlib
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from jaxserve import __version__
+from jaxserve.cache.prefix_cache import PrefixCache
+from jaxserve.core.config import EngineConfig, all_settings
+from jaxserve.core.errors import ConfigError
+from jaxserve.core.events import Finished, Refused, TokenSampled
+from jaxserve.core.plan import Bucket, StepPlan
+from jaxserve.core.sequence import FinishReason, Request, Sequence
+from jaxserve.core.step_record import StepRecord
+from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.engine.engine import Engine
+from jaxserve.sched.cost_file import cost_from_json
+from jaxserve.sched.cost_model import CostModel, FormulaCost, StepFeatures
+from jaxserve.sched.fitted_cost import FittedCost
+from jaxserve.sim.arrivals import Arrival
+
+VERSION = 1
+_STEPS_UNDER_WAY = 8
+_PRIVATE = ("model", "server")
+"""Sections that a record leaves out: who serves what where is nobody's business in a trace."""
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """An engine's observer that writes a record. `num_blocks`: of the pool, the scratch block included."""
+
+    def __init__(
+        self,
+        file: TextIO,
+        config: EngineConfig,
+        num_blocks: int,
+        max_model_len: int,
+        start_s: float,
+        *,
+        tenants: Tenants | None = None,
+        cost: CostModel | None = None,
+        machine: dict[str, Any] | None = None,
+        tokens: bool = False,
+    ) -> None:
+        self._file, self._start_s, self._tokens = file, start_s, tokens
+        self._block_size = config.cache.block_size
+        self._prefixes = PrefixCache(config.cache.block_size)
+        self._key = secrets.token_bytes(32)
+        self._met: dict[Sequence, tuple[int, int]] = {}
+        self._numbers: dict[int, tuple[int, Request, int]] = {}  # by identity: number, request, sequences not ended
+        self._leaving: deque[tuple[int, Sequence]] = deque()
+        self._count = 0
+        self._step = 0
+        header = {
+            "jaxserve_record": VERSION,
+            "config": _settings(config),
+            "num_blocks": num_blocks,
+            "max_model_len": max_model_len,
+            "tenants": [_tenant(tenant) for tenant in tenants or ()],
+            "cost_model": cost.to_json() if isinstance(cost, FormulaCost | FittedCost) else None,
+            "machine": machine or {},
+        }
+        self._write(header)
+
+    def observe(self, record: StepRecord) -> None:
+        plan = record.plan
+        if plan is not None:
+            for row in plan.prefills:
+                self._name(row.sequence)
+            self._step = plan.step
+            self._write_step(plan, record)
+            self._forget()
+        for event in record.events:
+            match event:
+                case TokenSampled() if event.finish is not None:
+                    self._end(event.sequence, event.finish)
+                case Finished():
+                    self._end(event.sequence, event.reason)
+                case Refused() if event.request is not None:
+                    self._count += 1
+                    self._write(self._described(self._count - 1, event.request, record.now) | {"refused": event.reason})
+                case _:
+                    pass
+
+    def close(self, live: Iterable[Sequence] = ()) -> None:
+        """`live`: what waits or runs still; it is written, without an end."""
+        for sequence in live:
+            self._name(sequence)
+        self._file.close()
+
+    def _name(self, sequence: Sequence) -> tuple[int, int]:
+        """(request's number, index). One that is new is written down."""
+        name = self._met.get(sequence)
+        if name is None:
+            number = self._number(sequence)
+            name = self._met[sequence] = number, sequence.index
+        return name
+
+    def _number(self, sequence: Sequence) -> int:
+        request = sequence.request
+        known = self._numbers.get(id(request))
+        if known is not None:
+            return known[0]
+        number, self._count = self._count, self._count + 1
+        self._numbers[id(request)] = number, request, request.params.n
+        fields = self._described(number, request, sequence.queued_s)
+        fields["max_output_tokens"] = sequence.max_len - sequence.num_prompt
+        fields["order"] = sequence.arrival
+        if self._tokens:
+            fields["prompt"] = list(request.prompt)
+        self._write(fields)
+        return number
+
+    def _forget(self) -> None:
+        """Sequences that ended some steps ago: no step under way has a row of theirs any more."""
+        while self._leaving and self._leaving[0][0] < self._step - _STEPS_UNDER_WAY:
+            _, sequence = self._leaving.popleft()
+            del self._met[sequence]
+            number, request, left = self._numbers[id(sequence.request)]
+            if left == 1:
+                del self._numbers[id(request)]
+            else:
+                self._numbers[id(request)] = number, request, left - 1
+
+    def _described(self, number: int, request: Request, queued_s: float) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "request": number,
+            "arrival_s": self._time(request.arrival_s),
+            "queued_s": self._time(queued_s),
+            "prompt_tokens": len(request.prompt),
+            "max_output_tokens": request.params.max_tokens,
+            "tenant": request.tenant,
+            "n": request.params.n,
+        }
+        for name in ("priority", "ttft_slo_s", "tpot_slo_s"):
+            if getattr(request, name) is not None:
+                fields[name] = getattr(request, name)
+        return fields
+
+    def _write_step(self, plan: StepPlan, record: StepRecord) -> None:
+        features = StepFeatures.of(plan)
+        self._write(
+            {
+                "step": plan.step,
+                "planned_s": self._time(record.planned_s),
+                "committed_s": self._time(record.now),
+                "seconds": round(record.seconds, 9),
+                "bucket": list(plan.bucket),
+                "decodes": len(plan.decodes),
+                "decode_context": features.decode_context,
+                "prefills": [[*self._name(r.sequence), r.start, r.length] for r in plan.prefills],
+                "decision": decision(plan, self._met),
+            }
+        )
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        known = len(sequence.tokens) - len(sequence.tokens) % self._block_size
+        links = self._prefixes.hash_blocks(sequence, known // self._block_size)
+        fields: dict[str, Any] = {
+            "end": list(self._name(sequence)),
+            "ended_s": self._time(sequence.finished_s or 0.0),
+            "output_tokens": sequence.num_outputs,
+            "reason": str(reason),
+            "first_scheduled_s": self._time(sequence.first_scheduled_s),
+            "first_token_s": self._time(sequence.first_token_s),
+            "blocks": [self._id(link) for link in links],
+        }
+        if self._tokens:
+            fields["output"] = sequence.output_tokens
+        self._write(fields)
+        self._leaving.append((self._step, sequence))
+
+    def _id(self, link: bytes) -> int:
+        return int.from_bytes(hashlib.blake2b(link, digest_size=6, key=self._key).digest())
+
+    def _time(self, at_s: float | None) -> Any:
+        return None if at_s is None else round(at_s - self._start_s, 9)
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        self._file.write(json.dumps(fields, separators=(",", ":")) + "\n")
+
+
+def decision(plan: StepPlan, names: Mapping[Sequence, tuple[int, int]]) -> int:
+    """A number that two plans share if they run the same rows in the same bucket and preempt the same sequences."""
+    rows = [(*names.get(row.sequence, (-1, 0)), row.start, row.length) for row in (*plan.decodes, *plan.prefills)]
+    preempted = [names.get(sequence, (-1, 0)) for sequence in plan.preempted]
+    return zlib.crc32(json.dumps([rows, list(plan.bucket), preempted]).encode())
+
+
+def _settings(config: EngineConfig) -> dict[str, Any]:
+    """Settings that are not the defaults, by their flat names, of the sections that scheduling depends on."""
+    return {
+        s.name: value
+        for s in all_settings()
+        if s.section not in _PRIVATE and s.name not in ("tenants", "cost_model")
+        and (value := getattr(getattr(config, s.section), s.name)) != s.default
+    }  # fmt: skip
+
+
+def _tenant(tenant: Tenant) -> dict[str, Any]:
+    """Everything but its keys."""
+    return {f.name: getattr(tenant, f.name) for f in dataclasses.fields(tenant) if f.name != "keys"}
+
+
+def open_recording(path: str | Path) -> TextIO:
+    """A file for a record, line by line: what is written outlives the process. ConfigError if it exists."""
+    try:
+        return open(path, "x", buffering=1)
+    except FileExistsError as error:
+        raise ConfigError(f"record = {str(path)!r} exists: give another file, a record is not written over") from error
+    except OSError as error:
+        raise ConfigError(f"record = {str(path)!r} cannot be written ({error.strerror}): give another file") from error
+
+
+def record_engine(
+    engine: Engine, file: TextIO, config: EngineConfig, tenants: Tenants, *, tokens: bool = False
+) -> Recorder:
+    """Record an engine that has not been given a request yet, from now on."""
+    scheduler = engine.scheduler
+    recorder = Recorder(
+        file, config, scheduler.blocks.pool.capacity + 1, engine.limits.max_model_len, engine.now_s,
+        tenants=tenants, cost=scheduler.costs.model, machine=machine(), tokens=tokens,
+    )  # fmt: skip
+    engine.observers.append(recorder)
+    return recorder
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "processors": os.cpu_count(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "jaxserve": __version__,
+    }
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class RecordedSequence:
+    output_tokens: int
+    reason: str
+    ended_s: float
+    blocks: tuple[int, ...]
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+
+
+@dataclass(slots=True)
+class RecordedRequest:
+    number: int
+    arrival_s: float
+    queued_s: float
+    prompt_tokens: int
+    max_output_tokens: int | None
+    tenant: str = "default"
+    n: int = 1
+    priority: int | None = None
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    refused: str = ""
+    order: float = math.inf
+    """The scheduler's arrival number."""
+    prompt: list[int] | None = None
+    ends: dict[int, RecordedSequence] = field(default_factory=dict[int, RecordedSequence])
+    """By the sequence's index; one that had not ended when the record did has none."""
+
+
+@dataclass(slots=True)
+class RecordedStep:
+    step: int
+    planned_s: float
+    committed_s: float
+    seconds: float
+    bucket: Bucket
+    decodes: int
+    decode_context: int
+    prefills: list[list[int]]
+    """[request, sequence's index, start, length] each."""
+    decision: int
+
+    @property
+    def features(self) -> StepFeatures:
+        tokens, pairs = 0, 0.0
+        for _, _, start, length in self.prefills:
+            tokens += length
+            pairs += length * (start + 0.5 * length)
+        return StepFeatures(tokens, pairs, len(self.prefills), self.decodes, self.decode_context, self.bucket)
+
+
+@dataclass(slots=True)
+class Record:
+    config: EngineConfig
+    num_blocks: int
+    max_model_len: int
+    tenants: Tenants
+    cost: CostModel | None
+    """What the engine's cost model knew when the record began."""
+    machine: dict[str, Any]
+    requests: list[RecordedRequest] = field(default_factory=list[RecordedRequest])
+    """In the order in which the engine was given them."""
+    steps: list[RecordedStep] = field(default_factory=list[RecordedStep])
+
+    def arrivals(self) -> list[Arrival]:
+        """The requests as a trace. Whoever was refused, or had not ended, is taken to want the median output."""
+        ended = [end.output_tokens for request in self.requests for end in request.ends.values()]
+        usual = int(statistics.median(ended)) if ended else 16
+        arrivals: list[Arrival] = []
+        for request in self.requests:
+            for index in range(request.n):
+                end = request.ends.get(index)
+                limit = request.max_output_tokens or usual
+                output = max(end.output_tokens if end else min(usual, limit), 1)
+                full = request.prompt_tokens // self.config.cache.block_size
+                blocks = end.blocks[:full] if end else ()
+                arrivals.append(
+                    Arrival(
+                        max(request.arrival_s, 0.0), request.prompt_tokens, output, request.tenant,
+                        prefix_blocks=blocks, block_tokens=self.config.cache.block_size,
+                    )
+                )  # fmt: skip
+        return sorted(arrivals, key=lambda arrival: arrival.at_s)
+
+    def fitted(self, steps: Iterable[RecordedStep] | None = None) -> FittedCost:
+        """A cost model of the recorded step times, each with equal weight."""
+        model = FittedCost(f"measured: fitted to {len(self.steps)} recorded steps", forgetting=1.0)
+        for step in self.steps if steps is None else steps:
+            if step.seconds > 0.0 and step.features.rows:
+                model.observe(step.features, step.seconds)
+        model.fit(sweeps=200)
+        return model
+
+
+def is_record(first_line: str) -> bool:
+    return first_line.startswith('{"jaxserve_record"')
+
+
+def read_record(path: str | Path) -> Record:
+    """Raises ConfigError with the line and what was expected."""
+    try:
+        with open(path) as lines:
+            return _read(str(path), lines)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): `jaxserve serve --record` writes one") from error
+
+
+def _read(path: str, lines: Iterable[str]) -> Record:
+    record: Record | None = None
+    by_number: dict[int, RecordedRequest] = {}
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        try:
+            fields = cast(dict[str, Any], json.loads(line))
+            if record is None:
+                record = _header(where, fields)
+            elif "request" in fields:
+                request = RecordedRequest(fields.pop("request"), **fields)
+                by_number[request.number] = request
+            elif "step" in fields:
+                fields.update(bucket=Bucket(*fields["bucket"]))
+                record.steps.append(RecordedStep(**fields))
+            else:
+                request_number, index = fields.pop("end")
+                fields.pop("output", None)
+                fields.update(blocks=tuple(fields["blocks"]))
+                by_number[request_number].ends[index] = RecordedSequence(**fields)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            if record is not None and not line.endswith("\n"):
+                break  # the engine was killed while it wrote
+            raise ConfigError(f"{where}: not JSON: {error}: expected a line of a record") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{where}: no line of a record ({error}): `jaxserve serve --record` writes them"
+            ) from error
+    if record is None:
+        raise ConfigError(f"{path}: empty: `jaxserve serve --record` writes records")
+    record.requests = sorted(by_number.values(), key=lambda r: (r.queued_s, r.order, r.number))
+    return record
+
+
+def _header(where: str, fields: dict[str, Any]) -> Record:
+    if fields.get("jaxserve_record") != VERSION:
+        raise ConfigError(f"{where}: no record of version {VERSION}: its first line holds jaxserve_record = {VERSION}")
+    cost = fields["cost_model"]
+    return Record(
+        EngineConfig.from_settings(**fields["config"]),
+        fields["num_blocks"],
+        fields["max_model_len"],
+        Tenants(Tenant(**tenant) for tenant in fields["tenants"]),
+        cost_from_json(cost) if cost else None,
+        fields["machine"],
+    )
