@@ -79,12 +79,28 @@ def test_a_prefix_hit_is_a_miss(base: LLM, prompts: list[list[int]], reference: 
     "settings",
     [
         {"overlap": False},
+        {"policy": "static", "batch_size": 3},
+        {"policy": "dynamic", "max_batch_size": 4},
+        {"policy": "continuous"},
+        {"policy": "adaptive", "tpot_slo_s": 0.01, "ordering": "shortest"},
+        {"ordering": "fair", "long_prefill_token_threshold": 16},
         {"chunk_size": 7},
         {"fill_buckets": False, "enable_prefix_caching": False},
         {"num_blocks": 14, "watermark": 0.0},
         {"num_blocks": 14, "watermark": 0.0, "overlap": False, "chunk_size": 16},
     ],
-    ids=["plain", "chunked", "no prefixes", "preempted", "preempted, plain, chunked"],
+    ids=[
+        "plain",
+        "static",
+        "dynamic",
+        "continuous",
+        "adaptive, shortest",
+        "fair, long prompts in pieces",
+        "chunked",
+        "no prefixes",
+        "preempted",
+        "preempted, plain, chunked",
+    ],
 )
 def test_other_schedules(
     make_llm: Callable[..., LLM], prompts: list[list[int]], reference: list[list[int]], settings: dict[str, Any]
