@@ -17,6 +17,7 @@ from jaxserve.server import (
     batches,
     chat,
     completions,
+    debug_routes,
     files,
     generate,
     metrics_routes,
@@ -55,6 +56,9 @@ ROUTES = [
     Route("/version", status.version, methods=["GET"]),
     Route("/metrics", metrics_routes.metrics, methods=["GET"]),
     *dashboard.ROUTES,
+    Route("/debug/timeline", debug_routes.timeline, methods=["GET"]),
+    Route("/debug/decisions", debug_routes.decisions, methods=["GET"]),
+    Route("/debug/requests/{request_id:path}", debug_routes.one_request, methods=["GET"]),
     Route("/openapi.json", openapi.openapi, methods=["GET"]),
 ]
 

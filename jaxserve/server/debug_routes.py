@@ -1,0 +1,63 @@
+"""Why did it do that? What the scheduler remembers of its last steps and of every request; for the admin key only.
+
+    GET /debug/timeline         a Chrome trace: open it at ui.perfetto.dev
+    GET /debug/decisions        the same steps as they are recorded, for `jaxserve timeline --record`
+    GET /debug/requests/{id}    where a request's time went, live or ended
+"""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jaxserve.core.clock import MonotonicClock
+from jaxserve.engine.engine import Engine
+from jaxserve.metrics.decision_record import to_json
+from jaxserve.metrics.timeline import chrome_trace
+from jaxserve.sched.journal import Account
+from jaxserve.server.service import Service
+
+PATIENCE_S = 10.0
+"""A step under way may take as long; the question is put after it."""
+
+
+async def timeline(request: Request) -> Response:
+    service: Service = request.app.state.service
+    decisions = await service.loop.ask(lambda engine: engine.scheduler.journal.decisions(), PATIENCE_S)
+    return JSONResponse(chrome_trace(decisions))
+
+
+async def decisions(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return JSONResponse(await service.loop.ask(lambda e: to_json(e.scheduler.journal.decisions()), PATIENCE_S))
+
+
+async def one_request(request: Request) -> Response:
+    service: Service = request.app.state.service
+    name, now = request.path_params["request_id"], MonotonicClock().now()
+
+    def look(engine: Engine) -> dict[str, Account]:
+        return engine.scheduler.journal.accounts_of(name, now)
+
+    found = await service.loop.ask(look, PATIENCE_S)
+    if not found:
+        message = f"request {name!r} is not known: it never came, or ended too long ago"
+        body = {"message": message, "type": "invalid_request_error", "param": "request_id", "code": 404}
+        return JSONResponse({"error": body}, 404)
+    return JSONResponse({"id": name, "sequences": [_told(sequence, account) for sequence, account in found.items()]})
+
+
+def _told(sequence: str, account: Account) -> dict[str, Any]:
+    first = account.first_token
+    return {
+        "id": sequence,
+        "state": account.ended or str(account.part),
+        "total_s": sum(account.seconds.values()),
+        "seconds": account.seconds,
+        "ttft_s": None if first is None else sum(first.values()),
+        "ttft_parts_s": first,
+        "preemptions": [
+            {"for": entry.claimant, "fate": entry.fate, "prices_s": dict(entry.prices)}
+            for entry in account.preemptions
+        ],
+    }  # fmt: skip

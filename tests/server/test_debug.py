@@ -1,0 +1,59 @@
+"""The debug routes: for the admin key, true to what the scheduler recorded, and what `jaxserve timeline` reads."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxserve.cli import main
+from jaxserve.server.keys import Keys
+from tests.engine.conftest import build_engine
+from tests.server.conftest import Running, fake_service, serve
+
+ADMIN = "the-admin-key"
+HEADERS = {"Authorization": f"Bearer {ADMIN}"}
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Running]:
+    for running in serve(fake_service(build_engine()), Keys({}, ADMIN)):
+        body = {"prompt": [1] * 20, "max_tokens": 5, "request_id": "mine"}
+        assert running.client.post("/generate", json=body).status_code == 200
+        yield running
+
+
+def test_they_are_closed_without_the_admin_key(watched: Running) -> None:
+    for path in ("timeline", "decisions", "requests/mine"):
+        assert watched.client.get(f"/debug/{path}").status_code in (401, 403)
+
+
+def test_where_a_requests_time_went(watched: Running) -> None:
+    answer = watched.client.get("/debug/requests/mine", headers=HEADERS).json()
+    (told,) = answer["sequences"]
+    assert told["state"] == "length" and told["preemptions"] == []
+    assert abs(sum(told["ttft_parts_s"].values()) - told["ttft_s"]) < 1e-3
+    assert told["seconds"]["prefill"] > 0 and told["seconds"]["decode"] > 0
+    missing = watched.client.get("/debug/requests/nobody", headers=HEADERS)
+    assert missing.status_code == 404 and "nobody" in missing.json()["error"]["message"]
+
+
+def test_the_timeline_and_the_command_that_writes_it(
+    watched: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = watched.client.get("/debug/timeline", headers=HEADERS).json()
+    assert any(event["args"].get("name") == "mine" for event in served["traceEvents"])
+    monkeypatch.setenv("JAXSERVE_ADMIN_KEY", ADMIN)
+    out, record = tmp_path / "out.json", tmp_path / "record.json"
+    assert main(["timeline", str(out), "--url", watched.url]) == 0
+    assert json.loads(out.read_text()) == served
+    record.write_text(watched.client.get("/debug/decisions", headers=HEADERS).text)
+    assert main(["timeline", str(out), "--record", str(record)]) == 0
+    assert json.loads(out.read_text()) == served
+    capsys.readouterr()
+    monkeypatch.delenv("JAXSERVE_ADMIN_KEY")
+    assert main(["timeline", str(out), "--url", watched.url]) == 2
+    assert "JAXSERVE_ADMIN_KEY" in capsys.readouterr().err
+    record.write_text("[1]")
+    assert main(["timeline", str(out), "--record", str(record)]) == 2
+    assert "/debug/decisions" in capsys.readouterr().err
