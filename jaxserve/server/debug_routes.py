@@ -1,8 +1,8 @@
 """Why did it do that? What the scheduler remembers of its last steps and of every request; for the admin key only.
 
-    GET /debug/timeline         a Chrome trace: open it at ui.perfetto.dev
-    GET /debug/decisions        the same steps as they are recorded, for `jaxserve timeline --record`
-    GET /debug/requests/{id}    where a request's time went, live or ended
+GET /debug/timeline         a Chrome trace: open it at ui.perfetto.dev
+GET /debug/decisions        the same steps as they are recorded, for `jaxserve timeline --record`
+GET /debug/requests/{id}    where a request's time went, live or ended
 """
 
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from jaxserve.core.clock import MonotonicClock
 from jaxserve.engine.engine import Engine
 from jaxserve.metrics.decision_record import to_json
 from jaxserve.metrics.timeline import chrome_trace
@@ -34,10 +33,10 @@ async def decisions(request: Request) -> Response:
 
 async def one_request(request: Request) -> Response:
     service: Service = request.app.state.service
-    name, now = request.path_params["request_id"], MonotonicClock().now()
+    name = request.path_params["request_id"]
 
     def look(engine: Engine) -> dict[str, Account]:
-        return engine.scheduler.journal.accounts_of(name, now)
+        return engine.scheduler.journal.accounts_of(name, engine.now)
 
     found = await service.loop.ask(look, PATIENCE_S)
     if not found:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli import main
+from jaxserve.core.clock import MonotonicClock
 from jaxserve.server.keys import Keys
 from tests.engine.conftest import build_engine
 from tests.server.conftest import Running, fake_service, serve
@@ -17,7 +18,7 @@ HEADERS = {"Authorization": f"Bearer {ADMIN}"}
 
 @pytest.fixture(scope="module")
 def watched() -> Iterator[Running]:
-    for running in serve(fake_service(build_engine()), Keys({}, ADMIN)):
+    for running in serve(fake_service(build_engine(clock=MonotonicClock())), Keys({}, ADMIN)):
         body = {"prompt": [1] * 20, "max_tokens": 5, "request_id": "mine"}
         assert running.client.post("/generate", json=body).status_code == 200
         yield running
