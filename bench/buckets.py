@@ -16,7 +16,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from bench.compare.stage import Stage, Variant
 from jaxserve.commands.plots import plot
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.sched.bucket_search import best_sets
+from jaxserve.sched.bucket_search import BucketSet
 from jaxserve.sched.cost_file import find_cost
 from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.arrivals import Arrival
-from jaxserve.sim.step_sizes import ProgramSeconds, step_sizes
+from jaxserve.sim.step_sizes import step_sizes
+from jaxserve.tune.bucket_sets import fitted, plain_sets
 
-SMALLEST_PREFILL = 32
 COLUMNS = (
     ("set", "name"), ("programs", "programs"), ("cold start s", "start_cold_s"), ("warm start s", "start_warm_s"),
     ("padding %", "padding"), ("step ms", "step_s"), ("tokens/s at once", "saturated_tokens_per_s"),
@@ -40,54 +39,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def powers(first: int, last: int, factor: int = 2) -> tuple[int, ...]:
-    sizes = [first]
-    while sizes[-1] * factor < last:
-        sizes.append(sizes[-1] * factor)
-    return tuple(sorted({*(size for size in sizes if size < last), last}))
-
-
-def with_midpoints(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted({*sizes, *((a + b) // 2 for a, b in pairwise(sizes))}))
-
-
-def linear(last: int, steps: int = 8) -> tuple[int, ...]:
-    return tuple(sorted({max(last * i // steps, 1) for i in range(1, steps + 1)}))
-
-
-def sets(config: EngineConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """(decode, mixed decode, prefill) by name."""
-    rows, tokens = config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens
-    first = min(SMALLEST_PREFILL, tokens)
-    two = powers(max(rows // 4, 1), rows, 4)
-    return {
-        "single": ((rows,), (rows,), (tokens,)),
-        "powers4": (powers(1, rows, 4), two, powers(first, tokens, 4)),
-        "powers2": (powers(1, rows), two, powers(first, tokens)),
-        "midpoints": (with_midpoints(powers(1, rows)), two, with_midpoints(powers(first, tokens))),
-        "linear": (linear(rows), two, linear(tokens)),
-    }
-
-
 def variants(given: argparse.Namespace, stage: Stage, arrivals: Sequence[Arrival]) -> list[Variant]:
     config = stage.config
     found = [
-        Variant(name, {"decode_buckets": d, "mixed_decode_buckets": m, "prefill_buckets": p})
-        for name, (d, m, p) in sets(config).items()
+        _variant(name, buckets)
+        for name, buckets in plain_sets(config).items()
         if not given.quick or name in ("single", "powers4")
     ]
     cost = find_cost(given.fit_cost or ("h200_8b_roofline" if given.simulate else "cpu_tiny_3M"))
     steps = histogram(given, config, arrivals, cost)
-    rows, tokens = config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens
-    seconds = ProgramSeconds(cost, config.buckets.prefill_rows)
-    best = best_sets(
-        steps, max(given.fit), max_decode=rows, max_prefill=tokens, prefill_multiple=min(16, tokens), cost=seconds
-    )
     for programs in [given.fit[0]] if given.quick else given.fit:
-        fitted = [buckets for buckets in best if buckets.programs <= programs][-1]
-        sizes = {"decode_buckets": fitted.decode, "mixed_decode_buckets": fitted.mixed_decode}
-        found.append(Variant(f"fitted-{programs}", sizes | {"prefill_buckets": fitted.prefill}))
+        found.append(_variant(f"fitted-{programs}", fitted(config, steps, cost, programs)))
     return found
+
+
+def _variant(name: str, buckets: BucketSet) -> Variant:
+    sizes = {"decode_buckets": buckets.decode, "mixed_decode_buckets": buckets.mixed_decode}
+    return Variant(name, sizes | {"prefill_buckets": buckets.prefill})
 
 
 def histogram(

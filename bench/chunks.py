@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.buckets import powers
 from bench.compare.command import Comparison, main
 from bench.compare.stage import Stage, Variant
 from jaxserve.commands.plots import plot
 from jaxserve.core.errors import ConfigError
 from jaxserve.sim.arrivals import Arrival, lognormal, uniform
+from jaxserve.tune.bucket_sets import powers
 
 COLUMNS = (
     ("chunk", "chunk"), ("budget", "budget"), ("programs", "programs"), ("padding %", "padding"), ("step ms", "step_s"),

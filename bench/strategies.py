@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.buckets import powers
 from bench.compare.command import Comparison, main
 from bench.compare.stage import Stage, Variant
 from jaxserve.commands.plots import plot
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.slo import Slo
 from jaxserve.sim.arrivals import Arrival
+from jaxserve.tune.bucket_sets import powers
 
 COLUMNS = (
     ("strategy", "name"), ("tokens/s at once", "saturated_tokens_per_s"), ("tokens/s", "tokens_per_s"),

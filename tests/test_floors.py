@@ -17,13 +17,14 @@ FLOORS = [
     {"runtime"},
     {"engine"},
     {"sim", "batches"},
+    {"tune"},
     {"llm"},
     {"server"},
     {"commands"},
     {"cli"},
     {"__main__"},
 ]
-HOST = ["core", "cache", "text", "sched", "metrics", "engine", "sim", "batches"]
+HOST = ["core", "cache", "text", "sched", "metrics", "engine", "sim", "tune", "batches"]
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "orbax", "starlette", "uvicorn"}
 
 

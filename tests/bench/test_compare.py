@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from bench import buckets, chunks, strategies
-from bench.compare.command import SIMULATED, Comparison, main
-from jaxserve.sched.buckets import BucketTable
+from bench.compare.command import Comparison, main
 
 BENCHES = [buckets.BENCH, chunks.BENCH, strategies.BENCH]
 SMALL = [
@@ -64,16 +63,6 @@ def test_a_trace_is_replayed_at_its_own_times(tmp_path: Path) -> None:
     for row in run(strategies.BENCH, tmp_path / "a.json", *options)["rows"]:
         assert row["completed"] == 30 and row["saturated_tokens_per_s"] is None and row["rate"] is None
         assert row["tokens_per_s"] == pytest.approx(30 * 5 / 14.5, rel=0.05)
-
-
-def test_every_set_serves_every_step() -> None:
-    for decode, mixed, prefill in buckets.sets(SIMULATED).values():
-        settings = {"decode_buckets": decode, "mixed_decode_buckets": mixed, "prefill_buckets": prefill}
-        config = SIMULATED.replace(**settings)
-        table = BucketTable.from_config(config.buckets, config.scheduler)
-        assert table.decode[-1] == 256 and table.prefill[-1] == 2048
-    assert buckets.with_midpoints((1, 2, 4, 8)) == (1, 2, 3, 4, 6, 8)
-    assert buckets.linear(16) == (2, 4, 6, 8, 10, 12, 14, 16) and buckets.powers(32, 100) == (32, 64, 100)
 
 
 @pytest.mark.parametrize(
