@@ -67,7 +67,7 @@ class Batches:
 
     async def _run_line(self, service: Service, endpoint: str, body: dict[str, Any]) -> LineResult:
         """As the endpoint would answer; waits and tries again while the server is too busy."""
-        call = Call(f"req-{uuid.uuid4().hex}", tenant=self.config.batch_tenant)
+        call = Call(f"req-{uuid.uuid4().hex}", tenant=self.config.batch_tenant, tenant_by="a batch")
         failures = 0
         while True:
             try:

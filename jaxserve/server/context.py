@@ -12,6 +12,8 @@ class Call:
     request_id: str
     """What came in as X-Request-Id, or was made here; goes out again."""
     tenant: str = "default"
+    tenant_by: str | None = None
+    """What said who the tenant is, "this API key"; None: nothing did, and the body may."""
     admin: bool = False
     began_s: float = field(default_factory=time.monotonic)
     received_s: float | None = None

@@ -31,7 +31,11 @@ class BadKey(JaxserveError):
 
 
 class NotAllowed(JaxserveError):
-    """A known key without the right to this."""
+    """Whoever asks is known, and may not do this."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class NotServing(JaxserveError):

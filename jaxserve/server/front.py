@@ -87,6 +87,7 @@ class Front:
             call.admin = True
         elif path not in OPEN_PATHS | FEED_PATHS:
             call.tenant = self._keys.tenant_of(authorization)
+            call.tenant_by = "this API key" if self._keys.required else None
 
     def _log(self, scope: Scope, call: Call, status: int) -> None:
         if scope["path"] in OPEN_PATHS | FEED_PATHS:

@@ -13,6 +13,7 @@ from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.server.context import Call
+from jaxserve.server.errors import NotAllowed
 from jaxserve.server.schemas.sampling import SamplingFields
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -65,10 +66,35 @@ class Service:
     def request(
         self, tokens: list[int], params: SamplingParams, request_id: str, body: SamplingFields, call: Call
     ) -> Request:
-        """One prompt of a body, as the engine takes it."""
+        """One prompt of a body, as the engine takes it.
+
+        Raises:
+          InvalidRequest: the body names a tenant that is none. NotAllowed: one that another key is needed for.
+        """
+        if body.tenant is not None:
+            self._take_tenant(body.tenant, call)
         request = self.make_request(tokens, params, request_id, body.cache_salt or "")
         call.received_s = call.received_s or time.monotonic()
-        return dataclasses.replace(request, tenant=call.tenant, priority=body.priority)
+        return dataclasses.replace(
+            request,
+            tenant=call.tenant,
+            priority=body.priority,
+            ttft_slo_s=body.ttft_slo_s,
+            tpot_slo_s=body.tpot_slo_s,
+        )
+
+    def _take_tenant(self, named: str, call: Call) -> None:
+        """The tenant that a body names becomes the call's, unless something stronger has said who asks."""
+        if call.tenant_by is not None:
+            if named != call.tenant:
+                raise NotAllowed(f"tenant: {call.tenant_by} is of {call.tenant!r}: leave tenant out", "tenant")
+            return
+        known = [tenant.name for tenant in self.loop.engine.scheduler.tenants]
+        if named not in known:
+            raise InvalidRequest(
+                f"tenant: nobody is called {named[:80]!r}; known: {', '.join(sorted(known))}", "tenant"
+            )
+        call.tenant = named
 
     async def encode(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt; a text that cannot fit is refused before it is read."""

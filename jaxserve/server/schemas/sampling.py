@@ -106,6 +106,13 @@ class SamplingFields(Body):
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(
         None, description="smaller goes first, where the server's policy heeds it"
     )
+    tenant: str | None = Field(None, description="who asks, where no API key says it")
+    ttft_slo_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="seconds within which the first token is wanted; without it, what the tenant was promised"
+    )
+    tpot_slo_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="seconds between output tokens that are wanted at most, likewise"
+    )
     timeout: float | None = shown("seconds until the request is aborted, with 504", exclusiveMinimum=0)
 
     def params(self, **changed: Any) -> SamplingParams:

@@ -1,0 +1,116 @@
+"""Who asks and what was promised: by an API key, else by the fields of the body; on every generating route."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxserve.batches.store import Store
+from jaxserve.core.config import BatchConfig
+from jaxserve.core.sequence import Request
+from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.server.batches import Batches
+from jaxserve.server.keys import Keys
+from tests.engine.conftest import build_engine
+from tests.server.conftest import Running, fake_service, serve
+
+ROUTES = {
+    "/generate": {"prompt": [1, 2], "max_tokens": 2},
+    "/v1/completions": {"prompt": [[1, 2], [3]], "max_tokens": 2},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+}
+KEY = {"Authorization": "Bearer key-of-chat"}
+
+
+def start(keys: Keys | None = None) -> Iterator[Running]:
+    tenants = Tenants([Tenant(name="chat", ttft_slo_s=0.5), Tenant(name="bulk")])
+    service = fake_service(build_engine(tenants=tenants))
+    service.tokenizer.render_chat = lambda messages, **options: messages[0]["content"]  # type: ignore[union-attr]
+    yield from serve(service, keys)
+
+
+@pytest.fixture(scope="module")
+def open_to_all() -> Iterator[Running]:
+    yield from start()
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Running]:
+    yield from start(Keys({"key-of-chat": "chat"}))
+
+
+def asked(running: Running, patch: pytest.MonkeyPatch, path: str, headers: Any = None, **fields: Any) -> list[Request]:
+    """The engine's requests that a call became."""
+    seen: list[Request] = []
+    add = running.engine.add
+    with patch.context() as patched:
+        patched.setattr(running.engine, "add", lambda request: seen.append(request) or add(request))
+        response = running.client.post(path, json=ROUTES[path] | fields, headers=headers)
+    assert response.status_code == 200, response.text
+    return seen
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_the_body_names_tenant_and_objectives(open_to_all: Running, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    fields = {"tenant": "bulk", "ttft_slo_s": 2, "tpot_slo_s": 0.25}
+    requests = asked(open_to_all, monkeypatch, path, **fields)
+    assert len(requests) == (2 if path == "/v1/completions" else 1)
+    assert {(r.tenant, r.ttft_slo_s, r.tpot_slo_s) for r in requests} == {("bulk", 2.0, 0.25)}
+    (plain, *_) = asked(open_to_all, monkeypatch, path)
+    assert (plain.tenant, plain.ttft_slo_s, plain.tpot_slo_s) == ("default", None, None)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_key_decides(guarded: Running, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    for fields in ({}, {"tenant": "chat"}, {"tenant": None}):
+        assert {r.tenant for r in asked(guarded, monkeypatch, path, KEY, **fields)} == {"chat"}
+    for other in ("bulk", "nobody", "default"):
+        response = guarded.client.post(path, json=ROUTES[path] | {"tenant": other}, headers=KEY)
+        error = response.json()["error"]
+        assert response.status_code == 403 and error["param"] == "tenant"
+        assert "this API key is of 'chat'" in error["message"] and "leave tenant out" in error["message"]
+
+
+def test_a_line_of_a_batch_is_of_the_batches_tenant(open_to_all: Running, tmp_path: Path) -> None:
+    store = Store(tmp_path, 1 << 20)
+    line = ROUTES["/v1/completions"] | {"tenant": "chat"}
+    work = Batches(store, BatchConfig(batch_tenant="bulk"))._run_line(
+        open_to_all.app.state.service, "/v1/completions", line
+    )
+    result = asyncio.run(work)
+    store.close()
+    assert result.status == 403 and "a batch is of 'bulk'" in result.body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"tenant": "nobody"}, "nobody is called 'nobody'; known: bulk, chat, default"),
+        ({"tenant": ""}, "nobody is called ''"),
+        ({"tenant": 5}, "valid string"),
+        ({"ttft_slo_s": 0}, "greater than 0"),
+        ({"ttft_slo_s": "1"}, "valid number"),
+        ({"tpot_slo_s": -1.5}, "greater than 0"),
+        ({"tpot_slo_s": 10**400}, "tpot_slo_s"),
+    ],
+)
+@pytest.mark.parametrize("path", ROUTES)
+def test_refusals_name_the_field(open_to_all: Running, path: str, fields: dict[str, Any], words: str) -> None:
+    response = open_to_all.client.post(path, json=ROUTES[path] | fields)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == next(iter(fields)) and words in error["message"]
+
+
+def test_metrics_judge_by_the_requests_own_objective(open_to_all: Running) -> None:
+    def judged(tenant: str) -> int:
+        text = open_to_all.client.get("/metrics").text
+        lines = [line for line in text.splitlines() if "slo_requests" in line and f'tenant="{tenant}"' in line]
+        return sum(float(line.split()[-1]) for line in lines if 'objective="ttft"' in line and "_created" not in line)
+
+    before = judged("bulk")
+    open_to_all.client.post("/generate", json=ROUTES["/generate"] | {"tenant": "bulk"})
+    assert judged("bulk") == before, "nothing was promised to bulk"
+    open_to_all.client.post("/generate", json=ROUTES["/generate"] | {"tenant": "bulk", "ttft_slo_s": 60})
+    assert judged("bulk") > before
