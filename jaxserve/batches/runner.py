@@ -215,8 +215,10 @@ class BatchRunner:
         return await asyncio.to_thread(lambda: self._store.move(batch_id, status, self._now(), **columns))
 
     async def _wait(self, seconds: float) -> None:
+        # not `wait_for`: before Python 3.12 it loses a cancellation that comes in the same turn as the news
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
         self._news.clear()
 
 
