@@ -1,0 +1,233 @@
+"""How wrong is the simulator? The same requests on the real engine and on the virtual clock.
+
+    python -m bench.fidelity                        the embedded model, on this machine's CPU: about three minutes
+    python -m bench.fidelity --json fidelity.json
+
+Each repeat learns step times from one workload, and predicts another, of other lengths, that it has not seen: all at
+once (saturation), and as a Poisson process at a share of what saturation served. Shown are medians over the repeats
+of prediction and measurement, and of the error's size. The measured run is recorded, too, and replayed decision by
+decision. Exit status 1: a bar was missed.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.results_file import record as result_of
+from bench.results_file import write
+from jaxserve.commands.calibrate import fit
+from jaxserve.commands.tables import table
+from jaxserve.core.clock import MonotonicClock
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import JaxserveError
+from jaxserve.metrics.summary import Summary
+from jaxserve.sched.cost_model import CostModel, StepFeatures
+from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
+from jaxserve.sim.counterfactual import pool
+from jaxserve.sim.drive import Served, drive
+from jaxserve.sim.record import Record, open_recording, read_record, record_engine
+from jaxserve.sim.replay import replay
+from jaxserve.sim.simulate import simulate
+
+SETTINGS: dict[str, Any] = {
+    "max_num_seqs": 16, "max_num_batched_tokens": 128, "num_blocks": 400, "max_model_len": 512,
+    "decode_buckets": (4, 16), "mixed_decode_buckets": (16,), "prefill_buckets": (32, 128), "prefill_rows": 4,
+    "enable_prefix_caching": False,
+}  # fmt: skip
+BARS = {
+    "saturation tokens/s": 0.08, "ttft p50": 0.10, "ttft p90": 0.15, "ttft p99": 0.30, "tpot p50": 0.10,
+    "tpot p90": 0.15, "tpot p99": 0.30, "step, unseen cells": 0.12, "busy time": 0.07,
+}  # fmt: skip
+"""Largest error's size, on a CPU of two busy cores."""
+SAME_DECISIONS = 0.99
+Lengths = Callable[[random.Random], tuple[int, int]]
+
+
+def short_and_long(rng: random.Random) -> tuple[int, int]:
+    """What step times are learnt from."""
+    return uniform(rng, 8, 128), lognormal(rng, 3.2, 0.8, 2, 96)
+
+
+def other(rng: random.Random) -> tuple[int, int]:
+    """What is predicted: seven short prompts, three long ones."""
+    prompt = uniform(rng, 4, 48) if rng.random() < 0.7 else uniform(rng, 150, 300)
+    return prompt, lognormal(rng, 3.0, 0.7, 4, 64)
+
+
+def requests(seed: int, count: int, lengths: Lengths, rate: float | None) -> list[Arrival]:
+    """`rate` None: all at once."""
+    rng = random.Random(seed)
+    times = poisson(rng, rate) if rate else None
+    return [Arrival(next(times) if times else 0.0, *lengths(rng)) for _ in range(count)]
+
+
+@dataclass
+class Pairs:
+    """By figure: what was predicted and what was measured, one pair a repeat."""
+
+    predicted: dict[str, list[float]] = field(default_factory=dict)
+    measured: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, predicted: float, measured: float) -> None:
+        self.predicted.setdefault(name, []).append(predicted)
+        self.measured.setdefault(name, []).append(measured)
+
+    def error(self, name: str) -> float:
+        pairs = zip(self.predicted[name], self.measured[name], strict=True)
+        return statistics.median(abs(p / m - 1.0) for p, m in pairs)
+
+
+class Real:
+    """The engine on this machine."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from jaxserve.llm import LLM
+
+        self.llm = LLM(config=EngineConfig.from_settings(**settings))
+        self._vocab = self.llm.limits.vocab_size
+
+    def run(self, arrivals: list[Arrival], seed: int) -> tuple[Summary, Record]:
+        """Serve them and record it."""
+        rng = random.Random(seed)
+        summary, engine = Summary(), self.llm.engine
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "record.jsonl"
+            recorder = record_engine(engine, open_recording(path), self.llm.config, self.llm.tenants)
+            for served in drive(engine, MonotonicClock(), arrivals, lambda a, _: self._prompt(a, rng)):
+                summary.add(_well(served))
+            engine.observers.remove(recorder)
+            recorder.close()
+            return summary, read_record(path)
+
+    def _prompt(self, arrival: Arrival, rng: random.Random) -> tuple[int, ...]:
+        return tuple(rng.randrange(self._vocab) for _ in range(arrival.prompt_tokens))
+
+
+def _well(served: Served) -> Served:
+    if served.refused or served.failed:
+        raise JaxserveError(f"request {served.number} was not served: {served.refused or served.failed} {served.why}")
+    return served
+
+
+def repeat(real: Real, given: argparse.Namespace, seed: int, pairs: Pairs) -> float:
+    """One round of learning, predicting and measuring. Returns the share of decisions that the replay repeated."""
+    learnt: list[tuple[StepFeatures, float]] = []
+    for i, rate in enumerate((None, 4.0, None, 12.0)):
+        _, record = real.run(requests(seed + i, given.requests, short_and_long, rate), seed)
+        learnt += [(step.features, step.seconds) for step in record.steps]
+    cost = fit(learnt)
+
+    saturated = requests(seed + 10, given.requests, other, None)
+    measured, full = real.run(saturated, seed)
+    predicted = simulate(pool(full.config, full), saturated, cost).summary
+    pairs.add("saturation tokens/s", predicted.all.throughput, measured.all.throughput)
+
+    rate = given.load * measured.all.completed / measured.all.duration_s
+    arrivals = requests(seed + 20, 2 * given.requests, other, rate)
+    measured, loaded = real.run(arrivals, seed)
+    predicted = simulate(pool(loaded.config, loaded), arrivals, cost).summary
+    for metric in ("ttft", "tpot"):
+        for percent in (50, 90, 99):
+            pairs.add(
+                f"{metric} p{percent}",
+                predicted.all.distribution(metric).percentile(percent),
+                measured.all.distribution(metric).percentile(percent),
+            )
+    pairs.add("tokens/s under load", predicted.all.throughput, measured.all.throughput)
+    _steps(cost, learnt, [(s.features, s.seconds) for r in (full, loaded) for s in r.steps], pairs)
+    return min(replay(full).share, replay(loaded).share)
+
+
+def _steps(
+    cost: CostModel,
+    learnt: list[tuple[StepFeatures, float]],
+    fresh: list[tuple[StepFeatures, float]],
+    pairs: Pairs,
+) -> None:
+    """Cells are a bucket and powers of two of what is in it: those that the learning did not see, by their medians."""
+    seen = {_cell(features) for features, _ in learnt}
+    cells: dict[object, list[tuple[float, float]]] = {}
+    for features, seconds in fresh:
+        if (cell := _cell(features)) not in seen:
+            cells.setdefault(cell, []).append((cost.seconds(features), seconds))
+    if cells:
+        errors = [abs(float(np.median([p / m for p, m in cell])) - 1.0) for cell in cells.values()]
+        pairs.add("step, unseen cells", 1.0 + statistics.median(errors), 1.0)
+    pairs.add("busy time", sum(cost.seconds(f) for f, _ in fresh), sum(s for _, s in fresh))
+
+
+def _cell(f: StepFeatures) -> object:
+    return f.bucket, f.prefill_tokens.bit_length(), int(f.prefill_pairs).bit_length(), f.decode_context.bit_length()
+
+
+def rows(pairs: Pairs, shares: list[float]) -> list[dict[str, Any]]:
+    """One a figure: medians, the error's size, its bar."""
+    found: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "predicted": statistics.median(pairs.predicted[name]),
+            "measured": statistics.median(pairs.measured[name]),
+            "error": pairs.error(name),
+            "bar": BARS.get(name),
+        }
+        for name in pairs.predicted
+    ]
+    if shares:
+        same = statistics.median(shares)
+        found.append({"name": "same decisions", "predicted": same, "measured": 1.0, "error": 1.0 - same,
+                      "bar": 1.0 - SAME_DECISIONS})  # fmt: skip
+    return found
+
+
+def shown(found: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in found:
+        scale, unit = (1e3, " ms") if row["name"].startswith(("ttft", "tpot")) else (1.0, "")
+        verdict = "" if row["bar"] is None else "ok" if row["error"] <= row["bar"] else "MISSED"
+        bar = None if row["bar"] is None else f"{row['bar']:.0%}"
+        lines.append(
+            [row["name"] + unit, scale * row["predicted"], scale * row["measured"], f"{row['error']:.1%}", bar, verdict]
+        )
+    return table(["", "predicted", "measured", "error", "bar", ""], lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.fidelity", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--requests", type=int, default=100, help="requests of a run (default 100)")
+    parser.add_argument("--load", type=float, default=0.8, help="share of the saturation rate (default 0.8)")
+    parser.add_argument("--seed", type=int, default=1, help="of everything drawn (default 1)")
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works: no figure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.repeats, given.requests = 1, 8
+    try:
+        real = Real(SETTINGS)
+        pairs, shares = Pairs(), []
+        real.run(requests(0, given.requests, short_and_long, None), 0)  # warms the machine up
+        for i in range(given.repeats):
+            shares.append(repeat(real, given, given.seed + 100 * i, pairs))
+            print(f"round {i + 1} of {given.repeats} done", file=sys.stderr)
+    except JaxserveError as error:
+        print(f"bench.fidelity: {error}", file=sys.stderr)
+        return 2
+    found = rows(pairs, shares)
+    print(shown(found))
+    if given.json:
+        seeds = [given.seed + 100 * i for i in range(given.repeats)]
+        write(given.json, result_of("fidelity", given, found, seeds=seeds))
+    return 0 if given.quick or all(row["bar"] is None or row["error"] <= row["bar"] for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

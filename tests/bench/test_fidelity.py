@@ -1,0 +1,41 @@
+"""The fidelity bench: what it adds up, and that it says when a bar is missed."""
+
+import random
+
+import pytest
+
+from bench.fidelity import BARS, Pairs, other, requests, rows, short_and_long, shown
+from bench.fidelity import _steps as add_steps
+from jaxserve.core.plan import Bucket
+from jaxserve.sched.cost_model import FormulaCost, StepFeatures
+
+COST = FormulaCost(source="x", overhead_s=1.0, weights_s=0.0, token_s=0.0, pair_s=0.0, context_s=0.0, row_s=0.0)
+
+
+def test_errors_are_medians_of_sizes() -> None:
+    pairs = Pairs()
+    for predicted, measured in ((1.1, 1.0), (0.8, 1.0), (3.0, 2.0)):
+        pairs.add("ttft p50", predicted, measured)
+    assert pairs.error("ttft p50") == pytest.approx(0.2), "of 10%, 20% and 50%"
+    found = rows(pairs, [1.0, 0.98, 0.97])
+    assert [row["name"] for row in found] == ["ttft p50", "same decisions"]
+    assert found[0]["bar"] == BARS["ttft p50"] and found[1]["error"] == pytest.approx(0.02)
+    text = shown(found)
+    assert text.count("MISSED") == 2 and "ttft p50 ms" in text
+
+
+def test_what_is_predicted_is_not_what_was_learnt() -> None:
+    rng = random.Random(1)
+    assert max(short_and_long(rng)[0] for _ in range(300)) <= 128 < max(other(rng)[0] for _ in range(300))
+    assert requests(1, 5, other, None) == requests(1, 5, other, None) != requests(2, 5, other, None)
+    assert all(a.at_s == 0.0 for a in requests(1, 5, other, None))
+
+
+def test_only_cells_that_were_not_learnt_count_as_unseen() -> None:
+    def step(tokens: int) -> StepFeatures:
+        return StepFeatures(tokens, tokens * tokens / 2, 1, 0, 0, Bucket(0, 64, 1, 1))
+
+    pairs = Pairs()
+    add_steps(COST, [(step(8), 1.0)], [(step(9), 99.0), (step(40), 2.0), (step(41), 2.0)], pairs)
+    assert pairs.error("step, unseen cells") == pytest.approx(0.5), "1 s predicted, 2 s measured; 9 is in 8's cell"
+    assert pairs.measured["busy time"] == [103.0]
