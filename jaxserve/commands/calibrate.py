@@ -8,11 +8,10 @@ from typing import Any
 
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.config import EngineConfig, require
-from jaxserve.core.plan import Bucket
 from jaxserve.core.step_record import StepRecord
 from jaxserve.sched.cost_file import save_cost
 from jaxserve.sched.cost_model import StepFeatures
-from jaxserve.sched.fitted_cost import FittedCost
+from jaxserve.sched.fitted_cost import Sample, fit_steps
 
 _EXAMPLE = """\
 examples:
@@ -22,9 +21,6 @@ examples:
 Rounds of seeded random requests run on the engine, with as many at once as it takes, and fewer. Steps of every other
 round are learnt from, those of the rounds between are held out: the error printed is theirs.
 """
-HICCUP = 3.0
-"""A step of this many times its bucket's median is left out: the machine did something else."""
-Sample = tuple[StepFeatures, float]
 
 
 def add(commands: Any) -> None:
@@ -49,7 +45,7 @@ def run(given: argparse.Namespace) -> int:
     require(given.requests >= 1, "requests", given.requests, "at least 1")
     config = read_config(given)
     learnt, held_out = measure(config, given.rounds, given.requests, given.calibration_seed)
-    model = fit(learnt)
+    model = fit_steps(learnt)
     errors = sorted(abs(model.seconds(features) / seconds - 1.0) for features, seconds in held_out)
     predicted, measured = sum(model.seconds(features) for features, _ in held_out), sum(s for _, s in held_out)
     print(f"{len(learnt)} steps learnt from, {len(held_out)} held out")
@@ -97,20 +93,6 @@ class StepTimer:
     def observe(self, record: StepRecord) -> None:
         if record.plan is not None and record.plan.num_tokens and record.seconds > 0.0:
             self.samples.append((StepFeatures.of(record.plan), record.seconds))
-
-
-def fit(samples: list[Sample]) -> FittedCost:
-    """A model that has learnt from all of them alike, each relative to its bucket's median, beside hiccups."""
-    by_bucket: dict[Bucket, list[float]] = {}
-    for features, seconds in samples:
-        by_bucket.setdefault(features.bucket, []).append(seconds)
-    usual = {bucket: statistics.median(times) for bucket, times in by_bucket.items()}
-    kept = [(f, seconds) for f, seconds in samples if seconds < HICCUP * usual[f.bucket]]
-    model = FittedCost(forgetting=1.0)
-    for features, seconds in kept:
-        model.observe(features, seconds, scale=usual[features.bucket])
-    model.fit(sweeps=500)
-    return model
 
 
 def _belongs_to(config: EngineConfig) -> dict[str, Any]:

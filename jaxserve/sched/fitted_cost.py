@@ -12,6 +12,7 @@ Solved by coordinate descent (Franc, Hlavac, Navara: "Sequential coordinate-wise
 squares problem", 2005), from where the last solution ended.
 """
 
+import statistics
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,11 @@ _USUAL = 0.2
 """Share of such steps up to which they are hiccups; beyond it the machine has become slower."""
 _OUTLIER = 3.0
 """A step that took this many times its prediction counts as this many times: the machine did something else."""
+
+
+HICCUP = 3.0
+"""A step of this many times its bucket's median is left out by `fit_steps`: the machine did something else."""
+Sample = tuple[StepFeatures, float]
 
 
 class FittedCost:
@@ -160,6 +166,20 @@ class FittedCost:
         model._weight_list = model._weights.tolist()
         model._gram, model._moment = np.array(stored["gram"]), np.array(stored["moment"])
         return model
+
+
+def fit_steps(samples: list[Sample], source: str = "measured") -> FittedCost:
+    """A model that has learnt from all of them alike, each relative to its bucket's median, beside hiccups."""
+    by_bucket: dict[Bucket, list[float]] = {}
+    for features, seconds in samples:
+        by_bucket.setdefault(features.bucket, []).append(seconds)
+    usual = {bucket: statistics.median(times) for bucket, times in by_bucket.items()}
+    model = FittedCost(source, forgetting=1.0)
+    for features, seconds in samples:
+        if seconds < HICCUP * usual[features.bucket]:
+            model.observe(features, seconds, scale=usual[features.bucket])
+    model.fit(sweeps=500)
+    return model
 
 
 def _scaled(f: StepFeatures) -> tuple[float, ...]:

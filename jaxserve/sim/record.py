@@ -37,7 +37,7 @@ from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.cost_file import cost_from_json
 from jaxserve.sched.cost_model import CostModel, FormulaCost, StepFeatures
-from jaxserve.sched.fitted_cost import FittedCost
+from jaxserve.sched.fitted_cost import FittedCost, fit_steps
 from jaxserve.sim.arrivals import Arrival
 
 VERSION = 1
@@ -348,12 +348,9 @@ class Record:
 
     def fitted(self, steps: Iterable[RecordedStep] | None = None) -> FittedCost:
         """A cost model of the recorded step times, each with equal weight."""
-        model = FittedCost(f"measured: fitted to {len(self.steps)} recorded steps", forgetting=1.0)
-        for step in self.steps if steps is None else steps:
-            if step.seconds > 0.0 and step.features.rows:
-                model.observe(step.features, step.seconds)
-        model.fit(sweeps=200)
-        return model
+        chosen = self.steps if steps is None else list(steps)
+        samples = [(s.features, s.seconds) for s in chosen if s.seconds > 0.0 and s.features.rows]
+        return fit_steps(samples, f"measured: fitted to {len(samples)} recorded steps")
 
 
 def is_record(first_line: str) -> bool:

@@ -1,10 +1,11 @@
 """The fidelity bench: what it adds up, and that it says when a bar is missed."""
 
 import random
+import statistics
 
 import pytest
 
-from bench.fidelity import BARS, Pairs, other, requests, rows, short_and_long, shown
+from bench.fidelity import BARS, Lengths, Pairs, all_lengths, other, requests, rows, shown
 from bench.fidelity import _steps as add_steps
 from jaxserve.core.plan import Bucket
 from jaxserve.sched.cost_model import FormulaCost, StepFeatures
@@ -25,8 +26,12 @@ def test_errors_are_medians_of_sizes() -> None:
 
 
 def test_what_is_predicted_is_not_what_was_learnt() -> None:
-    rng = random.Random(1)
-    assert max(short_and_long(rng)[0] for _ in range(300)) <= 128 < max(other(rng)[0] for _ in range(300))
+    def mean(lengths: Lengths) -> tuple[float, float]:
+        rng = random.Random(1)
+        pairs = [lengths(rng) for _ in range(500)]
+        return statistics.mean(p for p, _ in pairs), statistics.mean(o for _, o in pairs)
+
+    assert mean(all_lengths)[0] > 1.5 * mean(other)[0] and mean(all_lengths)[1] > 1.5 * mean(other)[1]
     assert requests(1, 5, other, None) == requests(1, 5, other, None) != requests(2, 5, other, None)
     assert all(a.at_s == 0.0 for a in requests(1, 5, other, None))
 
