@@ -64,12 +64,12 @@ class Background:
         assert not self.thread.is_alive()
 
 
-def fake_service(engine: Engine, **settings: Any) -> Service:
+def fake_service(engine: Engine, device: Any = None, **settings: Any) -> Service:
     def make_request(prompt: Any, params: Any, request_id: str, salt: str) -> Request:
         return Request(id=request_id, prompt=tuple(prompt), params=params, cache_salt=salt)
 
     config = ServerConfig(**({"max_body_bytes": 4000} | settings))
-    return Service(EngineLoop(engine), make_request, Letters(), "fake", config)  # type: ignore[arg-type]
+    return Service(EngineLoop(engine), make_request, Letters(), "fake", config, device=device)  # type: ignore[arg-type]
 
 
 def serve(service: Service | None, keys: Keys | None = None, kept: Batches | None = None) -> Iterator[Running]:
