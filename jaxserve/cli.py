@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxserve import __version__
-from jaxserve.commands import buckets, calibrate, plan, replay, simulate, timeline, tune
+from jaxserve.commands import buckets, calibrate, doctor, plan, replay, simulate, timeline, tune
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.tenants import Tenants
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("destination", help="a folder that does not exist yet")
     convert.set_defaults(run=_convert)
 
-    for command in (plan, simulate, replay, buckets, tune, calibrate, timeline):
+    for command in (plan, simulate, replay, buckets, tune, calibrate, timeline, doctor):
         command.add(commands)
     return parser
 

@@ -25,7 +25,7 @@ TENANTS = Tenants([Tenant(name="chat", ttft_slo_s=0.3, tpot_slo_s=0.03), Tenant(
 
 def slow_engine() -> Any:
     """Steps of 10 ms on the real clock, and few blocks: sequences wait, and some are preempted to host memory."""
-    engine = build_engine(clock=MonotonicClock(), blocks=40, tiers=(40, 0, 0), tenants=TENANTS, max_num_seqs=6)
+    engine = build_engine(clock=MonotonicClock(), blocks=30, tiers=(40, 0, 0), tenants=TENANTS, max_num_seqs=6)
     submit = engine.fake.submit
 
     def slow(plan):
@@ -109,7 +109,7 @@ def test_the_feed_adds_up_and_repeats_nothing(guarded: Running) -> None:
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), f"{kind}: gaps or repeats"
     last = views[-1]
     assert {tenant["name"] for tenant in last["tenants"]} == {"chat", "batch", "default"}
-    assert sum(last["kv"][state] for state in ("free", "cached", "used", "shared")) == 40 == len(last["kv"]["map"])
+    assert sum(last["kv"][state] for state in ("free", "cached", "used", "shared")) == 30 == len(last["kv"]["map"])
     assert sum(last["waiting_by_reason"].values()) == last["waiting"]
     for request in (request for view in views for request in view["requests"]):
         assert request["stalled_s"] <= request["queue_s"] + request["prefill_s"] + request["decode_s"] + 1e-6

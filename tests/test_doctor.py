@@ -1,0 +1,73 @@
+"""`jaxserve doctor` against servers over HTTP: a healthy one, one behind a slow way, and what cannot be asked."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from jaxserve.cli import main
+from jaxserve.server.keys import Keys
+from tests.engine.conftest import build_engine
+from tests.server.conftest import fake_service, serve
+
+
+class SlowWay:
+    """A TCP proxy that holds everything back for a while in each direction."""
+
+    def __init__(self, url: str, delay_s: float) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._target, self._delay_s = (host, int(port)), delay_s
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._target)
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                time.sleep(self._delay_s)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        if source.fileno() >= 0 and sink.fileno() >= 0 and source.getpeername() == self._target:
+            source.close()
+            sink.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_a_healthy_server_and_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    for running in serve(fake_service(build_engine())):
+        for _ in range(20):
+            body = {"prompt_token_ids": [1, 2, 3], "max_tokens": 5}
+            assert running.client.post("/generate", json=body).status_code == 200
+        assert main(["doctor", running.url]) == 0
+        assert "nothing is wrong" in capsys.readouterr().out
+        way = SlowWay(running.url, 0.1)
+        assert main(["doctor", way.url, "--json"]) == 1
+        way.close()
+        found = json.loads(capsys.readouterr().out)
+        assert [finding["cause"] for finding in found] == ["network"] and "ms" in found[0]["evidence"]
+
+
+def test_what_cannot_be_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["doctor", "http://127.0.0.1:9"]) == 2
+    assert "cannot be reached" in capsys.readouterr().err
+    for running in serve(fake_service(build_engine()), Keys({"chat-key-1": "chat"}, "the-admin-key")):
+        assert main(["doctor", running.url]) == 2
+        assert "JAXSERVE_ADMIN_KEY" in capsys.readouterr().err
+        monkeypatch.setenv("JAXSERVE_ADMIN_KEY", "the-admin-key")
+        assert main(["doctor", running.url]) == 0
