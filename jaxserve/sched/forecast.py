@@ -41,7 +41,7 @@ class Forecast:
         spent, live, held = 0.0, float(rows), float(context)
         prefill_rows, slots = self._buckets.prefill_rows, self._config.max_num_seqs
         while spent < horizon_s:
-            budget = self._policy.prefill_tokens(round(live), round(held))
+            budget = self._policy.prefill_tokens(min(round(live), slots), round(held))
             taken, taking, pairs, ended, depth = 0, 0, 0.0, 0, 0
             while queue and taken < budget and taking < prefill_rows and live + taking + ended < slots:
                 chunk = min(queue[0], budget - taken)

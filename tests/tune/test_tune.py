@@ -154,3 +154,10 @@ def test_every_set_serves_every_step() -> None:
     assert bucket_sets.with_midpoints((1, 2, 4, 8)) == (1, 2, 3, 4, 6, 8)
     assert bucket_sets.linear(16) == (2, 4, 6, 8, 10, 12, 14, 16)
     assert bucket_sets.powers(32, 100) == (32, 64, 100) and bucket_sets.powers(32, 20) == (20,)
+
+
+@pytest.mark.parametrize("rows", [8, 16])
+def test_adaptive_steps_are_forecast_beside_full_slots(rows: int) -> None:
+    """The forecast of a first token once asked for more decode rows than there are slots."""
+    choice = {"policy": "adaptive/shortest", "max_num_seqs": rows, "max_num_batched_tokens": 256}
+    assert evaluate(PROBLEM, choice, 300).programs > 0
