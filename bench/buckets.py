@@ -81,15 +81,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
-    """Throughput against programs; padding and step time of every set."""
+    """Step time against programs, padding of every set; latencies."""
     rows = result["rows"]
     note = result["cost_model"] or f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
-    with plot(folder / "buckets_throughput.png", "What a set of buckets costs and gives", note, columns=2) as (a, b):
+    with plot(folder / "buckets.png", "What a set of buckets costs and gives", note, columns=2) as (a, b):
         for row in rows:
-            full = row["saturated_tokens_per_s"] or row["tokens_per_s"]
-            a.scatter(row["programs"], full, s=80)
-            a.annotate(row["name"], (row["programs"], full), xytext=(6, 4), textcoords="offset points", fontsize=11)
-        a.set(xlabel="programs", ylabel="output tokens/s", ylim=0)
+            a.scatter(row["programs"], 1e3 * row["step_s"], s=80)
+            place = (row["programs"], 1e3 * row["step_s"])
+            a.annotate(row["name"], place, xytext=(6, 5), textcoords="offset points", fontsize=11)
+        a.set(xlabel="programs", ylabel="mean step, ms", xlim=(0, 1.2 * max(row["programs"] for row in rows)))
         b.barh([row["name"] for row in rows], [100 * row["padding"] for row in rows])
         b.invert_yaxis()
         b.set(xlabel="padding, % of all tokens computed", xlim=(0, 100))

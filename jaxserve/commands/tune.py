@@ -202,23 +202,26 @@ def draw(path: Path, problem: Problem, found: Found) -> None:
     def x(trial: Trial) -> float:
         return 1e3 * trial.measured[bound] if bound else trial.programs
 
+    def y(trial: Trial) -> float:
+        # rates of parts of a trace are not those of the whole; shares are
+        return 100 * trial.goodput if problem.objective == "goodput" else trial.worth
+
+    label = "good requests, %" if problem.objective == "goodput" else problem.objective
     with plot(
         path, f"{problem.objective.capitalize()} against what it costs", f"step times: {problem.cost.source}"
     ) as axes:
         early = [t for t in shown if t.requests < found.requests]
         whole = [t for t in shown if t.requests == found.requests]
         axes.scatter(
-            [x(t) for t in early], [t.worth for t in early], s=16, color="#bbbbbb", label="on a part of the requests"
+            [x(t) for t in early], [y(t) for t in early], s=16, color="#bbbbbb", label="on a part of the requests"
         )
         for holds, color, label in ((True, "#2a9d5c", "all bounds hold"), (False, "#d1495b", "a bound does not hold")):
             some = [t for t in whole if t.holds == holds]
-            axes.scatter([x(t) for t in some], [t.worth for t in some], s=55, color=color, label=label)
-        line = front([(x(t), t.worth) for t in whole])
+            axes.scatter([x(t) for t in some], [y(t) for t in some], s=55, color=color, label=label)
+        line = front([(x(t), y(t)) for t in whole])
         axes.plot([p[0] for p in line], [p[1] for p in line], color="#1b6ca8", label="Pareto front", zorder=0)
-        axes.scatter([x(found.best)], [found.best.worth], s=260, marker="*", color="#edae49", label="chosen", zorder=5)
+        axes.scatter([x(found.best)], [y(found.best)], s=260, marker="*", color="#edae49", label="chosen", zorder=5)
         if problem.bounds:
             axes.axvline(1e3 * problem.bounds[0].limit, color="#7f8c8d", linestyle=":")
-        axes.set(
-            xlabel=f"{bound.partition('<')[0]}, ms" if bound else "programs", ylabel=problem.objective, xscale="log"
-        )
+        axes.set(xlabel=f"{bound.partition('<')[0]}, ms" if bound else "programs", ylabel=label, xscale="log")
         axes.legend()

@@ -37,7 +37,7 @@ class Worth:
 
 @dataclass
 class Found:
-    """`trials`: the last of every candidate, those on more requests first, then the better ones."""
+    """`trials`: of every candidate the one on most requests; those on more first, then the better ones."""
 
     best: Trial
     trials: list[Trial]
@@ -83,7 +83,9 @@ def search(
             nonlocal count
             for trial in run(choices, part):
                 count += part
-                last[repr(trial.choice)] = trial
+                key = repr(trial.choice)
+                if key not in last or trial.requests >= last[key].requests:
+                    last[key] = trial
                 told(trial)
                 yield trial
 

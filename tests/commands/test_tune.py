@@ -31,6 +31,7 @@ def test_it_writes_a_configuration_and_says_why(trace: Path, tmp_path: Path, cap
     stored = json.loads((out / "tune.json").read_text())
     assert config.scheduler.max_num_seqs == stored["best"]["choice"]["max_num_seqs"] and config.buckets.decode_buckets
     assert not stored["best"]["why"] and len(stored["trials"]) == 8
+    assert stored["best"] in stored["trials"]
     assert (out / "pareto.png").read_bytes()[:4] == b"\x89PNG"
 
 
