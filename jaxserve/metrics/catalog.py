@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxserve.core.decisions import Reason
 from jaxserve.core.sequence import FinishReason
-from jaxserve.metrics.waiting import WaitingReason
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
@@ -37,7 +37,7 @@ class Metric:
     """vLLM exports it under the same name with the same meaning."""
 
 
-REASONS = tuple(reason.value for reason in WaitingReason)
+REASONS = tuple(reason.value for reason in Reason)
 ENDS = tuple(reason.value for reason in FinishReason)
 REFUSALS = ("queue_full", "rate_limit", "slo", "max_open_requests", "invalid")
 TIERS = ("host", "disk")

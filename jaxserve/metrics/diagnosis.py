@@ -86,12 +86,14 @@ def _queue(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
     queue, rest = _mid(slow, "queue_s"), _mid(slow, "prefill_s")
     if queue < LEAST_S or queue < rest:
         return
-    reasons = view["waiting_by_reason"]
+    reasons = {reason: count for reason, count in view["waiting_by_reason"].items() if reason != "order"}
     most = max(reasons, key=reasons.get) if reasons else None
     kv = view["kv"]["usage"]
     told = f"slow requests wait {queue:.2f} s in the queue, of {queue + rest:.2f} s to the first token; "
-    told += f"{view['waiting']} wait now" + (f", mostly for {most}" if most else "") + f"; KV in use {kv:.0%}"
-    if most in ("blocks", "share", "tier", "disk"):
+    told += (
+        f"{view['waiting']} wait now" + (f", the first of them for {most}" if most else "") + f"; KV in use {kv:.0%}"
+    )
+    if most in ("blocks", "share", "tier"):
         yield Finding(
             Cause.KV_PRESSURE, queue, told,
             "give the pool more room (gpu_memory_utilization, kv_cache_bytes), or an offload tier; shorten max_tokens"

@@ -38,11 +38,12 @@ _REASONS = """
 
 | `reason` | |
 | --- | --- |
-| `slots` | `max_num_seqs` sequences run: raise it, or add servers |
-| `blocks` | the KV pool has no room for its next chunk: see [operations.md](operations.md) |
+| `blocks` | it is next, and the KV pool has no room: see [operations.md](operations.md) |
+| `budget` | it is next, and the step has no tokens, rows or slot left: `max_num_batched_tokens`, `max_num_seqs` |
 | `share` | its tenant holds all the blocks that its `kv_max` allows |
-| `disk` | its KV is being read from the disk tier |
-| `turn` | there is room: it starts with one of the next steps, after those before it |
+| `order` | others go first |
+| `gate` | the batch policy lets nobody join yet |
+| `tier` | its KV is on its way back from host memory or the disk |
 """
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jaxserve.cache.block_pool import SCRATCH_BLOCK, BlockPool
+from jaxserve.core.decisions import Reason
 from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import Sequence
 from jaxserve.metrics.engine_metrics import received_s
-from jaxserve.metrics.waiting import WaitingReason, why
 from jaxserve.sched.scheduler import Scheduler
 
 FREE, CACHED, USED, SHARED = range(4)
@@ -31,7 +31,7 @@ class Live:
     preemptions: int
     priority: int
     ttft_slo_s: float | None
-    waits_for: WaitingReason | None
+    waits_for: Reason | None
     """None: it runs."""
 
 
@@ -65,10 +65,8 @@ def take(scheduler: Scheduler, now: float, *, with_map: bool = False) -> Snapsho
     """On the engine's thread. `with_map`: also every sequence and block by itself."""
     blocks, tiers = scheduler.blocks, scheduler.blocks.tiers
     waiting, running = sorted(scheduler.waiting, key=lambda s: s.arrival), list(scheduler.running)
-    reasons = {sequence: why(scheduler, sequence) for sequence in waiting[:MOST_SHOWN]}
+    reasons = {sequence: scheduler.journal.reason(sequence) or Reason.ORDER for sequence in waiting}
     by_reason = Counter(reason.value for reason in reasons.values())
-    if len(waiting) > MOST_SHOWN:  # whoever waits so far behind waits for what the ones before it wait for
-        by_reason[reasons[waiting[MOST_SHOWN - 1]].value] += len(waiting) - MOST_SHOWN
     held: Counter[str] = Counter()
     for sequence in running:
         held[sequence.tenant] += len(sequence.blocks)
@@ -111,7 +109,7 @@ def _state(pool: BlockPool, block: int) -> int:
     return CACHED if pool.is_cached(block) else FREE
 
 
-def _live(sequence: Sequence, reason: WaitingReason | None, now: float) -> Live:
+def _live(sequence: Sequence, reason: Reason | None, now: float) -> Live:
     return Live(
         id=sequence.id,
         tenant=sequence.tenant,

@@ -125,10 +125,10 @@ def test_a_snapshot_says_who_holds_what_and_who_waits_for_what() -> None:
         engine.step()
     shot = take(engine.scheduler, 1.0, with_map=True)
     assert shot.running.total() == 3 and shot.waiting.total() == 2
-    assert shot.waiting_by_reason == {"slots": 2}
+    assert shot.waiting_by_reason == {"budget": 1, "order": 1}
     assert sum(shot.blocks) == len(shot.block_map) == 20
     assert shot.block_map.count(SHARED) == 1 and shot.block_map.count(USED) == shot.blocks[2] > 0
-    assert [live.waits_for for live in shot.live] == ["slots", "slots", None, None, None]
+    assert [live.waits_for for live in shot.live] == ["budget", "order", None, None, None]
     drive(engine)
     assert take(engine.scheduler, 1.0).kv_usage == 0.0
 
@@ -139,7 +139,7 @@ def test_waiting_for_blocks_and_for_a_share() -> None:
     for i in range(4):
         engine.add(request(f"s{i}", list(range(20)), max_tokens=8, tenant="small"))
     engine.step()
-    assert set(take(engine.scheduler, 0.0).waiting_by_reason) == {"share"}
+    assert "share" in take(engine.scheduler, 0.0).waiting_by_reason
     for i in range(6):
         engine.add(request(f"d{i}", list(range(30)), max_tokens=8))
     for _ in range(6):

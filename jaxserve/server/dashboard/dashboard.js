@@ -4,8 +4,8 @@ import { blockMap, colour, dots, seconds, spark, stepBars, stepTimes } from "./c
 
 const KEPT = { steps: 160, requests: 14, points: 4000, seconds: 120 };
 const REASONS = {
-  slots: "a slot (max_num_seqs)", blocks: "free KV blocks", share: "its tenant's share", disk: "the disk tier",
-  turn: "its turn",
+  blocks: "free KV blocks", budget: "room in a step, or a slot", share: "its tenant's share", order: "others before it",
+  gate: "the batch policy", tier: "its KV to come back",
 };
 const kept = { steps: [], requests: [], points: [], seconds: [] };
 const rows = new Map();
@@ -132,8 +132,9 @@ function tiles() {
   $("running").textContent = whole(last.running);
   $("running-of").textContent = `of at most ${whole(last.max_num_seqs)}`;
   $("waiting").textContent = whole(last.waiting);
-  const why = Object.entries(last.waiting_by_reason).sort((a, b) => b[1] - a[1])[0];
-  $("waiting-why").textContent = why ? `mostly for ${REASONS[why[0]] || why[0]}` : "nothing waits";
+  const first = last.live.find((live) => live.waits_for !== null && live.waits_for !== "order");
+  const why = first ? first.waits_for : last.waiting ? "order" : null;
+  $("waiting-why").textContent = why ? `first for ${REASONS[why] || why}` : "nothing waits";
   $("kv-usage").textContent = percent(last.kv.usage);
   $("kv-usage").className = last.kv.usage > 0.95 ? "alarm" : "";
   const { prefix_hits: hits, prefix_queries: queries } = last.kv;
