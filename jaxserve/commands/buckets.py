@@ -2,24 +2,22 @@
 
 import argparse
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.plots import plot
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.commands.tables import table
+from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.config_file import to_toml
 from jaxserve.sched.bucket_search import BucketSet, Steps, best_sets, cost_of, powers_of_two, tokens
 from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_file import find_cost
 from jaxserve.sim.step_sizes import ProgramSeconds, step_sizes
-from jaxserve.sim.traces import read_trace
 
 _EXAMPLE = """\
 example:
-  jaxserve buckets --trace azure_2023_conv.jsonl --programs 24 --cost h200_8b_nominal \\
+  jaxserve buckets --trace azure_2023_conv.jsonl --programs 24 --cost h200_8b_roofline \\
     --config configs/h200.toml --num-blocks 12500 --write fitted.toml
 
 The trace runs on the simulator with programs of every size, and the steps are counted by their sizes. From that
@@ -37,12 +35,8 @@ def add(commands: Any) -> None:
         formatter_class=WideFormatter,
     )
     parser.set_defaults(run=run)
-    group = parser.add_argument_group("workload")
-    group.add_argument("--trace", required=True, metavar="FILE", help="JSONL: arrival_s, prompt_tokens, output_tokens")
-    group.add_argument("--requests", type=int, metavar="N", help="the first N requests only")
-    group.add_argument(
-        "--cost", default="h200_8b_nominal", metavar="COST", help="a file, or a name in configs/cost (h200_8b_nominal)"
-    )
+    add_workload(parser)
+    add_cost(parser)
     group = parser.add_argument_group("search")
     group.add_argument("--programs", type=int, default=24, metavar="K", help="most programs (default 24)")
     group.add_argument("--objective", choices=("seconds", "tokens"), default="seconds", help="what padding costs")
@@ -63,23 +57,23 @@ def run(given: argparse.Namespace) -> int:
     if given.compile_budget is not None:
         programs = min(programs, int(given.compile_budget / given.compile_s))
         require(programs >= 3, "compile_budget", given.compile_budget, f"at least {3 * given.compile_s:g} s")
-    cost = find_cost(given.cost)
-    arrivals = itertools.islice(read_trace(given.trace), given.requests)
-    steps = step_sizes(config, arrivals, cost, given.prefill_multiple).steps
-    require(bool(steps), "trace", given.trace, "requests that fit the KV pool")
+    cost, workload = read_cost(given), read_workload(given)
+    name = Path(given.trace).name if given.trace else "drawn requests"
+    steps = step_sizes(config, workload.list(), cost, given.prefill_multiple).steps
+    require(bool(steps), "requests", name, "some that fit the KV pool")
     comparison = Comparison(given, config, steps, cost, programs)
     print(f"{sum(steps.values()):,} steps, {len(steps):,} sizes; step times: {cost.source}\n")
     print(comparison.curve() + "\n")
     print(comparison.rivals())
     best = comparison.sets[-1]
     chosen = dataclasses.replace(config, buckets=best.config(config.buckets.prefill_rows))
-    text = to_toml(chosen, f"Buckets fitted to {Path(given.trace).name}: {best.programs} programs. {cost.source}.")
+    text = to_toml(chosen, f"Buckets fitted to {name}: {best.programs} programs. {cost.source}.")
     print("\n" + text[text.index("[buckets]") :].split("\n\n")[0])
     if given.write:
         given.write.write_text(text)
         print(f"wrote {given.write}")
     if given.png:
-        comparison.draw(given.png, Path(given.trace).name)
+        comparison.draw(given.png, name)
         print(f"wrote {given.png}")
     return 0
 
