@@ -86,8 +86,10 @@ def _queue(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
     queue, rest = _mid(slow, "queue_s"), _mid(slow, "prefill_s")
     if queue < LEAST_S or queue < rest:
         return
-    reasons = {reason: count for reason, count in view["waiting_by_reason"].items() if reason != "order"}
-    most = max(reasons, key=reasons.get) if reasons else None
+    reasons: dict[str, int] = {
+        reason: count for reason, count in view["waiting_by_reason"].items() if reason != "order"
+    }
+    most = max(reasons, key=lambda reason: reasons[reason]) if reasons else None
     kv = view["kv"]["usage"]
     told = f"slow requests wait {queue:.2f} s in the queue, of {queue + rest:.2f} s to the first token; "
     told += (

@@ -1,3 +1,4 @@
+# pyright: basic, reportMissingImports=false
 """Metrics as Prometheus reads them: a `prometheus_client` collector over counts and a snapshot.
 
 registry = CollectorRegistry()

@@ -75,7 +75,7 @@ def _tenants(snapshot: Snapshot, history: History, counts: Counts, tenants: Tena
     refused: Counter[str] = Counter()
     for (tenant, _), count in counts.counters["tenant_rejections"].items():
         refused[tenant] += int(count)
-    shown = []
+    shown: list[dict[str, Any]] = []
     for tenant in tenants:
         name = tenant.name
         shown.append(
