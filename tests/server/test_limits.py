@@ -171,3 +171,17 @@ def test_pipelined_requests_and_keep_alive(tight: Running) -> None:
         while found.count(b'"usage"') < 3:
             found += sock.recv(65536)
         assert found.count(b"HTTP/1.1 200 ") == 3
+
+
+@pytest.fixture
+def large() -> Iterator[Running]:
+    yield from serve(fake_service(build_engine(), max_body_bytes=1 << 20))
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 1, 2_000_000])
+def test_a_body_over_the_bound_is_answered_and_not_reset(large: Running, size: int) -> None:
+    """Also where the connection is closed after the answer, and part of the body was still to be read."""
+    with raw(large) as sock:
+        head = b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size
+        sock.sendall(head + b" " * size)
+        assert read_to_end(sock).startswith(b"HTTP/1.1 413 ")

@@ -1,0 +1,1 @@
+"""`python -m bench.soak`: a real server, abused for minutes and killed on the way; then nothing may be missing."""
