@@ -34,7 +34,7 @@ def test_help_shows_every_setting_and_examples(capsys: pytest.CaptureFixture[str
         (["generate", "--prompt", "x", "--block-size", "33"], "block_size"),
         (["generate", "--prompt", "x", "--max-model-len", "1000000"], "max_model_len"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
-        (["convert", "/no/such/model", "out"], "/no/such/model"),
+        (["convert", "/no/such/model", "not-there-yet"], "/no/such/model"),
     ],
 )
 def test_what_the_caller_can_fix_is_one_line(
@@ -91,8 +91,9 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
     for _ in range(600):
         assert process.poll() is None, "the server ended"
         try:
-            httpx.get(f"{url}/health", timeout=2)
-            return
+            if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
+                return
         except httpx.TransportError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.2)
     raise AssertionError("the server does not answer")

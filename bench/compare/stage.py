@@ -89,9 +89,13 @@ class Real:
 
     @contextmanager
     def open(self, variant: Variant) -> Iterator[Engines]:
+        import jax
+
         from jaxserve.llm import LLM
+        from jaxserve.runtime.programs import set_compilation_cache_folder
 
         config = self.config.replace(**variant.settings)
+        before = jax.config.jax_compilation_cache_dir
         with tempfile.TemporaryDirectory(prefix="jaxserve-compare-") as cache:
             config = config.replace(compilation_cache_dir=cache)
             starts: list[float] = []
@@ -107,6 +111,7 @@ class Real:
                 yield _RealEngine(llm, figures | ({"start_warm_s": starts[1]} if self._twice else {}))
             finally:
                 llm.close()
+                set_compilation_cache_folder(before)
 
 
 class _RealEngine:

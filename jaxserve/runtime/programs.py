@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.monitoring
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxserve.core.plan import Bucket
 
@@ -31,9 +32,16 @@ def use_compilation_cache(directory: str | None) -> None:
     if directory:
         folder = Path(directory).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        set_compilation_cache_folder(str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def set_compilation_cache_folder(folder: str | None) -> None:
+    """JAX keeps to the first folder that it has used, until its cache is reset. None: no cache."""
+    if folder != jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
 
 
 class CompilationCounter:
