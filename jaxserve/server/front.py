@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxserve.server.body import ClientLeft
+from jaxserve.server.body import ClientLeft, Incoming
 from jaxserve.server.context import Call
 from jaxserve.server.dashboard.routes import FEED_PATHS, PAGE_PATHS
 from jaxserve.server.errors import NotAllowed, error_response
@@ -43,12 +43,15 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400 and works and b"expect" not in headers:
+                    await incoming.drop_rest(2 * self._state.config.max_body_bytes)
                 message["headers"] = [*message.get("headers", ()), id_header]
             began_s = time.monotonic()
             await send(message)
             call.blocked_s += time.monotonic() - began_s
 
         works = scope["method"] == "POST"
+        incoming = Incoming(receive)
         counted = False
         try:
             self._authorize(scope["path"], headers, call)
@@ -58,13 +61,13 @@ class Front:
                 counted = True
             elif self._state.service is None and scope["path"] not in OPEN_PATHS | FEED_PATHS:
                 self._state.check_admission()
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, incoming, send_with_id)
         except ClientLeft:
             status = status or 499
         except Exception as error:
             if not status:
                 response = error_response(error)
-                await response(scope, receive, send_with_id)
+                await response(scope, incoming, send_with_id)
             if status >= 500 and not hasattr(error, "retry_after_s"):
                 logger.error("request failed", exc_info=error, extra={"fields": {"request_id": call.request_id}})
         finally:
