@@ -5,7 +5,8 @@ it first in the queue, and there it still waits for a document to end. Displacin
 once; whether the displaced are computed again or come back from host memory or disk is what they pay for it.
 
 The documents' lengths are drawn from log-normals with the published quantiles of the arXiv summarization set (prompts:
-P50 7,059, P90 12,985 tokens; outputs: P50 208, P90 371; Agrawal et al. 2024, table 2), since the set is not at hand.
+P50 7,059, P90 12,985 tokens; outputs: P50 208, P90 371; after Agrawal et al. 2024, not checked again), since the set is
+not at hand.
 """
 
 import math
