@@ -38,13 +38,19 @@ class OutputStream:
         self._timer = None
         if timeout_s is not None:
             self._timer = self._loop.call_later(timeout_s, self.fail, DeadlineExceeded(timeout_s))
-        self.on_overflow: Callable[[], None] | None = None
-        """Called once when the reader fell too far behind: whoever is stuck writing to it can be freed."""
+        self._on_overflow: Callable[[], None] | None = None
 
     @property
     def ended(self) -> bool:
         """Every sequence has had its last output, or the stream failed; what is ready may still be fetched."""
         return not self._open or self._error is not None
+
+    def on_overflow(self, call: Callable[[], None]) -> None:
+        """Have `call` called once when the reader falls too far behind, at once if it has: whoever is stuck writing to
+        it can be freed."""
+        self._on_overflow = call
+        if isinstance(self._error, ReaderTooSlow):
+            call()
 
     async def next(self) -> list[SequenceOutput]:
         """All outputs that are ready, at least one; an empty list when every sequence has ended.
@@ -102,8 +108,8 @@ class OutputStream:
             self._ready.clear()
             self._error = ReaderTooSlow(self._max_backlog)
             self.close()
-            if self.on_overflow is not None:
-                self.on_overflow()
+            if self._on_overflow is not None:
+                self._on_overflow()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -49,7 +49,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         cut: Callable[[], None] | None = scope.get("extensions", {}).get("jaxserve.cut")
-        self._outputs.on_overflow = cut
+        if cut is not None:
+            self._outputs.on_overflow(cut)
         leaving = asyncio.ensure_future(_disconnected(receive))
         writing = asyncio.ensure_future(self._write(send))
         try:

@@ -21,6 +21,8 @@ from tests.server.test_dashboard import KEYS, Load, slow_engine
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
+WINDOW = "60s"
+"""Rates are taken over this much: on a busy machine a preempted request may end only now and then."""
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="prometheus is missing: apt-get install prometheus",
@@ -112,14 +114,14 @@ def answers(url: str, query: str) -> list[dict]:
 @pytest.mark.slow
 def test_every_query_has_an_answer(prometheus: str) -> None:
     """Alerts are asked without their thresholds: a healthy server's alerts have no answer, which is the point."""
-    queries = [query.replace("$__rate_interval", "8s").replace("$model_name", "fake") for query in panel_queries()]
+    queries = [query.replace("$__rate_interval", WINDOW).replace("$model_name", "fake") for query in panel_queries()]
     for query in alert_queries():
         for part in re.split(r"\band\b", query):
             side = re.sub(r"\s*(==|>|<)\s*[\d.]+\s*$", "", part)
             assert side != part, f"no threshold in {part}"
-            queries.append(re.sub(r"\[\d+[mh]\]", "[8s]", side))
+            queries.append(re.sub(r"\[\d+[mh]\]", f"[{WINDOW}]", side))
     assert len(queries) > 70
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     empty = queries
     while empty and time.monotonic() < end:
         time.sleep(2)
