@@ -102,6 +102,8 @@ def noticed(case: Case, kernel, tile) -> bool:
 @pytest.mark.skipif(not NEWEST, reason="the race detector knows fences and stores from JAX 0.11")
 @pytest.mark.parametrize("what", MUTANTS)
 def test_a_missing_wait_or_fence_is_noticed(what: str) -> None:
+    if what == "arrivals are left unseen" and jax.__version_info__ >= (0, 12):
+        pytest.skip("the interpreter of JAX 0.12 lets a barrier complete again before anybody has seen that it had")
     name, line = MUTANTS[what]
     # a page and a token: three tiles of 64 in a ring of two
     case = draw(
