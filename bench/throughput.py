@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.machine import describe, matmul_rate
+from bench.step_times import StepTimes
 from bench.workload import LLAMA_32M, REQUESTS, prompts
 from jaxserve.core.plan import StepResult
 from jaxserve.core.sampling import SamplingParams
@@ -24,38 +25,6 @@ from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
 from jaxserve.runtime.batch import BatchBuilder
-
-
-class StepTimes:
-    """Wraps an executor and adds up where a step's wall time goes: packing and dispatch, and waiting."""
-
-    def __init__(self, executor: Any) -> None:
-        self._executor = executor
-        self.submit_s = self.wait_s = 0.0
-        self.steps = self.real_tokens = self.padded_tokens = 0
-
-    def submit(self, plan: Any) -> Any:
-        begin = time.perf_counter()
-        pending = self._executor.submit(plan)
-        self.submit_s += time.perf_counter() - begin
-        self.steps += 1
-        self.real_tokens += plan.num_tokens
-        self.padded_tokens += plan.bucket.tokens
-        return _TimedPending(pending, self)
-
-    def reset(self) -> None:
-        self._executor.reset()
-
-
-class _TimedPending:
-    def __init__(self, pending: Any, times: StepTimes) -> None:
-        self._pending, self._times = pending, times
-
-    def wait(self) -> Any:
-        begin = time.perf_counter()
-        result = self._pending.wait()
-        self._times.wait_s += time.perf_counter() - begin
-        return result
 
 
 def run_once(llm: LLM, seed: int, outputs: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 from bench.gpu_parts import Item, Setting
 from bench.gpu_parts.random_weights import device_params
 from bench.models import MODELS, tiny
+from bench.step_times import StepTimes
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 
@@ -43,36 +44,6 @@ def requests(setting: Setting, vocab: int) -> list[tuple[list[int], int]]:
     return [([rng.randrange(vocab) for _ in range(prompt)], output) for prompt, output in sizes]
 
 
-class _StepTimes:
-    """Wraps the executor: how long steps take from end to end, and how long the host waits for the device in them."""
-
-    def __init__(self, executor: Any) -> None:
-        self._executor = executor
-        self.submit_s = self.wait_s = 0.0
-        self.steps = 0
-
-    def submit(self, plan: Any) -> Any:
-        begin = time.perf_counter()
-        pending = self._executor.submit(plan)
-        self.submit_s += time.perf_counter() - begin
-        self.steps += 1
-        return _Waiting(pending, self)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-
-class _Waiting:
-    def __init__(self, pending: Any, times: _StepTimes) -> None:
-        self._pending, self._times = pending, times
-
-    def wait(self) -> Any:
-        begin = time.perf_counter()
-        result = self._pending.wait()
-        self._times.wait_s += time.perf_counter() - begin
-        return result
-
-
 def _engine(name: str, setting: Setting) -> dict[str, Any]:
     config = tiny(MODELS[name]) if setting.dry_run else MODELS[name]
     begin = time.perf_counter()
@@ -80,7 +51,7 @@ def _engine(name: str, setting: Setting) -> dict[str, Any]:
               **(TINY if setting.dry_run else SETTINGS))  # fmt: skip
     start_s = time.perf_counter() - begin
     batch = requests(setting, config.vocab_size)
-    times = _StepTimes(llm.runner)
+    times = StepTimes(llm.runner)
     llm.engine.replace_executor(times)
     params = [SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True) for _, output in batch]
     begin = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from jaxserve.core.clock import Clock, MonotonicClock, VirtualClock
 from jaxserve.core.config import EngineConfig
+from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.cost_file import load_cost
@@ -133,7 +134,8 @@ class Real:
     ) -> Run:
         from jaxserve.llm import LLM
 
-        assert tenants is None, "the real stage takes its tenants from the settings"
+        if tenants is not None:
+            raise ConfigError("this scenario has tenants, and the real engine is not given any here: leave out --real")
         base: Settings = {
             "block_size": 16, "num_blocks": 2049, "enable_prefix_caching": False, "max_waiting": 1_000_000,
             "prefill_rows": 8, "progress": False,
