@@ -16,7 +16,8 @@ from jaxserve.engine.outputs import SequenceOutput
 class OutputStream:
     """The outputs of one or several requests. Lives on the event loop; only `EngineLoop` makes one.
 
-    `timeout_s` bounds the whole life of the requests, `max_backlog` the outputs that nobody has fetched.
+    `timeout_s` bounds the whole life of the requests, `max_backlog` the outputs that nobody has fetched,
+    counted from the first fetch on: before that it is not the reader who is late.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class OutputStream:
         self._abort = abort
         self._max_backlog = max_backlog
         self._ready: list[SequenceOutput] = []
+        self._fetched = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -70,6 +72,7 @@ class OutputStream:
             finally:
                 self._waiter = None
         ready, self._ready = self._ready, []
+        self._fetched = True
         return ready
 
     def close(self) -> None:
@@ -104,7 +107,7 @@ class OutputStream:
                 del self._open[output.request_id]
         self._ready.append(output)
         self._wake()
-        if self._max_backlog is not None and len(self._ready) > self._max_backlog:
+        if self._fetched and self._max_backlog is not None and len(self._ready) > self._max_backlog:
             self._ready.clear()
             self._error = ReaderTooSlow(self._max_backlog)
             self.close()
