@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jaxserve.core.clock import VirtualClock
-from jaxserve.core.config import EngineConfig
+from jaxserve.core.config import EngineConfig, SchedulerConfig
 from jaxserve.core.plan import StepPlan, Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
@@ -98,7 +98,7 @@ def test_the_invariants_of_two_classes(way: str, seed: int) -> None:
     assert engine.scheduler.blocks.pool.num_free == BLOCKS
     assert tiers.used(Tier.HOST) == tiers.used(Tier.DISK) == 0 and not tiers.busy
     assert watched.preempted, "the pool was to be too small"
-    assert max(times for _, times in watched.preempted) <= engine.scheduler._max_preemptions
+    assert max(times for _, times in watched.preempted) <= SchedulerConfig().max_preemptions
     assert (tiers.counts.saved_to_host > 0) == ("host" in way)
     assert (tiers.counts.saved_to_disk > 0) == ("disk" in way)
     assert len(ttft) == 40
