@@ -1,6 +1,6 @@
 """Screenshots of the dashboard for the docs: two tenants on the embedded model, and a spike of the second one.
 
-`python -m bench.dashboard_shots docs/images` starts a server, loads it for half a minute, and photographs it in
+`python -m bench.dashboard_shots docs/images` starts a server, loads it for a minute and a half, and photographs it in
 headless Chromium (`pip install -e ".[test]"`, Debian's chromium and chromium-driver): light, dark, and on a phone.
 """
 
@@ -136,9 +136,9 @@ def shoot(url: str, folder: Path, scratch: str) -> None:
         browser.get(f"{url}/dashboard")
         browser.execute_script(f"sessionStorage.setItem('jaxserve-admin-key', {json.dumps(ADMIN)})")
         browser.get(f"{url}/dashboard")
-        time.sleep(20)
+        time.sleep(60)
         loads.append(Load(url, "batch", 36, 70, 96, 0.0))
-        time.sleep(12)
+        time.sleep(20)
         set_scheme(browser, "light")
         photograph(browser, folder / "dashboard-light.png", 1280)
         set_scheme(browser, "dark")

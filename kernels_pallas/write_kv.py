@@ -18,9 +18,10 @@ def write_kv(
     Padding tokens are given a slot of page 0, the scratch page; which of them stays there does not matter.
     """
     size = k_pages.shape[2]
-    pages, offsets = slots // size, slots % size
     mode = "promise_in_bounds"
-    return (
-        k_pages.at[pages, :, offsets].set(k.astype(k_pages.dtype), mode=mode),
-        v_pages.at[pages, :, offsets].set(v.astype(v_pages.dtype), mode=mode),
-    )
+    with jax.named_scope("write_kv"):
+        pages, offsets = slots // size, slots % size
+        return (
+            k_pages.at[pages, :, offsets].set(k.astype(k_pages.dtype), mode=mode),
+            v_pages.at[pages, :, offsets].set(v.astype(v_pages.dtype), mode=mode),
+        )

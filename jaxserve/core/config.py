@@ -193,6 +193,12 @@ class ServerConfig:
     ssl_keyfile: str | None = setting(None, "its key")
     ssl_ca_certs: str | None = setting(None, "clients must bring a certificate of this authority")
     metrics_prefix: str = setting("jaxserve_", "stands before every metric's name; `vllm:` serves vLLM's dashboards")
+    profile_dir: str | None = setting(
+        None, "folder that POST /debug/profile writes its traces to; none: they are in the answer, as a zip"
+    )
+    otlp_traces_endpoint: str | None = setting(
+        None, "OTLP collector that gets a trace of every request, http://127.0.0.1:4318/v1/traces, say; none: no traces"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "JSON log lines from this level on")
 
     def __post_init__(self) -> None:

@@ -59,11 +59,6 @@ class Engine:
         return self.scheduler.has_work or bool(self._flying) or bool(self._events)
 
     @property
-    def now_s(self) -> float:
-        """What the engine's clock shows."""
-        return self._clock.now()
-
-    @property
     def idle(self) -> bool:
         """The last step found nothing that could run: until `wake_s` or a new request, the next will not either."""
         return self._idle

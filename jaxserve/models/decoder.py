@@ -59,15 +59,18 @@ class Decoder:
         attend: Attend,
     ) -> jax.Array:
         """Hidden states after the final norm, [T, D]."""
-        x = layers.embed(params["embed"], tokens)
-        rope = layers.rope_table(positions, config.rope, config.head_dim)
+        with jax.named_scope("embed"):
+            x = layers.embed(params["embed"], tokens)
+            rope = layers.rope_table(positions, config.rope, config.head_dim)
         for index, layer in enumerate(params["layers"]):
-            x = x + self._attention(layer, config, layers.rms_norm(x, layer["attn_norm"], config.rms_norm_eps),
-                                    rope, attend, index)  # fmt: skip
-            x = x + layers.swiglu(
-                layers.rms_norm(x, layer["mlp_norm"], config.rms_norm_eps), layer["w_gate_up"], layer["w_down"]
-            )
-        return layers.rms_norm(x, params["norm"], config.rms_norm_eps)
+            with jax.named_scope(f"layer_{index}/attention"):
+                normal = layers.rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
+                x = x + self._attention(layer, config, normal, rope, attend, index)
+            with jax.named_scope(f"layer_{index}/mlp"):
+                normal = layers.rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
+                x = x + layers.swiglu(normal, layer["w_gate_up"], layer["w_down"])
+        with jax.named_scope("norm"):
+            return layers.rms_norm(x, params["norm"], config.rms_norm_eps)
 
     def logits(
         self,

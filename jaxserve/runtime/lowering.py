@@ -4,6 +4,7 @@ The runner compiles what comes out for its own device; `bench.compile` and `jaxs
 GPU that this machine need not have.
 """
 
+import re
 from functools import partial
 from typing import Any
 
@@ -68,17 +69,20 @@ class Lowering:
             model_step, model=self._model, config=self._config, bucket=bucket, attention=self._attention
         )  # fmt: skip
         packed = self._shape((packed_size(bucket, self.table_width),), jnp.int32)
+        step = _named(step, f"model_{bucket}")
         return jax.jit(step, donate_argnums=1).lower(self.params, self.state, self.slots.tokens, packed)
 
     def sampler(self, rows: int, variant: Variant) -> jax.stages.Lowered:
         step = partial(sample_step, variant=variant, processor=self._processor if variant is Variant.FULL else None)
         logits = self._shape((rows, self._config.vocab_size), jnp.float32)
         packed = self._shape((len(SAMPLE_FIELDS), rows), jnp.int32)
+        step = _named(step, f"sample_{rows}_{variant.name.lower()}")
         return jax.jit(step, donate_argnums=1).lower(logits, self.slots, packed)
 
     def scorer(self, tokens: int) -> jax.stages.Lowered:
         step = partial(score_step, model=self._model, config=self._config)
         hidden = self._shape((tokens, self._config.hidden_size), self._dtype)
+        step = _named(step, f"score_{tokens}")
         return jax.jit(step).lower(self.params, hidden, self._shape((tokens,), jnp.int32))
 
     def slot_loader(self) -> jax.stages.Lowered:
@@ -91,6 +95,12 @@ class Lowering:
 
     def _shape(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding)
+
+
+def _named(step: partial[Any], name: str) -> partial[Any]:
+    """The step under the name that its program has in profiles, where it is `jit_NAME`."""
+    step.__name__ = re.sub(r"\W", "_", name)  # type: ignore[attr-defined]
+    return step
 
 
 def _place(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:

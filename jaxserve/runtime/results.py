@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxserve.core.plan import Bucket, StepPlan, StepResult, TokenLogprobs
 from jaxserve.runtime.offload import Offload
+from jaxserve.runtime.profile import named
 from jaxserve.runtime.sampler import Sampled
 
 PromptScores = tuple[
@@ -32,7 +33,8 @@ class PendingStep:
             leaf.copy_to_host_async()
 
     def wait(self) -> StepResult:
-        tokens = np.asarray(self._sampled.tokens)[self._index]
+        with named("wait"):
+            tokens = np.asarray(self._sampled.tokens)[self._index]
         return StepResult(tokens, self._logprobs(tokens), self._prompt_logprobs(), self._offload.settled())
 
     @staticmethod

@@ -20,6 +20,7 @@ from jaxserve.runtime.batch import BatchBuilder
 from jaxserve.runtime.kv_cache import allocate_cache
 from jaxserve.runtime.lowering import Lowering
 from jaxserve.runtime.offload import Offload, mover_keys
+from jaxserve.runtime.profile import named, step_named
 from jaxserve.runtime.programs import CompilationCounter, ProgramTable, smallest_holding
 from jaxserve.runtime.results import PendingMoves, PendingStep, PromptScores
 from jaxserve.runtime.sampler import Processor, SlotState, Variant, choose_variant, init_slot_state
@@ -71,6 +72,7 @@ class ModelRunner:
         self._table_width, self._context = lowering.table_width, lowering.context
         self._batch = BatchBuilder(num_slots, self._table_width, cache.block_size)
         self._counter = CompilationCounter()
+        self._num_steps = 0
         threads = runtime.compile_threads
         self._models = ProgramTable(lambda bucket: lowering.model_program(bucket).compile(), threads)
         self._samplers = ProgramTable(lambda key: lowering.sampler(*key).compile(), threads)
@@ -120,7 +122,8 @@ class ModelRunner:
     # --- the executor -----------------------------------------------------------------------------------------
 
     def submit(self, plan: StepPlan) -> PendingStep | PendingMoves:
-        with self._counter.watch():
+        self._num_steps += 1
+        with self._counter.watch(), step_named(self._num_steps):
             pending = self._dispatch(plan)
         if self._counter.count and self._runtime.on_compile_after_warmup == "error":
             raise UnexpectedCompilation(
@@ -141,12 +144,14 @@ class ModelRunner:
 
     def _run_rows(self, plan: StepPlan) -> PendingStep:
         bucket = smallest_holding(plan.bucket, self._models.__contains__, self._buckets)
-        self._state, output = self._models[bucket](
-            self._params, self._state, self._slots.tokens, self._batch.model_input(plan, bucket)
-        )
-        sampled, self._slots = self._samplers[bucket.sample_rows, self._variant(plan)](
-            output.logits, self._slots, self._batch.sample_input(plan, bucket)
-        )
+        with named("pack"):
+            model_input, sample_input = self._batch.model_input(plan, bucket), self._batch.sample_input(plan, bucket)
+        with named("model", bucket):
+            self._state, output = self._models[bucket](self._params, self._state, self._slots.tokens, model_input)
+        with named("sample"):
+            sampled, self._slots = self._samplers[bucket.sample_rows, self._variant(plan)](
+                output.logits, self._slots, sample_input
+            )
         return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.hidden), self._offload)
 
     def reset(self) -> None:

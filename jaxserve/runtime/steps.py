@@ -60,22 +60,22 @@ def model_step(
     attention: Mapping[str, Any],
 ) -> tuple[ModelState, ModelOutput]:
     """One forward pass over a bucket's tokens; `attention`: backend, interpret and debug of the attention calls."""
-    tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0][0].shape[2])
+    with jax.named_scope("lay_out"):
+        tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0][0].shape[2])
     cache = list(state.cache)
     rows = bucket.decode_rows
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
-        with jax.named_scope(f"attention_{layer}"):
-            cache[layer] = keys, values = write_kv(*cache[layer], k, v, layout.cache_slots)
-            options: dict[str, Any] = {"sliding_window": sliding_window, **attention}
-            parts: list[jax.Array] = []
-            if rows:
-                lengths = layout.decode_lengths
-                parts.append(paged_attention.decode(q[:rows], keys, values, layout.decode_tables, lengths, **options))
-            if bucket.prefill_tokens:
-                where = layout.prefill_tables, layout.offsets, layout.context_lengths
-                parts.append(paged_attention.prefill(q[rows:], keys, values, *where, **options))
-            return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        cache[layer] = keys, values = write_kv(*cache[layer], k, v, layout.cache_slots)
+        options: dict[str, Any] = {"sliding_window": sliding_window, **attention}
+        parts: list[jax.Array] = []
+        if rows:
+            lengths = layout.decode_lengths
+            parts.append(paged_attention.decode(q[:rows], keys, values, layout.decode_tables, lengths, **options))
+        if bucket.prefill_tokens:
+            where = layout.prefill_tables, layout.offsets, layout.context_lengths
+            parts.append(paged_attention.prefill(q[rows:], keys, values, *where, **options))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     hidden = model.forward(params, config, layout.tokens, layout.positions, attend)
     ends = rows + jnp.maximum(layout.offsets[1:] - 1, 0)
@@ -143,4 +143,5 @@ def score_step(
     config: ModelConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Log-probability and rank of each target after its position, and the 20 likeliest there."""
-    return prompt_logprobs(lambda part: model.logits(params, config, part), hidden, targets)
+    with jax.named_scope("score"):
+        return prompt_logprobs(lambda part: model.logits(params, config, part), hidden, targets)

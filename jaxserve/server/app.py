@@ -1,5 +1,6 @@
 """The application: its routes, and the engine's thread between start-up and shutdown."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -22,6 +23,7 @@ from jaxserve.server import (
     generate,
     metrics_routes,
     openapi,
+    profile,
     status,
     tokens,
 )
@@ -33,6 +35,7 @@ from jaxserve.server.front import Front
 from jaxserve.server.keys import Keys
 from jaxserve.server.service import Service
 from jaxserve.server.state import ServerState
+from jaxserve.server.traces import RequestTraces
 
 ROUTES = [
     Route("/v1/completions", completions.completions, methods=["POST"]),
@@ -58,6 +61,7 @@ ROUTES = [
     *dashboard.ROUTES,
     Route("/debug/timeline", debug_routes.timeline, methods=["GET"]),
     Route("/debug/decisions", debug_routes.decisions, methods=["GET"]),
+    Route("/debug/profile", profile.profile, methods=["POST"]),
     Route("/debug/requests/{request_id:path}", debug_routes.one_request, methods=["GET"]),
     Route("/openapi.json", openapi.openapi, methods=["GET"]),
 ]
@@ -68,12 +72,13 @@ def create_app(
     config: ServerConfig | None = None,
     keys: Keys | None = None,
     kept: Batches | None = None,
+    traces: RequestTraces | None = None,
     on_start: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """A Starlette application that serves one engine; it starts and stops the engine's loop with itself.
 
     Without a `service` it answers 503 until `open_service(app, service)`; `on_start` is called on its event loop.
-    `kept`: where files and batches are; None: nowhere.
+    `kept`: where files and batches are; None: nowhere. `traces`: what is told of every generating call.
     """
     state = ServerState(config or (service.config if service else ServerConfig()))
     origins = [origin.strip() for origin in (state.config.cors_origins or "").split(",") if origin.strip()]
@@ -84,12 +89,14 @@ def create_app(
             app.state.running = running
             if kept is not None:
                 running.callback(kept.store.close)
+            if traces is not None:
+                running.push_async_callback(asyncio.to_thread, traces.close)
             if service is not None:
                 await open_service(app, service)
             on_start()
             yield
 
-    middleware = [Middleware(Front, state=state, keys=keys or Keys())]
+    middleware = [Middleware(Front, state=state, keys=keys or Keys(), traces=traces)]
     if origins:
         cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)
@@ -116,6 +123,7 @@ async def open_service(app: Starlette, service: Service) -> None:
 async def _known(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientLeft):
         raise error
+    request.state.call.failure = type(error).__name__
     return error_response(error)
 
 

@@ -43,7 +43,7 @@ async def job_of(service: Service, body: ChatBody, call: Call) -> Job:
     if body.truncate_prompt_tokens is not None:
         tokens = tokens[-body.truncate_prompt_tokens :]
     wanted = service.request(tokens, params, f"chatcmpl-{uuid.uuid4().hex}", body, call)
-    return Job([wanted], ChatAnswer(service, body, wanted), timeout_s)
+    return Job([wanted], ChatAnswer(service, body, wanted), timeout_s, wanted.id)
 
 
 class ChatAnswer:

@@ -46,7 +46,7 @@ async def job_of(service: Service, body: CompletionsBody, call: Call) -> Job:
             tokens = tokens[-body.truncate_prompt_tokens :]
         requests.append(service.request(tokens, params, f"{completion_id}-{i}", body, call))
     answer = CompletionAnswer(service, body, completion_id, requests, params)
-    return Job(requests, answer, timeout_s)
+    return Job(requests, answer, timeout_s, completion_id)
 
 
 class CompletionAnswer:

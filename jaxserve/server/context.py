@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxserve.core.sequence import Request, Sequence
 from jaxserve.engine.outputs import SequenceOutput
 
 
@@ -25,10 +26,20 @@ class Call:
     cached_tokens: int = 0
     first_token_s: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    """What it asked of the engine."""
+    sequences: set[Sequence] = field(default_factory=set)
+    """Those that have answered."""
+    stream: bool = False
+    response_id: str | None = None
+    trace_id: str | None = None
+    failure: str | None = None
+    """The error that its answer told of, by its class."""
     notes: dict[str, Any] = field(default_factory=dict)
     """More for the log line: the endpoint's own fields."""
 
     def count(self, output: SequenceOutput) -> None:
+        self.sequences.add(output.sequence)
         self.output_tokens += len(output.tokens)
         if self.first_token_s is None and output.tokens:
             self.first_token_s = time.monotonic()

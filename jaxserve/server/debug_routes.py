@@ -3,6 +3,8 @@
 GET /debug/timeline         a Chrome trace: open it at ui.perfetto.dev
 GET /debug/decisions        the same steps as they are recorded, for `jaxserve timeline --record`
 GET /debug/requests/{id}    where a request's time went, live or ended
+
+POST /debug/profile is in `profile`.
 """
 
 from typing import Any

@@ -46,6 +46,14 @@ class NotServing(JaxserveError):
         self.retry_after_s = retry_after_s
 
 
+class ProfileRunning(JaxserveError):
+    """A process has one profiler, and it is in use (HTTP 409)."""
+
+
+class NothingToProfile(JaxserveError):
+    """No step ran in the time that was given (HTTP 504)."""
+
+
 class TooManyRequests(JaxserveError):
     """A bound on open requests is reached (HTTP 429)."""
 
@@ -57,6 +65,7 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (NoSuchFile, 404, "not_found_error"),
     (NoSuchBatch, 404, "not_found_error"),
     (InUse, 409, "conflict_error"),
+    (ProfileRunning, 409, "conflict_error"),
     (InvalidRequest, 400, "invalid_request_error"),
     (BadKey, 401, "authentication_error"),
     (NotAllowed, 403, "permission_error"),
@@ -65,6 +74,7 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotServing, 503, "service_unavailable_error"),
     (EngineStopped, 503, "service_unavailable_error"),
     (DeadlineExceeded, 504, "timeout_error"),
+    (NothingToProfile, 504, "timeout_error"),
     (StoreFull, 507, "insufficient_storage_error"),
     (ReaderTooSlow, 408, "timeout_error"),
     (JaxserveError, 500, "internal_server_error"),

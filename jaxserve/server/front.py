@@ -17,6 +17,7 @@ from jaxserve.server.errors import NotAllowed, error_response
 from jaxserve.server.keys import ADMIN_KEY_VARIABLE, Keys
 from jaxserve.server.log import logger
 from jaxserve.server.state import ServerState
+from jaxserve.server.traces import RequestTraces
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"}) | PAGE_PATHS
 """Asked without a key: probes, scrapers, whoever wants to know how to ask, and the dashboard's empty page."""
@@ -27,8 +28,8 @@ _GOOD_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
 class Front:
     """The outermost layer but Starlette's own."""
 
-    def __init__(self, app: ASGIApp, state: ServerState, keys: Keys) -> None:
-        self._app, self._state, self._keys = app, state, keys
+    def __init__(self, app: ASGIApp, state: ServerState, keys: Keys, traces: RequestTraces | None = None) -> None:
+        self._app, self._state, self._keys, self._traces = app, state, keys, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +56,7 @@ class Front:
         counted = False
         try:
             self._authorize(scope["path"], headers, call)
-            if works:
+            if works and not call.admin:  # a profile is wanted just when too much is open
                 self._state.check_admission()
                 self._state.open_calls += 1
                 counted = True
@@ -65,6 +66,7 @@ class Front:
         except ClientLeft:
             status = status or 499
         except Exception as error:
+            call.failure = type(error).__name__
             if not status:
                 response = error_response(error)
                 await response(scope, incoming, send_with_id)
@@ -73,6 +75,9 @@ class Front:
         finally:
             self._state.open_calls -= counted
             self._state.telemetry.answered(_route(scope), status, call)
+            if self._traces is not None:
+                model = self._state.service and self._state.service.model_name
+                call.trace_id = self._traces.ended(call, scope, status, model)
             self._log(scope, call, status)
 
     def _authorize(self, path: str, headers: dict[bytes, bytes], call: Call) -> None:
@@ -112,6 +117,8 @@ class Front:
                 "ttft_s": None if call.first_token_s is None else round(call.first_token_s - call.began_s, 6),
                 "finish_reasons": call.finish_reasons,
             }
+        if call.trace_id is not None:
+            fields["trace_id"] = call.trace_id
         logger.info("request", extra={"fields": fields | call.notes})
 
 

@@ -28,7 +28,7 @@ async def generate(request: Request) -> Response:
     tokens = await service.encode(body.the_prompt)
     request_id = body.request_id or f"gen-{uuid.uuid4().hex}"
     wanted = service.request(tokens, params, request_id, body, request.state.call)
-    job = Job([wanted], GenerateAnswer(wanted, service.model_name), timeout_s)
+    job = Job([wanted], GenerateAnswer(wanted, service.model_name), timeout_s, wanted.id)
     return await respond(request, service, job, bool(body.stream))
 
 

@@ -48,11 +48,14 @@ class Job:
     requests: list[EngineRequest]
     answer: Answer
     timeout_s: float | None
+    id: str
+    """The answer's."""
 
 
 async def respond(request: Request, service: Service, job: Job, stream: bool) -> Response:
     """The HTTP response to a job; a client that leaves first aborts it."""
     call: Call = request.state.call
+    call.requests, call.stream, call.response_id = job.requests, stream, job.id
     call.prompt_tokens = sum(len(wanted.prompt) for wanted in job.requests)
     if not stream:
         done = await unless_left(request, whole(service, job, call))
@@ -112,13 +115,17 @@ async def _payloads(
 ) -> AsyncGenerator[list[bytes], None]:
     """Payloads that are ready together, together: they go out in one write."""
     outputs = first
-    while outputs:
-        for output in outputs:
-            check_step(output)
-            call.count(output)
-        yield job.answer.events(outputs)
-        outputs = await stream.next()
-    yield job.answer.last_events()
+    try:
+        while outputs:
+            for output in outputs:
+                check_step(output)
+                call.count(output)
+            yield job.answer.events(outputs)
+            outputs = await stream.next()
+        yield job.answer.last_events()
+    except Exception as error:
+        call.failure = type(error).__name__
+        raise
 
 
 def check_step(output: SequenceOutput) -> None:

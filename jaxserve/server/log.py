@@ -25,12 +25,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str) -> None:
-    """Send the server's and uvicorn's log lines to standard error, from `level` on."""
+    """Send the server's and uvicorn's log lines to standard error, from `level` on; of OpenTelemetry's, warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name in ("jaxserve", "uvicorn.error"):
+    for name in ("jaxserve", "uvicorn.error", "opentelemetry"):
         one = logging.getLogger(name)
         one.handlers = [handler]
         one.propagate = False
         one.setLevel(level.upper())
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger("jaxserve").level))
+    for name in ("uvicorn.error", "opentelemetry"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger("jaxserve").level))

@@ -32,6 +32,7 @@ from jaxserve.server.connection import Connection
 from jaxserve.server.keys import Keys
 from jaxserve.server.service import Service
 from jaxserve.server.state import ServerState
+from jaxserve.server.traces import open_traces
 from jaxserve.server.watchdog import Watchdog
 
 Load = Callable[[], Service]
@@ -43,7 +44,7 @@ def serve(load: Load, config: ServerConfig, batches: BatchConfig, tenants: Tenan
     """Serve what `load` makes until a signal; returns the exit status. `load` runs on a thread of its own.
 
     Raises:
-      ConfigError: keys, certificates, the address or the batches' folder cannot be used. Whatever `load` raises.
+      ConfigError: keys, certificates, addresses or the batches' folder cannot be used. Whatever `load` raises.
     """
     keys = Keys.from_settings(config.api_keys_file, config.admin_key_file, tenants)
     log.set_up(config.log_level)
@@ -51,8 +52,9 @@ def serve(load: Load, config: ServerConfig, batches: BatchConfig, tenants: Tenan
     if batches.batch_dir is not None:
         kept = Batches(Store(batches.batch_dir, batches.batch_store_bytes), batches)
     loader = Loader(load)
-    app = create_app(config=config, keys=keys, kept=kept, on_start=loader.begin)
+    traces = open_traces(config.otlp_traces_endpoint)
     sock = bind(config)
+    app = create_app(config=config, keys=keys, kept=kept, traces=traces, on_start=loader.begin)
     server = Server(app, config)
     loader.attach(app, server)
     server.run(sockets=[sock])

@@ -241,7 +241,7 @@ def record_engine(
     """Record an engine that has not been given a request yet, from now on."""
     scheduler = engine.scheduler
     recorder = Recorder(
-        file, config, scheduler.blocks.pool.capacity + 1, engine.limits.max_model_len, engine.now_s,
+        file, config, scheduler.blocks.pool.capacity + 1, engine.limits.max_model_len, engine.now,
         tenants=tenants, cost=scheduler.costs.model, machine=machine(), tokens=tokens,
     )  # fmt: skip
     engine.observers.append(recorder)

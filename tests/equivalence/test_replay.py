@@ -27,7 +27,7 @@ def test_the_same_decisions(make_llm, tmp_path: Path, settings: dict) -> None:
                     max_tokens=rng.randint(1, 24), n=rng.choice([1, 1, 2]), temperature=1.0, seed=number,
                     stop_token_ids=tuple(range(0, 211, 20)),
                 )  # fmt: skip
-                engine.add(Request(id=str(number), prompt=prompt, params=params, arrival_s=engine.now_s))
+                engine.add(Request(id=str(number), prompt=prompt, params=params, arrival_s=engine.now))
                 number += 1
             if steps % 25 == 24:
                 engine.abort(str(number - 1))

@@ -22,6 +22,7 @@ from jaxserve.server.batches import Batches
 from jaxserve.server.keys import Keys
 from jaxserve.server.serve import Server
 from jaxserve.server.service import Service
+from jaxserve.server.traces import RequestTraces
 from tests.engine.conftest import build_engine
 
 
@@ -72,8 +73,13 @@ def fake_service(engine: Engine, device: Any = None, **settings: Any) -> Service
     return Service(EngineLoop(engine), make_request, Letters(), "fake", config, device=device)  # type: ignore[arg-type]
 
 
-def serve(service: Service | None, keys: Keys | None = None, kept: Batches | None = None) -> Iterator[Running]:
-    app = create_app(service, keys=keys, kept=kept)
+def serve(
+    service: Service | None,
+    keys: Keys | None = None,
+    kept: Batches | None = None,
+    traces: RequestTraces | None = None,
+) -> Iterator[Running]:
+    app = create_app(service, keys=keys, kept=kept, traces=traces)
     background = Background(app)
     with httpx.Client(base_url=background.url, timeout=20) as client:
         yield Running(client, service.loop.engine if service else None, background.url, app)

@@ -1,17 +1,22 @@
 """`GET /metrics` over HTTP: what clients did is what it says, whatever the engine is doing."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 
+import jax
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from jaxserve.cli import main
 from jaxserve.core.errors import ConfigError
 from jaxserve.engine.loop import EngineLoop
+from jaxserve.llm import LLM
 from jaxserve.server.service import Service
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Letters, Running, fake_service, serve
+from tests.server.conftest import Letters, Running, fake_service, llm_service, serve
 
 
 def scrape(running: Running, **headers: str) -> dict[tuple[str, ...], float]:
@@ -124,3 +129,22 @@ def test_a_real_model_tells_of_its_cache(embedded: Running) -> None:
     text = embedded.client.get("/metrics").text
     capacity = embedded.engine.scheduler.blocks.pool.capacity
     assert f'num_gpu_blocks="{capacity}"' in text and 'block_size="32"' in text
+
+
+def test_a_compilation_while_serving_is_counted_and_the_doctor_names_it(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner, missing = llm.runner, jax.jit(lambda x: x + 1.0)
+    choose = runner._variant
+
+    def compile_first(plan):
+        missing(np.ones(91, np.float32))  # as a step that meets a shape without a program
+        return choose(plan)
+
+    monkeypatch.setattr(runner, "_variant", compile_first)
+    for running in serve(llm_service(llm)):
+        generate(running)
+        assert scrape(running)["jaxserve_compilations_after_warmup_total",] == 1
+        assert main(["doctor", running.url, "--json"]) == 1
+    assert [finding["cause"] for finding in json.loads(capsys.readouterr().out)] == ["recompilation"]
+    runner._counter.count = 0
