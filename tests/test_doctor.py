@@ -1,5 +1,6 @@
 """`jaxserve doctor` against servers over HTTP: a healthy one, one behind a slow way, and what cannot be asked."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -29,21 +30,21 @@ class SlowWay:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._target)
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._both_ways, args=(client,), daemon=True).start()
+
+    def _both_ways(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._target) as server:
+            back = threading.Thread(target=self._carry, args=(server, client), daemon=True)
+            back.start()
+            self._carry(client, server)
+            back.join()
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 time.sleep(self._delay_s)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-        if source.fileno() >= 0 and sink.fileno() >= 0 and source.getpeername() == self._target:
-            source.close()
-            sink.close()
 
     def close(self) -> None:
         self._listener.close()

@@ -19,7 +19,7 @@ from tests.engine.conftest import build_engine, drive, request
 DOCS = Path(__file__).parent.parent.parent / "docs"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
-# As in ../shared/ANCHORS.md: what vLLM's own dashboard shows, and the rest of its names that keep their meaning here.
+# Of vLLM 0.33: what its own dashboard shows, and the rest of its names that keep their meaning here.
 VLLM = {
     "gauge": ["num_requests_running", "num_requests_waiting", "num_requests_waiting_by_reason", "kv_cache_usage_perc"],
     "counter": ["prompt_tokens", "generation_tokens", "request_success", "num_preemptions", "prefix_cache_queries",
