@@ -51,5 +51,6 @@ async def run_load(
 async def _either(event: asyncio.Event, seconds: float | None) -> None:
     """Wait for the event or so many seconds; clears the event."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):  # wait_for of Python 3.11 can lose a cancellation
+            await event.wait()
     event.clear()

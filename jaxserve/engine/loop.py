@@ -136,7 +136,8 @@ class EngineLoop:
                     answer.set_exception(error)
 
         self._send(put)
-        return await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
+        async with asyncio.timeout(timeout_s):  # `wait_for` can lose a cancellation before Python 3.12
+            return await asyncio.wrap_future(answer)
 
     def fail_open(self, error: Exception) -> None:
         """End every stream with `error`, and abort what it runs."""
