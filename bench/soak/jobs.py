@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from bench.soak.disk import Disk
 from bench.soak.outcome import Check, Tally
-from bench.soak.wire import ask, form, message
+from bench.soak.wire import Reply, ask, form, message
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 OPEN_BATCHES = 3
@@ -25,8 +26,8 @@ class Expected:
 class Jobs:
     """Makes batches, and knows what their results must be."""
 
-    def __init__(self, rng: random.Random, tally: Tally) -> None:
-        self._rng, self._tally = rng, tally
+    def __init__(self, rng: random.Random, tally: Tally, disk: Disk) -> None:
+        self._rng, self._tally, self._disk = rng, tally, disk
         self.expected: dict[str, Expected] = {}
         self._confirmed: set[str] = set()
 
@@ -45,31 +46,41 @@ class Jobs:
         tokens = {f"{name}-{i}": self._rng.choice((0, 1, 5, 20)) for i in range(self._rng.randint(5, 60))}
         lines = [_line(custom_id, count, self._rng.randint(1, 40)) for custom_id, count in tokens.items()]
         content, kind = form("batch", "\n".join(lines).encode())
-        uploaded = await ask(port, message("POST", "/v1/files", content, kind))
-        self._tally.status("upload", uploaded.status)
+        uploaded = await self._ask("upload", port, message("POST", "/v1/files", content, kind))
         if uploaded.status != 200:
-            return self._refused("upload", uploaded.status, uploaded.body)
+            return
         self.expected[name] = Expected(tokens, self._rng.random() < 0.15)  # before it is asked: the answer may be lost
         asked = {
             "input_file_id": uploaded.json()["id"], "endpoint": "/v1/completions", "completion_window": "24h",
             "metadata": {"name": name},
         }  # fmt: skip
-        made = await ask(port, message("POST", "/v1/batches", asked))
-        self._tally.status("batch", made.status)
+        made = await self._ask("batch", port, message("POST", "/v1/batches", asked))
         if made.status != 200:
             del self.expected[name]
-            return self._refused("batch", made.status, made.body)
+            return
         self._confirmed.add(name)
         if self.expected[name].cancelled:
             await asyncio.sleep(self._rng.uniform(0.0, 1.0))
-            reply = await ask(port, message("POST", f"/v1/batches/{made.json()['id']}/cancel"))
-            self._tally.status("cancel", reply.status)
-            if reply.status not in (200, 409, 429):
-                self._tally.fail("cancel", f"{reply.status}: {reply.body[:150]!r}")
+            cancelled = message("POST", f"/v1/batches/{made.json()['id']}/cancel")
+            await self._ask("cancel", port, cancelled, (200, 409, 429))
 
-    def _refused(self, kind: str, status: int, body: bytes) -> None:
-        if status != 429:
-            self._tally.fail(kind, f"{status}: {body[:150]!r}")
+    async def _ask(self, kind: str, port: int, sent: bytes, allowed: tuple[int, ...] = (200, 429)) -> Reply:
+        """A full disk is announced with 507, and only a full disk is."""
+        full = self._disk.full
+        reply = await ask(port, sent)
+        self._tally.status(kind, reply.status)
+        if reply.status not in allowed and not (reply.status == 507 and (full or self._disk.full)):
+            self._tally.fail(kind, f"{reply.status}: {reply.body[:150]!r}")
+        return reply
+
+    async def upload_while_full(self, port: int) -> None:
+        """Uploads that there is no room for, until there is; those that find room after all are deleted."""
+        content, kind = form("batch", b" " * 300_000)
+        while self._disk.full:
+            reply = await self._ask("upload, full disk", port, message("POST", "/v1/files", content, kind))
+            if reply.status == 200:
+                await self._ask("upload, full disk", port, message("DELETE", f"/v1/files/{reply.json()['id']}"))
+            await asyncio.sleep(0.2)
 
     async def _num_open(self, port: int) -> int:
         return sum(batch["status"] not in ENDED for batch in await batches(port))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jaxserve.commands.tables import table
 
-COLUMNS = ("200", "4xx", "429", "503", "504", "left", "cut", "killed", "wrong")
+COLUMNS = ("200", "4xx", "429", "503", "504", "507", "left", "cut", "killed", "wrong")
 
 
 class Tally:
@@ -41,10 +41,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Check:
+    """`good` None: it could not be tried, and `found` says why."""
+
     name: str
     found: str
-    good: bool
+    good: bool | None
 
 
 def show(checks: list[Check]) -> str:
-    return table(["check", "found", ""], [[c.name, c.found, "ok" if c.good else "FAILED"] for c in checks])
+    verdicts = {True: "ok", False: "FAILED", None: "not tried"}
+    return table(["check", "found", ""], [[c.name, c.found, verdicts[c.good]] for c in checks])

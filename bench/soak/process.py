@@ -16,11 +16,13 @@ from bench.soak.wire import ask, message
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = (
     "--max-num-seqs=8", "--max-num-batched-tokens=128", "--decode-buckets=8", "--prefill-buckets=128",
-    "--mixed-decode-buckets=8", "--prefill-rows=4", "--num-blocks=160", "--max-waiting=32", "--max-open-requests=64",
+    "--mixed-decode-buckets=8", "--prefill-rows=4", "--num-blocks=56", "--offload-disk-bytes=16000000",
+    "--max-waiting=32", "--max-open-requests=64",
     "--max-connections=256", "--max-stream-backlog=512", "--receive-timeout-s=3", "--write-timeout-s=3",
     "--keep-alive-s=5", "--drain-timeout-s=20", "--batch-concurrency=6",
 )  # fmt: skip
-"""Small bounds, so that they are met: 8 run, 32 wait, 64 calls are open."""
+"""Small bounds, so that they are met: 8 run, 32 wait, 64 calls are open, and blocks run out: who gives way goes to the
+disk."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,19 @@ class Held:
 class Process:
     """One life of the server."""
 
-    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+    def __init__(self, log: Path, disk: Path, options: Sequence[str]) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port: int = sock.getsockname()[1]
-        self._log = open(folder / "server.log", "ab")  # noqa: SIM115 - closed with the process
+        self._log = open(log, "ab")  # noqa: SIM115 - closed with the process
         command = [
             sys.executable,
             "-m",
             "jaxserve",
             "serve",
             f"--port={self.port}",
-            f"--batch-dir={folder / 'batches'}",
+            f"--batch-dir={disk / 'batches'}",
+            f"--offload-disk-dir={disk / 'kv'}",
         ]
         self._process = subprocess.Popen(
             [*command, *SETTINGS, *options], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=self._log
@@ -80,12 +83,14 @@ class Process:
         finally:
             self.kill()
 
+    async def metrics(self) -> str:
+        return (await ask(self.port, message("GET", "/metrics"))).body.decode()
+
     async def wait_until_idle(self) -> str:
         """What is still held after half a minute without work; empty: nothing."""
         held = "?"
         for _ in range(300):
-            reply = await ask(self.port, message("GET", "/metrics"))
-            held = "; ".join(f"{name} {value:g}" for name, value in busy(reply.body.decode()).items() if value)
+            held = "; ".join(f"{name} {value:g}" for name, value in busy(await self.metrics()).items() if value)
             if not held:
                 return ""
             await asyncio.sleep(0.1)
@@ -108,12 +113,13 @@ class Process:
 def busy(metrics: str) -> dict[str, float]:
     """Of a scrape, what an idle server has none of: sequences, blocks that somebody holds, open calls."""
     sought = {"running": "num_requests_running", "waiting": "num_requests_waiting", "open calls": "http_requests_open"}
-    found = dict.fromkeys([*sought, "blocks"], 0.0)
-    for line in metrics.splitlines():
-        name, _, rest = line.removeprefix("jaxserve_").partition("{")
-        for label, metric in sought.items():
-            if name == metric:
-                found[label] += float(rest.rsplit(" ", 1)[1])
-        if name == "kv_blocks" and ('state="used"' in rest or 'state="shared"' in rest):
-            found["blocks"] += float(rest.rsplit(" ", 1)[1])
+    found = {label: total(metrics, metric) for label, metric in sought.items()}
+    found["blocks"] = total(metrics, "kv_blocks", 'state="used"') + total(metrics, "kv_blocks", 'state="shared"')
+    found["blocks on the disk"] = total(metrics, "tier_blocks", 'tier="disk"')
     return found
+
+
+def total(metrics: str, name: str, label: str = "") -> float:
+    """Of a scrape, the sum of a metric's samples that have the label."""
+    samples = [line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith(f"jaxserve_{name}{{")]
+    return sum(float(value) for named, value in samples if label in named)

@@ -12,7 +12,6 @@ and drops the rows. What a crash leaves of half-written contents is swept when t
 
 import fcntl
 import json
-import os
 import sqlite3
 import threading
 import uuid
@@ -21,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile, StoreFull
+from jaxserve.batches.contents import Contents, full_is_known
+from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile
 from jaxserve.batches.records import ENDED, TIMES, Batch, StoredFile
 from jaxserve.core.errors import ConfigError
 
@@ -54,11 +54,10 @@ class Store:
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
         self._folder = Path(folder).expanduser()
-        self._contents = self._folder / "files"
         self._max_bytes = max_bytes
         self._mutex = threading.RLock()
         try:
-            self._contents.mkdir(parents=True, exist_ok=True)
+            self._contents = Contents(self._folder / "files")
             self._lock = open(self._folder / "lock", "w")  # noqa: SIM115
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -68,11 +67,18 @@ class Store:
             raise ConfigError(f"batch_dir {folder}: cannot be used ({error.strerror})") from error
         self._db = sqlite3.connect(self._folder / "batches.db", check_same_thread=False, isolation_level=None)
         self._db.row_factory = sqlite3.Row
+        try:
+            self._set_up()
+        except sqlite3.Error as error:  # no room for the write-ahead log; no database
+            self.close()
+            raise ConfigError(f"batch_dir {folder}: cannot be used ({error}): is its disk full?") from error
+
+    def _set_up(self) -> None:
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
-        self._db.execute(f"pragma max_page_count = {max(64, max_bytes // _PAGE_BYTES)}")
+        self._db.execute(f"pragma max_page_count = {max(64, self._max_bytes // _PAGE_BYTES)}")
         self._db.executescript(_SCHEMA)
-        self._sweep()
+        self._contents.sweep({row["id"] for row in self._db.execute("select id from files")})
 
     def close(self) -> None:
         with self._mutex:
@@ -84,11 +90,14 @@ class Store:
     def add_file(self, source: BinaryIO, tenant: str, filename: str, purpose: str, now: float) -> StoredFile:
         """Keep a copy of what `source` holds. Raises StoreFull."""
         file_id = f"file-{uuid.uuid4().hex}"
-        with _full_is_known():
-            size = self._write(file_id, iter(lambda: source.read(1 << 20), b""))
+        size = self._contents.write(file_id, iter(lambda: source.read(1 << 20), b""), self._bytes_left())
         stored = StoredFile(file_id, tenant, filename, purpose, size, int(now))
-        with self._transaction() as db:
-            _insert_file(db, stored)
+        try:
+            with self._transaction() as db:
+                _insert_file(db, stored)
+        except BaseException:
+            self._contents.remove(file_id)
+            raise
         return stored
 
     def file(self, file_id: str, tenant: str, param: str = "file_id") -> StoredFile:
@@ -108,7 +117,7 @@ class Store:
         return [StoredFile(**row) for row in rows], more
 
     def path(self, file_id: str) -> Path:
-        return self._contents / file_id
+        return self._contents.path(file_id)
 
     def delete_file(self, file_id: str, tenant: str) -> None:
         """Raises NoSuchFile; InUse while a batch that has not ended reads it."""
@@ -121,7 +130,7 @@ class Store:
             if used is not None:
                 raise InUse(f"batch {used['id']} reads this file: cancel it first", "file_id")
             db.execute("delete from files where id = ?", (file_id,))
-        self.path(file_id).unlink(missing_ok=True)
+        self._contents.remove(file_id)
 
     # --- batches ----------------------------------------------------------------------------------------------
 
@@ -210,14 +219,13 @@ class Store:
         files: list[StoredFile] = []
         for good, column, suffix in ((1, "output_file_id", "output"), (0, "error_file_id", "error")):
             file_id = f"file-{batch_id.removeprefix('batch_')}-{suffix}"
-            with _full_is_known():
-                size = self._write(file_id, self._contents_of(batch_id, good))
+            size = self._contents.write(file_id, self._results_of(batch_id, good), self._bytes_left())
             if size:
                 name = f"{batch_id}_{suffix}.jsonl"
                 files.append(StoredFile(file_id, batch.tenant, name, "batch_output", size, int(now)))
                 columns[column] = file_id
             else:
-                self.path(file_id).unlink(missing_ok=True)
+                self._contents.remove(file_id)
         with self._transaction() as db:
             for stored in files:
                 _insert_file(db, stored)
@@ -225,7 +233,7 @@ class Store:
             db.execute("delete from results where batch = ?", (batch_id,))
         return ended
 
-    def _contents_of(self, batch_id: str, good: int) -> Iterator[bytes]:
+    def _results_of(self, batch_id: str, good: int) -> Iterator[bytes]:
         """The results of a kind, in the order of the input's lines; read in pages, so that memory stays flat."""
         line = -1
         while True:
@@ -242,35 +250,11 @@ class Store:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _write(self, name: str, pieces: Iterable[bytes]) -> int:
-        """A content, whole or not at all: written beside, synced, renamed."""
-        left = self._max_bytes - self._used_bytes()
-        partial, size = self._contents / f".{name}", 0
-        try:
-            with open(partial, "wb") as target:
-                for piece in pieces:
-                    size += len(piece)
-                    if size > left:
-                        raise StoreFull("the batch store is at its bound (batch_store_bytes): delete files")
-                    target.write(piece)
-                target.flush()
-                os.fsync(target.fileno())
-            partial.rename(self.path(name))
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        folder = os.open(self._contents, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return size
-
-    def _used_bytes(self) -> int:
+    def _bytes_left(self) -> int:
         with self._mutex:
             (contents,) = self._db.execute("select coalesce(sum(bytes), 0) from files").fetchone()
             (pages,) = self._db.execute("pragma page_count").fetchone()
-        return contents + pages * _PAGE_BYTES
+        return self._max_bytes - contents - pages * _PAGE_BYTES
 
     def _page(
         self, table: str, where: str, values: list[str], after: str | None, limit: int
@@ -290,7 +274,7 @@ class Store:
             if self._db.in_transaction:  # part of a larger one
                 yield self._db
                 return
-            with _full_is_known():
+            with full_is_known():
                 self._db.execute("begin immediate")
                 try:
                     yield self._db
@@ -299,13 +283,6 @@ class Store:
                     if self._db.in_transaction:
                         self._db.execute("rollback")
                     raise
-
-    def _sweep(self) -> None:
-        """Remove contents that no row names: uploads and outputs that a crash cut short."""
-        known = {row["id"] for row in self._db.execute("select id from files")}
-        for path in self._contents.iterdir():
-            if path.name not in known:
-                path.unlink()
 
 
 def _insert_file(db: sqlite3.Connection, stored: StoredFile) -> None:
@@ -320,16 +297,3 @@ def _batch(row: sqlite3.Row) -> Batch:
     values["errors"], values["times"] = json.loads(values["errors"]), json.loads(values["times"])
     values["metadata"] = None if values["metadata"] is None else json.loads(values["metadata"])
     return Batch(**values)
-
-
-@contextmanager
-def _full_is_known() -> Iterator[None]:
-    """A full disk is StoreFull, whoever says it."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "full" in str(error) or "disk I/O" in str(error):
-            raise StoreFull(f"the batch store cannot be written ({error}): make room on its disk") from error
-        raise
-    except OSError as error:
-        raise StoreFull(f"the batch store cannot be written ({error.strerror}): make room on its disk") from error

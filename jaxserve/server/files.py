@@ -1,6 +1,7 @@
 """`/v1/files`: uploads that batches read, and what batches wrote."""
 
 import asyncio
+import tempfile
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message
 
+from jaxserve.batches.errors import StoreFull
 from jaxserve.batches.store import Store
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.errors import BodyTooLarge, NoSuchThing
@@ -46,6 +48,9 @@ async def upload(request: Request) -> Response:
             )
     except MultiPartException as error:
         raise InvalidRequest(f"the body is not multipart/form-data: {error.message}") from None
+    except OSError as error:  # a large upload is spooled before it is kept
+        place = tempfile.gettempdir()
+        raise StoreFull(f"the upload cannot be received ({error.strerror}): make room in {place}") from error
     return JSONResponse(stored.body())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.soak.disk import run_inside
 from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile, StoreFull
 from jaxserve.batches.store import Store
 from jaxserve.core.errors import ConfigError
@@ -116,3 +117,11 @@ def test_a_bound_on_bytes(tmp_path: Path) -> None:
             store.add_results([(batch_id, i, True, "y" * 50_000) for i in range(100)])
         assert store.done_lines(batch_id) == set() and store.batch(batch_id).completed == 0, "all or none"
         store.add_results([(batch_id, 0, True, "small")])
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Everything of it is in `on_a_full_disk.py`, which mounts one."""
+    status = run_inside("tests.batches.on_a_full_disk", [str(tmp_path)])
+    if status is None:
+        pytest.skip("no small filesystem can be mounted here (unshare --mount)")
+    assert status == 0, capfd.readouterr()

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import random
+from pathlib import Path
 
 import pytest
 
 from bench.soak import __main__ as command
 from bench.soak import jobs as jobs_module
+from bench.soak.disk import Disk
 from bench.soak.jobs import Expected, Jobs
 from bench.soak.outcome import Tally
 from bench.soak.process import busy
@@ -34,7 +36,7 @@ REFUSED = {"custom_id": "c", "response": {"status_code": 400, "body": {}}, "erro
     ],
 )
 def test_lines_lost_doubled_or_different(
-    monkeypatch: pytest.MonkeyPatch, results: list[dict], failing: set[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, results: list[dict], failing: set[str]
 ) -> None:
     async def batches(port: int) -> list[dict]:
         return [{"metadata": {"name": "one"}, "status": "completed", "output_file_id": "o", "error_file_id": None}]
@@ -44,7 +46,7 @@ def test_lines_lost_doubled_or_different(
 
     monkeypatch.setattr(jobs_module, "batches", batches)
     monkeypatch.setattr(jobs_module, "_results", read)
-    jobs = Jobs(random.Random(0), Tally())
+    jobs = Jobs(random.Random(0), Tally(), Disk(tmp_path))
     jobs.expected = {"one": Expected({"a": 3, "b": 1, "c": 0}, cancelled=False)}
     checks = asyncio.run(jobs.check(0))
     assert {check.name for check in checks if not check.good} == failing
@@ -58,8 +60,11 @@ jaxserve_kv_blocks{model_name="m",state="used"} 3.0
 jaxserve_kv_blocks{model_name="m",state="shared"} 1.0
 jaxserve_kv_blocks{model_name="m",state="cached"} 50.0
 jaxserve_http_requests_open{model_name="m"} 1.0
+jaxserve_tier_blocks{model_name="m",tier="disk"} 6.0
+jaxserve_tier_blocks{model_name="m",tier="host"} 7.0
 """
-    assert busy(text) == {"running": 2.0, "waiting": 0.0, "open calls": 1.0, "blocks": 4.0}
+    expected = {"running": 2.0, "waiting": 0.0, "open calls": 1.0, "blocks": 4.0, "blocks on the disk": 6.0}
+    assert busy(text) == expected
 
 
 def test_answers_are_whole_or_none() -> None:
@@ -73,7 +78,7 @@ def test_answers_are_whole_or_none() -> None:
 
 
 @pytest.mark.slow
-def test_a_short_soak(compilation_cache: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half a minute of abuse and one kill -9: every check holds."""
+def test_a_short_soak(compilation_cache: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Half a minute of abuse, a full disk and one kill -9: every check holds."""
     status = command.main(["--quick", "--seed", "3", f"--serve=--compilation-cache-dir={compilation_cache}"])
-    assert status == 0, capsys.readouterr()
+    assert status == 0, capfd.readouterr()
