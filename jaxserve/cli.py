@@ -70,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--prompt", action="append", help="a prompt; may be repeated; default: standard input")
     group.add_argument("--chat", action="store_true", help="send each prompt as a user's message through the template")
     group.add_argument("--max-tokens", type=int, default=128, help="most output tokens (default 128)")
-    group.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
-    group.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0: all (default)")
-    group.add_argument("--top-p", type=float, default=1.0, help="keep this much probability (default 1)")
+    group.add_argument("--temperature", type=float, help="0 is greedy (default: the model's own)")
+    group.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0: all (default: the model's own)")
+    group.add_argument("--top-p", type=float, help="keep this much probability (default: the model's own)")
     group.add_argument("--sampling-seed", type=int, help="the same tokens every time")
     group.add_argument("--stop", action="append", default=[], help="end at this text; may be repeated")
     add_settings(generate)
@@ -107,6 +107,9 @@ def _serve(given: argparse.Namespace) -> int:
         scheme = "http" if config.server.ssl_certfile is None else "https"
         place = f"{scheme}://{config.server.host}:{config.server.port}"
         print(f"jaxserve {__version__}: {llm.model_name} on {place}", flush=True)
+        if llm.sampling_defaults:
+            named = ", ".join(f"{name} {value:g}" for name, value in llm.sampling_defaults.items())
+            print(f"sampling defaults of the model: {named} (--generation-config none: none of them)", flush=True)
         return Service(
             EngineLoop(llm.engine),
             llm.make_request,
@@ -116,6 +119,7 @@ def _serve(given: argparse.Namespace) -> int:
             device=llm.runner,
             cache=config.cache,
             max_num_seqs=config.scheduler.max_num_seqs,
+            sampling_defaults=llm.sampling_defaults,
         )
 
     tenants = Tenants() if config.scheduler.tenants is None else Tenants.from_toml(config.scheduler.tenants)
@@ -127,16 +131,13 @@ def _generate(given: argparse.Namespace) -> int:
     from jaxserve.llm import LLM
 
     config = read_config(given)
-    params = SamplingParams(
-        max_tokens=given.max_tokens,
-        temperature=given.temperature,
-        top_k=given.top_k,
-        top_p=given.top_p,
-        seed=given.sampling_seed,
-        stop=tuple(given.stop),
-    )
+    asked = {"temperature": given.temperature, "top_k": given.top_k, "top_p": given.top_p, "seed": given.sampling_seed}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    asked |= {"max_tokens": given.max_tokens, "stop": tuple(given.stop)}
+    SamplingParams(**asked)  # a flag out of range is told before the model is loaded
     prompts = given.prompt or [sys.stdin.read().rstrip("\n")]
     llm = LLM(config=config, progress=sys.stderr.isatty())
+    params = SamplingParams(**(dict(llm.sampling_defaults) | asked))
     for prompt in prompts:
         tokens = llm.encode_chat([{"role": "user", "content": prompt}]) if given.chat else prompt
         if not given.chat:

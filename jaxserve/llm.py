@@ -9,7 +9,7 @@ for output in llm.generate(["Enter HAMLET.", "Exeunt"], SamplingParams(max_token
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.generation_config import read_generation_config
 from jaxserve.models.params import check_params
 from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
@@ -85,6 +86,7 @@ class LLM:
         use_compilation_cache(self.config.runtime.compilation_cache_dir)
         self.model_config, weights, directory = self._weights(params, model_config)
         self.tokenizer = self._find_tokenizer(tokenizer, directory)
+        self._generation = read_generation_config(self.config.model.generation_config, directory)
         self.model_name = self.config.model.served_model_name or self._default_name()
         self._processor = logits_processor
         self._clock = MonotonicClock()
@@ -100,9 +102,12 @@ class LLM:
         *,
         use_tqdm: bool | None = None,
     ) -> list[RequestOutput]:
-        """Complete prompts (text or token ids), batched continuously; outputs in the prompts' order."""
+        """Complete prompts (text or token ids), batched continuously; outputs in the prompts' order.
+
+        `sampling_params`: one for all or one each; None: `get_default_sampling_params()`, here and in `chat`, `stream`.
+        """
         batch = _as_prompts(prompts)
-        params = _one_each(sampling_params or SamplingParams(), len(batch))
+        params = _one_each(sampling_params or self.get_default_sampling_params(), len(batch))
         requests = [self.make_request(prompt, p) for prompt, p in zip(batch, params, strict=True)]
         texts = [prompt if isinstance(prompt, str) else None for prompt in batch]
         return self._run(requests, texts, self._progress if use_tqdm is None else use_tqdm)
@@ -124,7 +129,7 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[SequenceOutput]:
         """The pieces of one request as they come. Leaving the loop early aborts it."""
-        request = self.make_request(prompt, sampling_params or SamplingParams())
+        request = self.make_request(prompt, sampling_params or self.get_default_sampling_params())
         left = len(self.engine.add(request))
         try:
             while left:
@@ -141,6 +146,10 @@ class LLM:
         """Log-probability of every token of each prompt given those before it; None for the first."""
         outputs = self.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=top))
         return [output.prompt_logprobs or [] for output in outputs]
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """How the model's authors want it sampled: `generation_config.json` over the defaults of SamplingParams."""
+        return SamplingParams(**self._generation.sampling)
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """A conversation as token ids, through the model's chat template."""
@@ -177,6 +186,11 @@ class LLM:
     def close(self) -> None:
         """Give back what outlives a request: the folder of the disk tier. Also happens when the program ends."""
         self._runner.close()
+
+    @property
+    def sampling_defaults(self) -> Mapping[str, float | int]:
+        """What `generation_config.json` says of sampling, by the names of SamplingParams."""
+        return self._generation.sampling
 
     @property
     def tenants(self) -> Tenants:
@@ -271,7 +285,7 @@ class LLM:
             victims=CheapestFirst(blocks, costs, self._runner.measure_moves(), table),
         )
         ends = self.tokenizer.eos_token_ids if self.tokenizer else ()
-        self._eos_token_ids = tuple(sorted({*ends, *model_config.eos_token_ids}))
+        self._eos_token_ids = tuple(sorted({*ends, *model_config.eos_token_ids, *self._generation.eos_token_ids}))
         self.engine = Engine(
             scheduler,
             self._runner,

@@ -41,6 +41,9 @@ class ModelConfigSection:
     max_model_len: int | None = setting(None, "longest prompt + output, in tokens; default: what the model declares")
     served_model_name: str | None = setting(None, "the name clients see; default: the model's own")
     seed: int = setting(0, "seed of every request that brings none")
+    generation_config: str = setting(
+        "auto", "sampling defaults: auto: the model's generation_config.json; none; or a folder that has such a file"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,11 +203,13 @@ class ServerConfig:
         None, "OTLP collector that gets a trace of every request, http://127.0.0.1:4318/v1/traces, say; none: no traces"
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "JSON log lines from this level on")
+    log_text: bool = setting(False, "log lines also hold the text of prompts and outputs")
+    max_log_len: int = setting(2000, "most characters of each text in the log")
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_header_bytes", "max_connections", "max_open_requests", "max_stream_backlog",
                      "receive_timeout_s", "write_timeout_s", "keep_alive_s", "request_timeout_s", "drain_timeout_s",
-                     "watchdog_s"):  # fmt: skip
+                     "watchdog_s", "max_log_len"):  # fmt: skip
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         good_prefix = re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", self.metrics_prefix) is not None
         require(good_prefix, "metrics_prefix", self.metrics_prefix, "letters, digits, _ and :, like jaxserve_ or vllm:")

@@ -4,7 +4,6 @@ Every value that changes the arithmetic is either understood or refused: a model
 writes plausible nonsense, which is worse than an error. Keys that change nothing at inference are ignored.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from jaxserve.core.errors import CheckpointError, ConfigError, UnsupportedArchit
 from jaxserve.models import registry
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
-from jaxserve.models.hf_fields import Fields
+from jaxserve.models.hf_fields import Fields, read_json
 from jaxserve.models.hf_rope import read_rope
 
 
@@ -57,11 +56,11 @@ def parse(mapping: Mapping[str, Any], path: object) -> ModelConfig:
 
 def read_config(directory: Path) -> ModelConfig:
     """`config.json`, and the end-of-sequence ids that `generation_config.json` adds."""
-    config = ModelConfig.from_hf(_read_json(directory / "config.json"), directory / "config.json")
+    config = ModelConfig.from_hf(read_json(directory / "config.json"), directory / "config.json")
     generation = directory / "generation_config.json"
     if not generation.is_file():
         return config
-    more = Fields(_read_json(generation), generation).token_ids("eos_token_id")
+    more = Fields(read_json(generation), generation).token_ids("eos_token_id")
     return replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
 
@@ -102,17 +101,3 @@ def _refuse(fields: Fields) -> None:
         fields.fail(f"hidden_act {activation!r}", "supported: 'silu'")
     if fields.flag("mlp_bias", False):
         fields.fail("mlp_bias true", "supported: an MLP without bias")
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise CheckpointError(
-            path, f"cannot be read ({error.strerror})", "expected a Hugging Face directory"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(path, f"not JSON ({error})", "download the file again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(path, f"holds a {type(content).__name__}", "expected a JSON object")
-    return content

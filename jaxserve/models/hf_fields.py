@@ -1,6 +1,8 @@
 """Typed reading of a JSON object whose errors name the file, the key, what was found and what is accepted."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, cast, overload
 
 from jaxserve.core.errors import CheckpointError
@@ -60,3 +62,18 @@ class Fields:
         if value is not default and type(value) not in kinds:
             self.fail(f"{self._prefix}{key} is {value!r}", f"expected {expected}")
         return value
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A file's JSON object. Raises CheckpointError."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise CheckpointError(
+            path, f"cannot be read ({error.strerror})", "expected a Hugging Face directory"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(path, f"not JSON ({error})", "download the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, f"holds a {type(content).__name__}", "expected a JSON object")
+    return content

@@ -43,6 +43,7 @@ ROUTES = [
     Route("/generate", generate.generate, methods=["POST"]),
     Route("/tokenize", tokens.tokenize, methods=["POST"]),
     Route("/detokenize", tokens.detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokens.tokenizer_info, methods=["GET"]),
     Route("/v1/files", files.upload, methods=["POST"]),
     Route("/v1/files", files.listing, methods=["GET"]),
     Route("/v1/files/{file_id}", files.retrieve, methods=["GET"]),

@@ -4,12 +4,10 @@ In a stream a choice begins with the role, in an event of its own that leaves to
 before it; then comes one event a token, the last with the finish_reason.
 """
 
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import pydantic_core
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,13 +15,11 @@ from jaxserve.core.sequence import Request as EngineRequest
 from jaxserve.engine.collect import RequestOutput
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.server.body import read_body
-from jaxserve.server.completions import prompt_logprobs
 from jaxserve.server.context import Call
 from jaxserve.server.generation import Job, respond
-from jaxserve.server.logprobs import LogprobsFormat
+from jaxserve.server.openai_answer import OpenAIAnswer, begin, truncated
 from jaxserve.server.schemas.chat import ChatBody
 from jaxserve.server.service import Service
-from jaxserve.server.usage import StreamUsage, Usage
 
 
 async def chat(request: Request) -> Response:
@@ -34,38 +30,29 @@ async def chat(request: Request) -> Response:
 
 async def job_of(service: Service, body: ChatBody, call: Call) -> Job:
     """Raises InvalidRequest, UnknownModel."""
-    service.check_model(body.model)
-    params = body.sampling()
-    timeout_s = body.check_timeout(service.config.request_timeout_s)
+    params, timeout_s = begin(service, body, call)
     tokenizer = service.need_tokenizer("chat")
     text = tokenizer.render_chat(body.conversation(), **body.template_options())
-    tokens = await service.encode(text, bool(body.add_special_tokens))
-    if body.truncate_prompt_tokens is not None:
-        tokens = tokens[-body.truncate_prompt_tokens :]
+    tokens = truncated(await service.encode(text, bool(body.add_special_tokens)), body)
     wanted = service.request(tokens, params, f"chatcmpl-{uuid.uuid4().hex}", body, call)
     return Job([wanted], ChatAnswer(service, body, wanted), timeout_s, wanted.id)
 
 
-class ChatAnswer:
+class ChatAnswer(OpenAIAnswer):
     def __init__(self, service: Service, body: ChatBody, wanted: EngineRequest) -> None:
+        super().__init__(service, body, [wanted], wanted.id, "chat.completion.chunk")
         self._body, self._wanted = body, wanted
-        self._id, self._created, self._model = wanted.id, int(time.time()), service.model_name
-        self._chunk = {"id": wanted.id, "object": "chat.completion.chunk", "created": self._created,
-                       "model": service.model_name}  # fmt: skip
-        self._usage = Usage([wanted])
-        self._streamed = StreamUsage(body.stream_options, self._usage)
-        self._format = LogprobsFormat(service.tokenizer, bool(body.return_tokens_as_token_ids))
         self._begun: set[int] = set()
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         (output,) = outputs
-        answer = self._chunk | {
+        answer = self._head | {
             "object": "chat.completion",
             "choices": [self._whole_choice(output, i) for i in range(self._wanted.params.n)],
             "usage": self._usage.of_whole(outputs),
         }
         if self._body.prompt_logprobs is not None:
-            answer["prompt_logprobs"] = prompt_logprobs(self._format, output.prompt_logprobs or [])
+            answer["prompt_logprobs"] = self._format.prompt(output.prompt_logprobs or [])
         if self._body.return_token_ids:
             answer["prompt_token_ids"] = output.prompt_token_ids
         return answer
@@ -79,14 +66,9 @@ class ChatAnswer:
                 continue  # the prompt's scores, which a stream of chat has no place for
             if output.index not in self._begun:
                 self._begun.add(output.index)
-                payloads.append(self._event(output.index, {"role": "assistant", "content": ""}))
-            payloads.append(self._token_event(output))
+                payloads.append(self._event(_choice(output.index, {"role": "assistant", "content": ""})))
+            payloads.append(self._event(self._token(output)))
         return payloads
-
-    def last_events(self) -> list[bytes]:
-        if not self._streamed.last:
-            return []
-        return [pydantic_core.to_json(self._chunk | {"choices": [], "usage": self._usage.body()})]
 
     def _whole_choice(self, output: RequestOutput, index: int) -> dict[str, Any]:
         completion = output.outputs[index]
@@ -99,21 +81,17 @@ class ChatAnswer:
         }
         return choice | ({"token_ids": completion.token_ids} if self._body.return_token_ids else {})
 
-    def _token_event(self, output: SequenceOutput) -> bytes:
-        more: dict[str, Any] = {"stop_reason": output.stop_reason} if output.finish_reason is not None else {}
+    def _token(self, output: SequenceOutput) -> dict[str, Any]:
+        choice = _choice(output.index, {"content": output.text})
+        if self._body.logprobs:
+            choice["logprobs"] = self._format.chat(output.logprobs)
+        if output.finish_reason is not None:
+            choice |= {"finish_reason": output.finish_reason, "stop_reason": output.stop_reason}
         if self._body.return_token_ids:
-            more["token_ids"] = output.tokens
-        logprobs = self._format.chat(output.logprobs) if self._body.logprobs else None
-        return self._event(output.index, {"content": output.text}, logprobs, output.finish_reason, more)
+            choice["token_ids"] = output.tokens
+        return choice
 
-    def _event(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        logprobs: dict[str, Any] | None = None,
-        finish_reason: str | None = None,
-        more: dict[str, Any] | None = None,
-    ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        chunk = self._chunk | {"choices": [choice | (more or {})]} | self._streamed.field()
-        return pydantic_core.to_json(chunk)
+
+def _choice(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+    """Of an event; what follows the last token apart."""
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}

@@ -3,12 +3,10 @@
 choices are numbered prompt by prompt: choice p * n + i is completion i of prompt p.
 """
 
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import pydantic_core
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,10 +18,9 @@ from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.server.body import read_body
 from jaxserve.server.context import Call
 from jaxserve.server.generation import Job, respond
-from jaxserve.server.logprobs import LogprobsFormat
+from jaxserve.server.openai_answer import OpenAIAnswer, begin, truncated
 from jaxserve.server.schemas.completions import CompletionsBody
 from jaxserve.server.service import Service
-from jaxserve.server.usage import StreamUsage, Usage
 
 
 async def completions(request: Request) -> Response:
@@ -34,22 +31,18 @@ async def completions(request: Request) -> Response:
 
 async def job_of(service: Service, body: CompletionsBody, call: Call) -> Job:
     """Raises InvalidRequest, UnknownModel."""
-    service.check_model(body.model)
-    params = body.sampling()
-    timeout_s = body.check_timeout(service.config.request_timeout_s)
+    params, timeout_s = begin(service, body, call)
     special = body.add_special_tokens is not False
     completion_id = f"cmpl-{uuid.uuid4().hex}"
     requests: list[EngineRequest] = []
     for i, prompt in enumerate(body.prompts):
-        tokens = await service.encode(prompt, special)
-        if body.truncate_prompt_tokens is not None:
-            tokens = tokens[-body.truncate_prompt_tokens :]
+        tokens = truncated(await service.encode(prompt, special), body)
         requests.append(service.request(tokens, params, f"{completion_id}-{i}", body, call))
     answer = CompletionAnswer(service, body, completion_id, requests, params)
     return Job(requests, answer, timeout_s, completion_id)
 
 
-class CompletionAnswer:
+class CompletionAnswer(OpenAIAnswer):
     def __init__(
         self,
         service: Service,
@@ -58,11 +51,8 @@ class CompletionAnswer:
         requests: Sequence[EngineRequest],
         params: SamplingParams,
     ) -> None:
+        super().__init__(service, body, requests, id, "text_completion")
         self._service, self._body, self._params = service, body, params
-        self._head = {"id": id, "object": "text_completion", "created": int(time.time()), "model": service.model_name}
-        self._usage = Usage(requests)
-        self._streamed = StreamUsage(body.stream_options, self._usage)
-        self._format = LogprobsFormat(service.tokenizer, bool(body.return_tokens_as_token_ids))
         self._place = {request.id: i for i, request in enumerate(requests)}
         self._begun: dict[int, int] = {}  # choice -> characters that its log-probabilities have covered
         self._scored: dict[str, list[TokenLogprobs]] = {}
@@ -72,12 +62,7 @@ class CompletionAnswer:
         return self._head | {"choices": choices, "usage": self._usage.of_whole(outputs)}
 
     def events(self, outputs: Sequence[SequenceOutput]) -> list[bytes]:
-        return [self._event(output) for output in outputs if self._tells(output)]
-
-    def last_events(self) -> list[bytes]:
-        if not self._streamed.last:
-            return []
-        return [pydantic_core.to_json(self._head | {"choices": [], "usage": self._usage.body()})]
+        return [self._event(self._piece(output)) for output in outputs if self._tells(output)]
 
     # --- whole ------------------------------------------------------------------------------------------------
 
@@ -97,7 +82,7 @@ class CompletionAnswer:
             "stop_reason": completion.stop_reason,
         }
         if self._body.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = prompt_logprobs(self._format, output.prompt_logprobs or [])
+            choice["prompt_logprobs"] = self._format.prompt(output.prompt_logprobs or [])
         if self._body.return_token_ids:
             choice |= {"token_ids": completion.token_ids, "prompt_token_ids": output.prompt_token_ids}
         return choice
@@ -118,7 +103,7 @@ class CompletionAnswer:
             self._usage.count(output)
         return bool(output.tokens) or output.finish_reason is not None
 
-    def _event(self, output: SequenceOutput) -> bytes:
+    def _piece(self, output: SequenceOutput) -> dict[str, Any]:
         index = self._place[output.request_id] * self._params.n + output.index
         first = index not in self._begun
         choice: dict[str, Any] = {
@@ -139,21 +124,7 @@ class CompletionAnswer:
             choice["logprobs"] = found
         self._begun[index] = self._begun.get(index, 0) + len(choice["text"])
         if first and self._body.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = prompt_logprobs(self._format, scored)
+            choice["prompt_logprobs"] = self._format.prompt(scored)
         if self._body.return_token_ids:
             choice |= {"token_ids": output.tokens} | ({"prompt_token_ids": prompt} if first else {})
-        return pydantic_core.to_json(self._head | {"choices": [choice]} | self._streamed.field())
-
-
-def prompt_logprobs(form: LogprobsFormat, entries: Sequence[TokenLogprobs | None]) -> list[dict[str, Any] | None]:
-    """vLLM's format: an object a prompt token, from token id to what is known of it; null for the first."""
-
-    def one(entry: TokenLogprobs) -> dict[str, Any]:
-        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)}
-        ranked[entry.token] = (entry.logprob, entry.rank)
-        return {
-            str(token): {"logprob": max(logprob, -9999.0), "rank": rank, "decoded_token": form.name(token)}
-            for token, (logprob, rank) in ranked.items()
-        }
-
-    return [None if entry is None else one(entry) for entry in entries]
+        return choice

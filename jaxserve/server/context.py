@@ -1,4 +1,4 @@
-"""One HTTP call: who made it, and what the log will say of it. Never the prompt's text, unless asked."""
+"""One HTTP call: who made it, and what the log will say of it. No prompt's text, unless the server was told to."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,6 +6,28 @@ from typing import Any
 
 from jaxserve.core.sequence import Request, Sequence
 from jaxserve.engine.outputs import SequenceOutput
+
+
+class LoggedText:
+    """What was said in a call, for the log of a server that is to keep it; each text cut at `most` characters."""
+
+    def __init__(self, prompts: list[str], most: int) -> None:
+        self._most = most
+        self._prompts = [self._cut(prompt) for prompt in prompts]
+        self._outputs: dict[tuple[str, int], str] = {}
+
+    def add(self, output: SequenceOutput) -> None:
+        key = output.request_id, output.index
+        so_far = self._outputs.get(key, "")
+        if len(so_far) <= self._most:
+            self._outputs[key] = so_far + output.text
+
+    def fields(self) -> dict[str, Any]:
+        """Outputs in the order in which they began."""
+        return {"prompts": self._prompts, "outputs": [self._cut(text) for text in self._outputs.values()]}
+
+    def _cut(self, text: str) -> str:
+        return text if len(text) <= self._most else text[: self._most] + "..."
 
 
 @dataclass(slots=True)
@@ -35,8 +57,9 @@ class Call:
     trace_id: str | None = None
     failure: str | None = None
     """The error that its answer told of, by its class."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """More for the log line: the endpoint's own fields."""
+    user: str | None = None
+    """Whom the caller says that it asks for; for the log."""
+    text: LoggedText | None = None
 
     def count(self, output: SequenceOutput) -> None:
         self.sequences.add(output.sequence)
@@ -44,5 +67,7 @@ class Call:
         if self.first_token_s is None and output.tokens:
             self.first_token_s = time.monotonic()
             self.cached_tokens = output.sequence.num_cached
+        if self.text is not None:
+            self.text.add(output)
         if output.finish_reason is not None:
             self.finish_reasons.append(output.finish_reason)

@@ -119,7 +119,11 @@ class Front:
             }
         if call.trace_id is not None:
             fields["trace_id"] = call.trace_id
-        logger.info("request", extra={"fields": fields | call.notes})
+        if call.user is not None:
+            fields["user"] = call.user
+        if call.text is not None:
+            fields |= call.text.fields()
+        logger.info("request", extra={"fields": fields})
 
 
 def _route(scope: Scope) -> str:

@@ -23,7 +23,7 @@ from jaxserve.server.usage import Usage
 async def generate(request: Request) -> Response:
     service: Service = request.app.state.service
     body = GenerateBody.parse(await read_body(request))
-    params = body.sampling()
+    params = body.sampling(service.sampling_defaults)
     timeout_s = body.check_timeout(service.config.request_timeout_s)
     tokens = await service.encode(body.the_prompt)
     request_id = body.request_id or f"gen-{uuid.uuid4().hex}"

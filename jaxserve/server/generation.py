@@ -19,7 +19,7 @@ from jaxserve.core.sequence import Request as EngineRequest
 from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.engine.stream import OutputStream
-from jaxserve.server.context import Call
+from jaxserve.server.context import Call, LoggedText
 from jaxserve.server.service import Service
 from jaxserve.server.stream import EventStream, wait_for_disconnect
 
@@ -57,6 +57,9 @@ async def respond(request: Request, service: Service, job: Job, stream: bool) ->
     call: Call = request.state.call
     call.requests, call.stream, call.response_id = job.requests, stream, job.id
     call.prompt_tokens = sum(len(wanted.prompt) for wanted in job.requests)
+    if service.config.log_text:
+        most = service.config.max_log_len
+        call.text = LoggedText([service.shown(wanted.prompt[: most + 1]) for wanted in job.requests], most)
     if not stream:
         done = await unless_left(request, whole(service, job, call))
         return done if isinstance(done, Response) else JSONResponse(done)

@@ -45,6 +45,10 @@ class LogprobsFormat:
         ]
         return {"content": content, "refusal": None}
 
+    def prompt(self, entries: Sequence[TokenLogprobs | None]) -> list[dict[str, Any] | None]:
+        """vLLM's: an object a prompt token, from token id to what is known of it; null for the first."""
+        return [None if entry is None else self._prompt_token(entry) for entry in entries]
+
     def name(self, token: int) -> str:
         if self.tokenizer is None or self.as_ids:
             return f"token_id:{token}"
@@ -61,6 +65,14 @@ class LogprobsFormat:
         for token, logprob in sorted(pairs.items(), key=lambda pair: -pair[1]):
             named.setdefault(self.name(token), finite(logprob))
         return named
+
+    def _prompt_token(self, entry: TokenLogprobs) -> dict[str, Any]:
+        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)}
+        ranked[entry.token] = (entry.logprob, entry.rank)
+        return {
+            str(token): {"logprob": finite(logprob), "rank": rank, "decoded_token": self.name(token)}
+            for token, (logprob, rank) in ranked.items()
+        }
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         raw = None if self.tokenizer is None else list(self.tokenizer.token_bytes(token))

@@ -78,6 +78,7 @@ OPERATIONS: list[Operation] = [
               _WORK),
     Operation("/tokenize", "post", "Text to token ids", answers.Tokenized, TokenizeBody, errors=_WORK),
     Operation("/detokenize", "post", "Token ids to text", answers.Detokenized, DetokenizeBody, errors=_WORK),
+    Operation("/tokenizer_info", "get", "Special tokens and chat template", answers.TokenizerInfo, errors=(400,)),
     Operation("/v1/models", "get", "The served model", answers.ModelList),
     Operation("/v1/models/{model}", "get", "The model, by name", answers.ModelCard, parameters=(_path("model"),)),
     Operation("/v1/files", "post", "Keep a file for batches", batches.FileObject, errors=(*_WORK, 507), form=_UPLOAD),

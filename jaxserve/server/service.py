@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,6 +47,8 @@ class Service:
     """None: metrics of the device's side are 0."""
     cache: CacheConfig | None = None
     max_num_seqs: int = 64
+    sampling_defaults: Mapping[str, float | int] = field(default_factory=dict[str, float | int])
+    """Of the model's generation_config.json, for what a body leaves open."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -62,6 +64,12 @@ class Service:
         if self.tokenizer is None:
             raise InvalidRequest(f"{what} needs a tokenizer and this model has none: send token ids", "prompt")
         return self.tokenizer
+
+    def shown(self, tokens: Sequence[int]) -> str:
+        """Tokens for people: their text, special tokens too; without a tokenizer their ids."""
+        if self.tokenizer is None:
+            return " ".join(map(str, tokens))
+        return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
     def request(
         self, tokens: list[int], params: SamplingParams, request_id: str, body: SamplingFields, call: Call

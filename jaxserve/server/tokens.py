@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`."""
+"""`POST /tokenize`, `POST /detokenize`, and `GET /tokenizer_info` for clients that render conversations themselves."""
 
 import asyncio
 
@@ -43,3 +43,8 @@ async def detokenize(request: Request) -> Response:
         if not 0 <= token < vocab_size:
             raise TokenOutOfRange(token, vocab_size, "tokens")
     return JSONResponse({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return JSONResponse(service.need_tokenizer("tokenizer_info").info)

@@ -35,6 +35,7 @@ class Tokenizer:
         self._backend = backend
         self.eos_token_ids = eos_token_ids
         self._special = special or {}
+        self._source = chat_template
         self.token_bytes = TokenBytes(backend)
         self._template = None if chat_template is None else _environment().from_string(chat_template)
 
@@ -75,6 +76,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What a client needs to tokenize as it is done here: the special tokens by name, and the template's source."""
+        return self._special | {"chat_template": self._source}
 
     @property
     def has_chat_template(self) -> bool:

@@ -1,9 +1,13 @@
 """Two applications on a real uvicorn on loopback: one over the fake device, one over the embedded model."""
 
 import asyncio
+import json
+import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +24,7 @@ from jaxserve.llm import LLM
 from jaxserve.server.app import create_app
 from jaxserve.server.batches import Batches
 from jaxserve.server.keys import Keys
+from jaxserve.server.log import JsonFormatter, logger
 from jaxserve.server.serve import Server
 from jaxserve.server.service import Service
 from jaxserve.server.traces import RequestTraces
@@ -119,6 +124,7 @@ def llm_service(llm: LLM, **settings: Any) -> Service:
         max_num_seqs=8,
         device=llm.runner,
         cache=llm.config.cache,
+        sampling_defaults=llm.sampling_defaults,
     )
 
 
@@ -138,3 +144,26 @@ def assert_idle(engine: Engine) -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError("blocks are still held")
+
+
+@contextmanager
+def log_lines(count: int) -> Iterator[list[dict[str, Any]]]:
+    """The next `count` lines of the log, when the block has ended."""
+    found: list[dict[str, Any]] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(json.loads(JsonFormatter().format(record)))
+
+    handler, level = Keep(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield found
+        for _ in range(250):  # a line is written after its answer has left
+            if len(found) >= count:
+                break
+            time.sleep(0.02)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

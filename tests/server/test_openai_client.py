@@ -1,15 +1,19 @@
 """The `openai` package, unmodified, against the embedded model: what it parses is what the engine made."""
 
 import asyncio
+import re
+import sys
+from pathlib import Path
 
 import openai
 import pytest
 
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
-from tests.server.conftest import Running, assert_idle
+from tests.server.conftest import Running, assert_idle, log_lines
 
 PROMPT = "ROMEO:\nBut soft, what"
+ROOT = Path(__file__).parent.parent.parent
 CHAT = [{"role": "system", "content": "Speak in verse."}, {"role": "user", "content": "Who art thou?"}]
 
 
@@ -259,3 +263,17 @@ def test_the_sampler_is_asked_what_the_body_says(embedded: Running, llm: LLM) ->
 def run_on(running: Running, work):
     """Run a coroutine on the server's own event loop."""
     return asyncio.run_coroutine_threadsafe(work, running.app.state.service.loop._loop).result(60)
+
+
+@pytest.mark.parametrize("where", ["README.md", "examples/openai_stream.py"])
+def test_what_a_newcomer_types(embedded: Running, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of the README and of the example, as they are, but for the port."""
+    text = (ROOT / where).read_text()
+    if where.endswith(".md"):
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        (text,) = [block for block in blocks if "from openai" in block]
+    assert "http://127.0.0.1:8000/v1" in text
+    monkeypatch.setattr(sys, "argv", ["openai_stream.py"])
+    with log_lines(1) as found:
+        exec(compile(text.replace("http://127.0.0.1:8000", embedded.url), where, "exec"), {})
+    assert found[0]["path"] == "/v1/chat/completions" and found[0]["status"] == 200 and found[0]["output_tokens"] > 0

@@ -73,6 +73,38 @@ def test_every_chunk_has_a_choice(embedded: Running) -> None:
     assert all("delta" in event["choices"][0] for event in stream(embedded, "/v1/chat/completions", CHAT))
 
 
+def llmperf_reads(running: Running, sampling_params: dict[str, Any]) -> tuple[int, str]:
+    """(tokens, text) as LLMPerf's chat client counts and joins them; RuntimeError for an error event."""
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "Speak."}]
+    body = {"model": "embedded", "messages": messages, "stream": True} | sampling_params
+    headers = {"Authorization": "Bearer anything"}
+    count, text = 0, ""
+    with running.client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            if not line.strip():
+                continue
+            chunk = line.strip()[len("data: ") :]
+            if chunk == "[DONE]":
+                continue
+            count += 1
+            data = json.loads(chunk)
+            if "error" in data:
+                raise RuntimeError(data["error"]["message"], data["error"]["code"])
+            text += data["choices"][0]["delta"].get("content") or ""
+    return count, text
+
+
+def test_what_llmperf_sends_and_reads(embedded: Running) -> None:
+    asked = {"max_tokens": 7, "temperature": 0, "ignore_eos": True}
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "Speak."}]
+    whole = embedded.client.post("/v1/chat/completions", json={"messages": messages} | asked).json()
+    count, text = llmperf_reads(embedded, asked)
+    assert text == whole["choices"][0]["message"]["content"] and count == 7 + 1, "the role's chunk counts as one"
+    with pytest.raises(RuntimeError, match=r"0\.2 s"):
+        llmperf_reads(embedded, {"max_tokens": 900, "ignore_eos": True, "timeout": 0.2})
+
+
 def test_objects_are_named_as_aiperf_expects(embedded: Running) -> None:
     assert {event["object"] for event in stream(embedded, "/v1/chat/completions", CHAT)} == {"chat.completion.chunk"}
     assert embedded.client.post("/v1/chat/completions", json=CHAT).json()["object"] == "chat.completion"
@@ -131,6 +163,15 @@ def test_tokenize_and_back(embedded: Running) -> None:
     ]:
         response = embedded.client.post(path, json=body)
         assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+def test_what_lm_eval_asks_to_tokenize_here(embedded: Running) -> None:
+    """`tokenizer_backend=auto`: with these three it needs no tokenizer of its own."""
+    info = embedded.client.get("/tokenizer_info").json()
+    for name in ("eos_token", "bos_token"):
+        body = {"prompt": info[name], "add_special_tokens": False}
+        assert len(embedded.client.post("/tokenize", json=body).json()["tokens"]) == 1
+    assert "messages" in info["chat_template"]
 
 
 def test_ready_version_and_health(embedded: Running) -> None:

@@ -133,6 +133,15 @@ class Detokenized(Answer):
     prompt: str
 
 
+class TokenizerInfo(Answer):
+    model_config = ConfigDict(extra="allow")  # more special tokens, by their names
+
+    eos_token: str | None = None
+    bos_token: str | None = None
+    pad_token: str | None = None
+    chat_template: str | None
+
+
 class ModelCard(Answer):
     id: str
     object: Literal["model"]

@@ -1,5 +1,6 @@
 """`POST /v1/chat/completions`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -49,7 +50,7 @@ class ChatBody(OpenAIFields):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="more names for the template")
     add_special_tokens: bool | None = Field(None, description="beside those that the template writes; default: none")
 
-    def sampling(self) -> SamplingParams:
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """Without max_tokens, the output may take what the model's length leaves."""
         self.check_openai()
         limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
@@ -58,7 +59,8 @@ class ChatBody(OpenAIFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs goes with logprobs: true", "top_logprobs")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self.params(max_tokens=next(iter(limits), None), logprobs=logprobs)
+        max_tokens = next(iter(limits), defaults.get("max_tokens"))
+        return self.params(defaults, max_tokens=max_tokens, logprobs=logprobs)
 
     def conversation(self) -> list[dict[str, Any]]:
         return [message.for_template() for message in self.messages]

@@ -1,6 +1,7 @@
 """`POST /generate`: the engine's own words, nothing translated."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -26,7 +27,7 @@ class GenerateBody(SamplingFields):
         assert prompt is not None
         return prompt
 
-    def sampling(self) -> SamplingParams:
-        """A max_tokens of null is what the model's length leaves; without the field it is 16."""
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """A max_tokens of null is what the model's length leaves; without the field it is 16, or the model's own."""
         unlimited = "max_tokens" in self.model_fields_set and self.max_tokens is None
-        return self.params(**({"max_tokens": None} if unlimited else {}))
+        return self.params(defaults, **({"max_tokens": None} if unlimited else {}))

@@ -1,10 +1,12 @@
 """What `/v1/completions` and `/v1/chat/completions` have in common beside sampling."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.sampling import SamplingParams
 from jaxserve.server.schemas.base import shown
 from jaxserve.server.schemas.sampling import SamplingFields, StreamOptions
 
@@ -26,6 +28,10 @@ class OpenAIFields(SamplingFields):
     return_token_ids: bool | None = Field(None, description="add token_ids to choices, and prompt_token_ids")
     return_tokens_as_token_ids: bool | None = Field(None, description="name tokens in log-probabilities token_id:N")
     spaces_between_special_tokens: bool | None = Field(None, description="only true")
+
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """What the sampler is asked, over the model's defaults. Raises InvalidRequest."""
+        raise NotImplementedError
 
     def check_openai(self) -> None:
         """Raises InvalidRequest for what is read and cannot be done."""

@@ -1,6 +1,7 @@
 """The fields that every generating request shares: OpenAI's, and those that vLLM's clients send beside them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -69,7 +70,7 @@ class StreamOptions(Body):
 
 
 class SamplingFields(Body):
-    """Null is the default of every field."""
+    """Null is the default of every field, which is the model's own where its generation_config.json has one."""
 
     later: ClassVar[frozenset[str]] = frozenset(
         {
@@ -115,8 +116,8 @@ class SamplingFields(Body):
     )
     timeout: float | None = shown("seconds until the request is aborted, with 504", exclusiveMinimum=0)
 
-    def params(self, **changed: Any) -> SamplingParams:
-        """What the sampler is asked; `changed` goes over the fields of the same name.
+    def params(self, defaults: Mapping[str, Any], **changed: Any) -> SamplingParams:
+        """What the sampler is asked; `changed` goes over the fields of the same name, and they over the `defaults`.
 
         Raises:
           InvalidParameter: names the field and what is accepted.
@@ -126,7 +127,7 @@ class SamplingFields(Body):
             if not all(key.isascii() and key.isdecimal() and len(key) < 20 for key in self.logit_bias):
                 raise InvalidParameter("logit_bias", self.logit_bias, "an object from token ids to numbers")
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
-        return SamplingParams(**(given | changed))
+        return SamplingParams(**(dict(defaults) | given | changed))
 
     def _given(self) -> list[tuple[str, Any]]:
         return [(name, value) for name in self.model_fields_set if (value := getattr(self, name)) is not None]

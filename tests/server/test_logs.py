@@ -1,0 +1,42 @@
+"""What the log says of a call: its numbers always, its text only where the server was told to."""
+
+import json
+
+import pytest
+
+from jaxserve.llm import LLM
+from tests.server.conftest import llm_service, log_lines, serve
+
+PROMPT = "JULIET:\nO Romeo"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_where_it_is_asked_for(llm: LLM, stream: bool) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 6, "n": 2, "seed": 1, "ignore_eos": True, "user": "ada"}
+    for running in serve(llm_service(llm, log_text=True)):
+        with log_lines(2) as found:
+            whole = running.client.post("/v1/completions", json=body).json()
+            running.client.post("/v1/completions", json=body | {"stream": stream}).read()
+        for line in found:
+            assert [PROMPT in prompt for prompt in line["prompts"]] == [True]
+            assert sorted(line["outputs"]) == sorted(choice["text"] for choice in whole["choices"])
+            assert line["user"] == "ada" and line["output_tokens"] == 12
+
+
+def test_text_is_cut(llm: LLM) -> None:
+    for running in serve(llm_service(llm, log_text=True, max_log_len=5)):
+        with log_lines(1) as found:
+            body = {"messages": [{"role": "user", "content": "word " * 50}], "max_tokens": 20, "ignore_eos": True}
+            running.client.post("/v1/chat/completions", json=body)
+        (line,) = found
+        assert all(len(text) == 5 + len("...") and text.endswith("...") for text in line["prompts"] + line["outputs"])
+
+
+def test_no_text_otherwise(llm: LLM) -> None:
+    for running in serve(llm_service(llm)):
+        with log_lines(2) as found:
+            body = {"prompt": PROMPT, "max_tokens": 6, "user": "ada"}
+            text = running.client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            running.client.post("/v1/completions", json=body | {"temperature": PROMPT})
+        told = json.dumps(found)
+        assert len(found) == 2 and "JULIET" not in told and text not in told and found[0]["user"] == "ada"
