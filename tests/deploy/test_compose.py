@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import yaml
 
 from jaxserve.cli import _parser
 from jaxserve.core.config import EngineConfig, ServerConfig
+from tests.server.test_lifetime import SMALL
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 ROOT = DEPLOY.parent
@@ -27,6 +30,12 @@ PROJECT = (ROOT / "pyproject.toml").read_text()
 def copied() -> list[str]:
     lines = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE)
     return [name for line in lines for name in line.split()]
+
+
+def json_form(word: str) -> list[str]:
+    found = re.search(rf"^{word} (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    assert found is not None, f"{word} is a list in JSON: a shell between would keep the signal"
+    return json.loads(found.group(1))
 
 
 def services(name: str) -> dict[str, Any]:
@@ -54,9 +63,8 @@ def test_its_instructions_are_known_and_in_a_good_order() -> None:
 
 
 def test_its_json_forms_and_shell_parse() -> None:
-    for word in ("ENTRYPOINT", "CMD"):
-        assert json.loads(re.search(rf"^{word} (\[.*\])$", DOCKERFILE, re.MULTILINE).group(1))  # type: ignore[union-attr]
-    _parser().parse_args(json.loads(re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE).group(1)))  # type: ignore[union-attr]
+    assert json_form("ENTRYPOINT") == ["jaxserve"]
+    _parser().parse_args(json_form("CMD"))
     health = json.loads(re.search(r"^  CMD (\[.*\])$", DOCKERFILE, re.MULTILINE).group(1))  # type: ignore[union-attr]
     compile(health[2], "health check", "exec")
     run = re.search(r"^RUN (.*?)(?<!\\)$", DOCKERFILE, re.MULTILINE | re.DOTALL)
@@ -69,10 +77,10 @@ def test_its_json_forms_and_shell_parse() -> None:
         assert all(re.search(rf"^{name} = \[", PROJECT, re.MULTILINE) for name in extra.split(",") if name)
 
 
-@pytest.mark.slow
-def test_the_package_is_built_from_what_is_copied(tmp_path: Path) -> None:
-    app, site = tmp_path / "app", tmp_path / "site"
-    app.mkdir()
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the image has in its site-packages, but for the dependencies: installed from a copy of what is copied."""
+    app, site = tmp_path_factory.mktemp("app"), tmp_path_factory.mktemp("site")
     for name in copied():
         source = ROOT / name
         if source.is_dir():
@@ -81,18 +89,43 @@ def test_the_package_is_built_from_what_is_copied(tmp_path: Path) -> None:
             shutil.copy(source, app)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-deps", "--target", str(site)]
     subprocess.run([*install, "."], cwd=app, check=True, capture_output=True)
+    return site
+
+
+@pytest.mark.slow
+def test_the_package_is_built_from_what_is_copied(installed: Path) -> None:
     for name in ("dashboard/index.html", "dashboard/dashboard.css", "dashboard/dashboard.js", "dashboard/charts.js"):
-        assert (site / "jaxserve" / "server" / name).exists()
-    assert (site / "jaxserve" / "embedded" / "model.safetensors").exists()
-    assert (site / "share" / "jaxserve" / "targets" / "h200.txtpb").exists()
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    command = [str(site / "bin" / "jaxserve"), "--version"]
-    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
-    assert told.stdout.startswith(b"jaxserve ")
-    served = subprocess.run(
-        [str(site / "bin" / "jaxserve"), "serve", "--help"], cwd=tmp_path, env=environment, capture_output=True
-    )
-    assert served.returncode == 0 and b"--otlp-traces-endpoint" in served.stdout
+        assert (installed / "jaxserve" / "server" / name).exists()
+    assert (installed / "jaxserve" / "embedded" / "model.safetensors").exists()
+    assert (installed / "share" / "jaxserve" / "targets" / "h200.txtpb").exists()
+
+
+@pytest.mark.slow
+def test_it_starts_is_healthy_and_drains_as_the_image_says(
+    installed: Path, tmp_path: Path, compilation_cache: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    entry, command = json_form("ENTRYPOINT"), json_form("CMD")
+    program = [sys.executable, str(installed / "bin" / entry[0]), *entry[1:], *command, "--host=127.0.0.1"]
+    options = [f"--port={port}", f"--compilation-cache-dir={compilation_cache}", *SMALL]
+    environment = os.environ | {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    health = json.loads(re.search(r"^  CMD (\[.*\])$", DOCKERFILE, re.MULTILINE).group(1))  # type: ignore[union-attr]
+    check = [sys.executable, health[1], health[2].replace(":8000", f":{port}")]
+    with subprocess.Popen([*program, *options], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(240):
+                if subprocess.run(check, capture_output=True).returncode == 0:
+                    break
+                assert server.poll() is None, "it has ended"
+            else:
+                raise AssertionError("it does not become healthy")
+            sent = re.search(r"^STOPSIGNAL (\w+)$", DOCKERFILE, re.MULTILINE)
+            server.send_signal(signal.Signals[sent.group(1)])  # type: ignore[union-attr]
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("name", ["compose.yml", "compose-gpu.yml"])

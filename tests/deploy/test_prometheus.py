@@ -63,7 +63,8 @@ def test_every_metric_named_in_deploy_exists() -> None:
 
 @needs_prometheus
 def test_the_rules_fire_on_their_causes_only() -> None:
-    for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
+    checks = [["check", "config", name] for name in ("prometheus.yml", "prometheus-compose.yml")]
+    for arguments in (*checks, ["test", "rules", "alerts_test.yml"]):
         done = subprocess.run(["promtool", *arguments], cwd=DEPLOY, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
