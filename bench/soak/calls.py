@@ -11,6 +11,8 @@ from bench.soak.wire import Reply, ask, connect, message
 GENERATING = ("/v1/completions", "/v1/chat/completions", "/generate")
 LINES = ("ROMEO:\n", "JULIET:\nO ", "KING HENRY:\nOnce more ", "First Citizen:\n", "To be, ", "MENENIUS:\nWhat ")
 FLOOD = 100
+CROWD, CROWD_TOKENS = 8, 120
+"""More at once than there are blocks for: some must give way."""
 SLOW_S = 6.0
 """How long a slow reader leaves its answer unread: twice the server's write_timeout_s."""
 
@@ -217,6 +219,15 @@ class Calls:
             await self._post(kind, path, body(self._rng, path, 4) | {"logprobs": None, "n": 1}, (200, 429))
 
         await asyncio.gather(*(self._guarded(kind, one()) for _ in range(FLOOD)))
+
+    async def crowd(self) -> None:
+        """While the disk is full: those who give way cannot be parked there."""
+
+        async def one() -> None:
+            fields = body(self._rng, "/v1/completions", CROWD_TOKENS) | {"n": 1}
+            await self._post("crowd, full disk", "/v1/completions", fields, (200, 429))
+
+        await asyncio.gather(*(self._guarded("crowd, full disk", one()) for _ in range(CROWD)))
 
     async def _probe(self, kind: str) -> None:
         paths = (

@@ -74,7 +74,7 @@ class Soak:
             calls = Calls(process.port, self._rng, self.tally)
             work = self._work(calls, process.port, ends)
             await asyncio.sleep(FULL_FROM * seconds)
-            full = asyncio.create_task(self._fill(process.port, seconds))  # it dies with a full disk
+            full = asyncio.create_task(self._fill(calls, process.port, seconds))  # it dies with a full disk
             await asyncio.sleep((1.0 - FULL_FROM) * seconds)
             calls.dying = True
             process.kill()
@@ -91,10 +91,11 @@ class Soak:
             before, calms = process.held(), []
             for _ in range(CALMS):
                 ends = asyncio.Event()
-                work = self._work(Calls(process.port, self._rng, self.tally), process.port, ends)
+                calls = Calls(process.port, self._rng, self.tally)
+                work = self._work(calls, process.port, ends)
                 share = seconds / CALMS
                 await asyncio.sleep(FULL_FROM * share)
-                await self._fill(process.port, FULL_SHARE * share)
+                await self._fill(calls, process.port, FULL_SHARE * share)
                 await asyncio.sleep((1.0 - FULL_FROM - FULL_SHARE) * share)
                 ends.set()
                 await work
@@ -108,14 +109,13 @@ class Soak:
         finally:
             process.kill()
 
-    async def _fill(self, port: int, seconds: float) -> None:
+    async def _fill(self, calls: Calls, port: int, seconds: float) -> None:
         if not self._disk.can_fill:
             return await asyncio.sleep(seconds)
         filling = asyncio.create_task(self._disk.fill(seconds))
         try:
             await asyncio.sleep(0.1)  # until it is full
-            await self._jobs.upload_while_full(port)
-            await filling
+            await asyncio.gather(self._jobs.upload_while_full(port), calls.crowd(), filling)
         finally:
             filling.cancel()
             await asyncio.gather(filling, return_exceptions=True)
@@ -144,8 +144,8 @@ class Soak:
             self.checks.append(Check("full disk", why, None))
             return
         refused = sum(counts["507"] for counts in self.tally.counts.values())
-        parked = total(metrics, "preemptions", 'kind="disk"')
-        failed = total(metrics, "tier_failures", 'operation="save"')
+        parked = total(metrics, "preemptions_total", 'kind="disk"')
+        failed = total(metrics, "tier_failures_total", 'operation="save"')
         self.checks += [
             Check("full disk", f"{self._disk.times} times, {self._disk.seconds:.0f} s; {refused} calls answered 507",
                   refused > 0),

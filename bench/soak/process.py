@@ -16,7 +16,7 @@ from bench.soak.wire import ask, message
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = (
     "--max-num-seqs=8", "--max-num-batched-tokens=128", "--decode-buckets=8", "--prefill-buckets=128",
-    "--mixed-decode-buckets=8", "--prefill-rows=4", "--num-blocks=56", "--offload-disk-bytes=16000000",
+    "--mixed-decode-buckets=8", "--prefill-rows=4", "--num-blocks=20", "--offload-disk-bytes=16000000",
     "--max-waiting=32", "--max-open-requests=64",
     "--max-connections=256", "--max-stream-backlog=512", "--receive-timeout-s=3", "--write-timeout-s=3",
     "--keep-alive-s=5", "--drain-timeout-s=20", "--batch-concurrency=6",

@@ -1,12 +1,15 @@
 """`/v1/files` and `/v1/batches` with the `openai` client, on the embedded model."""
 
+import errno
 import io
 import json
+import tempfile
 import time
 
 import httpx
 import openai
 import pytest
+from starlette.formparsers import MultiPartParser
 
 from tests.server.conftest import Running
 
@@ -119,3 +122,18 @@ def test_refusals(client: openai.OpenAI, embedded: Running, running: Running) ->
     assert embedded.client.get("/v1/files/nothing/content").status_code == 404
     off = httpx.get(f"{running.url}/v1/files")
     assert off.status_code == 404 and "--batch-dir" in off.json()["error"]["message"]
+
+
+def test_an_upload_that_the_temporary_folder_has_no_room_for(
+    embedded: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large upload is spooled there before the store sees it."""
+
+    def full(file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MultiPartParser, "spool_max_size", 10)
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", full)
+    files = {"file": ("in.jsonl", b"x" * 1000)}
+    response = embedded.client.post("/v1/files", files=files, data={"purpose": "batch"})
+    assert response.status_code == 507 and "make room in" in response.json()["error"]["message"]
