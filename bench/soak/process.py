@@ -52,7 +52,11 @@ class Process:
             f"--offload-disk-dir={disk / 'kv'}",
         ]
         self._process = subprocess.Popen(
-            [*command, *SETTINGS, *options], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=self._log
+            [*command, *SETTINGS, *options],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=self._log,
+            stderr=self._log,
         )
 
     async def wait_until_ready(self) -> None:
