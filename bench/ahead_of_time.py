@@ -3,7 +3,8 @@
 Temporaries of a step may be the activations of one layer (the gate and up projections, their product, queries, keys
 and values, a few hidden states) and `SLACK`. A decode kernel keeps the memory busy when the shared memory of the blocks
 that fit on one multiprocessor holds at least what the memory delivers in a microsecond, and when they are at least two,
-so that one block's beginning and end hide behind another's middle.
+so that one block's beginning and end hide behind another's middle. Prefill keeps the matrix units busy when two
+warpgroups at least are on a multiprocessor, in one block or several, of which one multiplies while the other weighs.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,8 +31,9 @@ from jaxserve.runtime.kernel_report import (
     take_dump,
     without_disassembler_complaints,
 )
-from jaxserve.runtime.kv_cache import block_bytes
+from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
 from jaxserve.runtime.lowering import Lowering
+from jaxserve.runtime.offload import GROUPS
 from jaxserve.runtime.program_report import ProgramReport, compile_and_report
 from jaxserve.sched.buckets import BucketTable
 from kernels_pallas.paged_attention import UnsupportedByBackend, decode, prefill
@@ -40,6 +42,8 @@ from kernels_pallas.paged_attention.options import QUANTISED, Problem
 
 SLACK = 64 << 20
 LATENCY_S = 1e-6
+COMPUTING_THREADS = 256
+"""Of prefill on one multiprocessor: two warpgroups, or eight warps, at least."""
 KV_HEADS, ROWS, TOKENS, CONTEXT = 8, 64, 2048, 8192
 HEADER = (
     f"{'program':44s} {'compile':>8s} {'arguments':>10s} {'aliased':>10s} {'temporary':>10s} {'kernels':>7s} "
@@ -82,10 +86,9 @@ class CompileRun:
       CompilerMissing: no CUDA plugin, or no `ptxas` to say what the kernels take.
     """
 
-    def __init__(self, target: Target, dump: Path, backend: str, config: str | Path) -> None:
+    def __init__(self, target: Target, dump: Path, backend: str, config: EngineConfig) -> None:
         without_gpu()
-        self._target, self._dump, self._backend = target, dump, backend
-        self._config = EngineConfig.from_toml(config)
+        self._target, self._dump, self._backend, self._config = target, dump, backend, config
         self._device = CompileOnlyDevice(target)
         if find_ptxas() is None:
             raise CompilerMissing("ptxas is not there to tell registers and spills: install a CUDA toolkit, or "
@@ -103,10 +106,10 @@ class CompileRun:
                 except UnsupportedByBackend as error:
                     self._add(Row(name, 0, 0, 0, 0, 0, None, None, None, None, None, (str(error),)))
                     continue
-                self._compile(name, lambda f=lower, p=problem, b=backend: f(p, b), is_decode=kind == "decode")
+                self._compile(name, lambda f=lower, p=problem, b=backend: f(p, b), kind=kind)
 
     def steps(self, names: list[str], *, small: bool) -> None:
-        """The model program of every bucket of the configuration, widest first."""
+        """The model program of every bucket of the configuration, widest first, and the moves of KV blocks."""
         for name in names:
             if name not in MODELS:
                 raise ConfigError(f"models = {name!r} is not known: give some of {', '.join(MODELS)}")
@@ -119,6 +122,14 @@ class CompileRun:
                     step, lambda low=lowering, b=bucket: low.model_program(b),
                     cache_bytes=cache_bytes, page=page, limit=step_temporaries(model, bucket) + SLACK,
                 )  # fmt: skip
+            for move in ("gather", "scatter"):
+                blocks = GROUPS[0]
+                self._compile(
+                    f"{name}{' tiny' if small else ''} {move} {blocks} blocks",
+                    lambda low=lowering, m=move, n=blocks: low.block_mover(m, n),
+                    cache_bytes=cache_bytes if move == "scatter" else 0, page=page,
+                    limit=2 * blocks * cache_bytes // page[0] + SLACK,
+                )  # fmt: skip
 
     def _lowering(self, model: ModelConfig) -> tuple[Lowering, int, tuple[int, ...]]:
         """The model's programs, the cache's bytes, and the shape of one page array.
@@ -129,9 +140,10 @@ class CompileRun:
         cache, dtype = self._config.cache, jnp.dtype("bfloat16")
         decoder = model_for(model)
         params = decoder.abstract_params(model, dtype)
-        size = block_bytes(model, cache.block_size, dtype)
+        pages = pages_dtype(cache, dtype)
+        size = block_bytes(model, cache.block_size, pages)
         blocks = min(self._target.memory // 2 // size, 1 << 16) - 1 | 1
-        problem = Problem(model.head_dim, model.group_size, cache.block_size, dtype.name, dtype.name)
+        problem = Problem(model.head_dim, model.group_size, cache.block_size, dtype.name, pages.name)
         runtime = replace(
             self._config.runtime, attention_backend=choose(self._backend, problem, self._target.capability)
         )
@@ -147,7 +159,7 @@ class CompileRun:
         name: str,
         lower: Callable[[], Any],
         *,
-        is_decode: bool = False,
+        kind: str = "",
         cache_bytes: int = 0,
         page: tuple[int, ...] = (),
         limit: int | None = None,
@@ -160,7 +172,7 @@ class CompileRun:
             _, report = compile_and_report(name, lower_there, page)
         dump = take_dump(self._dump, self._target.capability)
         attention = [k for k in dump.kernels if "paged" in k.name or "mosaic" in k.name]
-        problems = [*self._program_problems(report, cache_bytes, limit), *self._kernel_problems(attention, is_decode)]
+        problems = [*self._program_problems(report, cache_bytes, limit), *self._kernel_problems(attention, kind)]
         self._add(_row(report, dump, attention, self._target, problems))
 
     def _program_problems(self, report: ProgramReport, cache_bytes: int, limit: int | None) -> Iterator[str]:
@@ -171,20 +183,26 @@ class CompileRun:
         if limit is not None and report.temporaries > limit:
             yield f"temporaries {report.temporaries / 2**20:.0f} MiB, more than {limit / 2**20:.0f}"
 
-    def _kernel_problems(self, attention: list[Kernel], is_decode: bool) -> Iterator[str]:
+    def _kernel_problems(self, attention: list[Kernel], kind: str) -> Iterator[str]:
         for kernel in attention:
             if kernel.registers is None:
                 yield f"{kernel.name}: ptxas does not take its PTX"
             if kernel.spills:
                 yield f"{kernel.name} spills {kernel.spills} bytes"
             blocks = blocks_per_core(kernel, self._target)
-            if is_decode and blocks is not None and kernel.shared is not None:
-                needed = self._target.bandwidth * LATENCY_S / self._target.cores
-                if blocks < 2 or blocks * kernel.shared < needed:
-                    yield (
-                        f"{kernel.name}: {blocks} blocks of {kernel.shared / 1024:.0f} KiB an SM, too few to keep "
-                        f"{needed / 1024:.0f} KiB in flight"
-                    )
+            if blocks is None or kernel.shared is None or kernel.threads is None:
+                continue
+            needed = self._target.bandwidth * LATENCY_S / self._target.cores
+            if kind == "decode" and (blocks < 2 or blocks * kernel.shared < needed):
+                yield (
+                    f"{kernel.name}: {blocks} blocks of {kernel.shared / 1024:.0f} KiB an SM, too few to keep "
+                    f"{needed / 1024:.0f} KiB in flight"
+                )
+            if kind == "prefill" and blocks * kernel.threads < COMPUTING_THREADS:
+                yield (
+                    f"{kernel.name}: {blocks} blocks of {kernel.threads} threads an SM, fewer than the "
+                    f"{COMPUTING_THREADS} with which one's softmax hides behind another's product"
+                )
 
     def _add(self, row: Row) -> None:
         self.rows.append(row)

@@ -6,6 +6,7 @@ arguments, aliased bytes, temporaries, kernels, registers, spills, shared memory
 
     a spill in an attention kernel              a cache that is not wholly aliased, or an array like it that is new
     temporaries above a step's activations      a decode kernel of which an SM holds too few to fill the memory pipe
+    a prefill kernel with too few threads on an SM to hide its softmax
 
 and with 2 where JAX's CUDA plugin is not installed.
 """
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.target import find_target
 
@@ -32,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dump_to(Path(folder))  # before JAX is loaded
             from bench.ahead_of_time import CompileRun
 
-            run = CompileRun(target, Path(folder), given.backend, given.config)
+            config = EngineConfig.from_toml(given.config).replace(kv_cache_dtype=given.kv_cache_dtype)
+            run = CompileRun(target, Path(folder), given.backend, config)
             if given.only != "steps":
                 run.kernels(small=given.small)
             if given.only != "kernels":
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", default="h200", help="a name in configs/targets, or a file (default h200)")
     parser.add_argument("--config", default="configs/h200.toml", help="whose buckets (default configs/h200.toml)")
     parser.add_argument("--backend", default="auto", help="attention backend; auto: what that GPU would take")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="of the steps: auto, float8_e4m3fn or int8")
     parser.add_argument("--models", default="8b,1b", help="of bench.models (default 8b,1b)")
     parser.add_argument("--only", choices=("kernels", "steps"), help="one part")
     parser.add_argument("--small", action="store_true", help="a few kernels, and a two-layer model: for CI")

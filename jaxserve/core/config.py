@@ -51,6 +51,9 @@ class CacheConfig:
     """The pool of KV blocks."""
 
     block_size: int = setting(32, "tokens in a KV block (a page of the kernels): 16, 32, 64 or 128")
+    kv_cache_dtype: Literal["auto", "float8_e4m3fn", "int8"] = setting(
+        "auto", "type of the KV blocks; auto: that of the weights. 8 bits: half the memory of bfloat16, less exact"
+    )
     gpu_memory_utilization: float = setting(0.9, "share of the device's memory for weights, programs and KV blocks")
     kv_cache_bytes: int | None = setting(None, "size of the KV pool; replaces gpu_memory_utilization")
     num_blocks: int | None = setting(None, "size of the KV pool in blocks; replaces kv_cache_bytes")

@@ -24,7 +24,7 @@ from jaxserve.core.plan import Bucket
 from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
-from jaxserve.runtime.kv_cache import block_bytes
+from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
 from jaxserve.runtime.lowering import Lowering
 from jaxserve.runtime.sampling_variant import Variant
 from jaxserve.sched.buckets import BucketTable
@@ -105,7 +105,7 @@ def fit(
     slots = config.scheduler.max_num_seqs + 1
     state = slots * 4 * (max_len + -(-max_len // config.cache.block_size) + 2 * 300 + 72)
     usable = int(target.memory * jax_share() * config.cache.gpu_memory_utilization)
-    block = block_bytes(model, config.cache.block_size, dtype) // devices
+    block = block_bytes(model, config.cache.block_size, pages_dtype(config.cache, dtype)) // devices
     room = usable - weights - state - programs.temporaries
     blocks, held_by = _blocks(config, room, block, max_len)
     if blocks * config.cache.block_size < max_len:
@@ -143,11 +143,12 @@ def compile_programs(model: ModelConfig, config: EngineConfig, target: Target, d
     device = CompileOnlyDevice(target)
     decoder = model_for(model)
     params = decoder.abstract_params(model, dtype)
+    pages = pages_dtype(config.cache, dtype)
     problem = Problem(
-        model.head_dim, model.group_size, config.cache.block_size, jnp.dtype(dtype).name, jnp.dtype(dtype).name
-    )
+        model.head_dim, model.group_size, config.cache.block_size, jnp.dtype(dtype).name, pages.name
+    )  # fmt: skip
     backend = choose(config.runtime.attention_backend, problem, target.capability)
-    size = block_bytes(model, config.cache.block_size, dtype)
+    size = block_bytes(model, config.cache.block_size, pages)
     lowering = Lowering(
         decoder, model, params, cache=config.cache, runtime=config.replace(attention_backend=backend).runtime,
         num_blocks=max(2, min(target.memory // 2 // size, 4096)), num_slots=config.scheduler.max_num_seqs,

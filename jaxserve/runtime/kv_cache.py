@@ -3,10 +3,12 @@
 Layers are separate arrays and every step gets them donated, so that XLA writes new keys and values in place. (A stacked
 cache whose layers are taken out and put back costs a copy of the cache: 1.376 GiB of temporaries against 0.022 for an
 8B model with 64 rows, compiled for an H200.)
+
+Blocks of 8 bits have float32 scales beside them, one a block and head: see `kernels_pallas.write_kv`.
 """
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +16,42 @@ import jax.numpy as jnp
 from jaxserve.core.config import CacheConfig, require
 from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.models.config import ModelConfig
+from kernels_pallas.paged_attention.options import QUANTISED
 
-KVCache = tuple[tuple[jax.Array, jax.Array], ...]  # L x (keys, values), each [P, K, S, H]
+
+class LayerCache(NamedTuple):
+    """One layer's pages, and, where they are quantised, their scales."""
+
+    keys: jax.Array  # [P, K, S, H]
+    values: jax.Array  # [P, K, S, H]
+    key_scales: jax.Array | None = None  # [P, K] float32
+    value_scales: jax.Array | None = None  # [P, K] float32
+
+
+KVCache = tuple[LayerCache, ...]
+
+
+def pages_dtype(config: CacheConfig, dtype: Any) -> jnp.dtype:
+    """The type of the pages, where weights and activations are of `dtype`."""
+    return jnp.dtype(dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
 
 
 def block_bytes(model: ModelConfig, block_size: int, dtype: Any) -> int:
-    """Bytes of one block over all layers, keys and values."""
-    token = model.num_layers * 2 * model.num_kv_heads * model.head_dim * jnp.dtype(dtype).itemsize
-    return token * block_size
+    """Bytes of one block of pages of `dtype` over all layers, keys and values, scales included."""
+    pages = block_size * model.head_dim * jnp.dtype(dtype).itemsize
+    scale = 4 if _quantised(dtype) else 0
+    return model.num_layers * 2 * model.num_kv_heads * (pages + scale)
 
 
 def abstract_cache(model: ModelConfig, num_blocks: int, block_size: int, dtype: Any) -> Any:
     """The cache's shapes, as a KVCache of jax.ShapeDtypeStruct."""
     page = jax.ShapeDtypeStruct((num_blocks, model.num_kv_heads, block_size, model.head_dim), dtype)
-    return tuple((page, page) for _ in range(model.num_layers))
+    scale = jax.ShapeDtypeStruct(page.shape[:2], jnp.float32) if _quantised(dtype) else None
+    return tuple(LayerCache(page, page, scale, scale) for _ in range(model.num_layers))
+
+
+def _quantised(dtype: Any) -> bool:
+    return jnp.dtype(dtype).name in QUANTISED
 
 
 def allocate_cache(model: ModelConfig, num_blocks: int, block_size: int, dtype: Any, device: jax.Device) -> KVCache:
@@ -55,7 +79,7 @@ def size_pool(
     Raises:
       NotEnoughMemory: not even one block fits.
     """
-    size = block_bytes(model, config.block_size, dtype)
+    size = block_bytes(model, config.block_size, pages_dtype(config, dtype))
     if config.num_blocks is not None:
         return config.num_blocks + 1
     useful = -(-useful_tokens // config.block_size)
@@ -86,7 +110,7 @@ def tier_blocks(config: CacheConfig, model: ModelConfig, dtype: Any) -> tuple[in
     Raises:
       ConfigError: a tier is asked for that could not hold one block.
     """
-    size = block_bytes(model, config.block_size, dtype)
+    size = block_bytes(model, config.block_size, pages_dtype(config, dtype))
     for name in ("offload_host_bytes", "offload_disk_bytes"):
         given = getattr(config, name)
         require(not given or given >= size, name, given, f"at least the {size} bytes of one KV block, or 0")

@@ -16,7 +16,7 @@ from jaxserve.core.plan import Bucket
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import SAMPLE_FIELDS, packed_size
-from jaxserve.runtime.kv_cache import abstract_cache
+from jaxserve.runtime.kv_cache import abstract_cache, pages_dtype
 from jaxserve.runtime.offload import lower_mover
 from jaxserve.runtime.sampler import Processor, SlotState, Variant, init_slot_state, load_slot
 from jaxserve.runtime.slots import abstract_row
@@ -59,7 +59,7 @@ class Lowering:
         where = sharding or getattr(jax.tree.leaves(params)[0], "sharding", None)
         self.params = _place(params, where)
         tables = jax.ShapeDtypeStruct((num_slots + 1, self.table_width), jnp.int32)
-        pages = abstract_cache(config, num_blocks, cache.block_size, self._dtype)
+        pages = abstract_cache(config, num_blocks, cache.block_size, pages_dtype(cache, self._dtype))
         self.state: ModelState = _place(ModelState(pages, tables), where)
         slots = jax.eval_shape(partial(init_slot_state, num_slots, self.context, config.vocab_size))
         self.slots: SlotState = _place(slots, where)

@@ -1,7 +1,8 @@
 """Performs a plan's moves: K/V blocks between the device, host memory and the disk.
 
 A block leaves the device as one array [2 L, K, S, H], all layers together, so that a tier holds one array (or file) a
-block and a transfer is one long copy:
+block and a transfer is one long copy. Where blocks are of 8 bits it is the bytes of numbers and scales together,
+[2 L, K, S H + 4].
 
     before the rows    gather the saved blocks (one program for 16, 4 or 1 of them), start their copies to the host;
                        start the copies of loaded blocks to the device
@@ -24,12 +25,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxserve.core.config import CacheConfig
 from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.core.plan import Move, Moved, Tier
 from jaxserve.runtime.disk_store import DiskStore
-from jaxserve.runtime.kv_cache import KVCache
+from jaxserve.runtime.kv_cache import KVCache, LayerCache
 from jaxserve.runtime.programs import ProgramTable
 from jaxserve.sched.move_costs import MoveCosts
 
@@ -93,7 +95,7 @@ class Offload:
         size = GROUPS[0]
         if ("gather", size) not in self._programs:
             return MoveCosts(to_host_s=0.0, from_host_s=0.0), cache
-        blocks = np.arange(size, dtype=np.int32) % cache[0][0].shape[0]
+        blocks = np.arange(size, dtype=np.int32) % cache[0].keys.shape[0]
         seconds: list[tuple[float, float]] = []
         for _ in range(3):  # the first ones pay for what is done once
             began = time.perf_counter()
@@ -255,23 +257,55 @@ def lower_mover(
 
 
 def gather_blocks(cache: KVCache, blocks: jax.Array) -> tuple[jax.Array, ...]:  # [n] -> n x [2 L, K, S, H]
-    pages = jnp.stack([array[blocks] for layer in cache for array in layer], axis=1)
+    pages = jnp.stack([_content(*part, blocks) for layer in cache for part in _parts(layer)], axis=1)
     return tuple(pages[i] for i in range(blocks.shape[0]))
 
 
 def scatter_blocks(cache: KVCache, blocks: jax.Array, contents: tuple[jax.Array, ...]) -> KVCache:
     """The cache with block i replaced by its content: [n], n x [2 L, K, S, H]."""
-    pages = jnp.stack(contents, axis=1)  # [2 L, n, K, S, H]
-    mode = "promise_in_bounds"
-    return tuple(
-        (keys.at[blocks].set(pages[2 * i], mode=mode), values.at[blocks].set(pages[2 * i + 1], mode=mode))
-        for i, (keys, values) in enumerate(cache)
+    stacked = jnp.stack(contents, axis=1)  # [2 L, n, K, S, H]
+    found = list(cache)
+    for i, layer in enumerate(cache):
+        (keys, key_scales), (values, value_scales) = (
+            _put(*part, blocks, stacked[2 * i + j]) for j, part in enumerate(_parts(layer))
+        )
+        found[i] = LayerCache(keys, values, key_scales, value_scales)
+    return tuple(found)
+
+
+def _parts(layer: LayerCache) -> tuple[tuple[jax.Array, jax.Array | None], ...]:
+    return (layer.keys, layer.key_scales), (layer.values, layer.value_scales)
+
+
+def _content(pages: jax.Array, scales: jax.Array | None, blocks: jax.Array) -> jax.Array:
+    """[n, K, S, H], or, with scales, the bytes of both: [n, K, S H + 4]"""
+    if scales is None:
+        return pages[blocks]
+    taken = lax.bitcast_convert_type(pages, jnp.uint8)[blocks]
+    return jnp.concatenate(
+        [taken.reshape(*taken.shape[:2], -1), lax.bitcast_convert_type(scales[blocks], jnp.uint8)], axis=-1
     )
 
 
+def _put(
+    pages: jax.Array, scales: jax.Array | None, blocks: jax.Array, content: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """What `_content` took, back into its blocks."""
+    mode = "promise_in_bounds"
+    if scales is None:
+        return pages.at[blocks].set(content, mode=mode), None
+    numbers = content[..., :-4].reshape(content.shape[0], *pages.shape[1:])
+    as_bytes = lax.bitcast_convert_type(pages, jnp.uint8).at[blocks].set(numbers, mode=mode)
+    scale = lax.bitcast_convert_type(content[..., -4:], jnp.float32)
+    return lax.bitcast_convert_type(as_bytes, pages.dtype), scales.at[blocks].set(scale, mode=mode)
+
+
 def _block_of(cache: Any) -> jax.ShapeDtypeStruct:
-    page = cache[0][0]
-    return jax.ShapeDtypeStruct((2 * len(cache), *page.shape[1:]), page.dtype)
+    keys, scales = cache[0].keys, cache[0].key_scales
+    if scales is None:
+        return jax.ShapeDtypeStruct((2 * len(cache), *keys.shape[1:]), keys.dtype)
+    _, heads, size, head_dim = keys.shape
+    return jax.ShapeDtypeStruct((2 * len(cache), heads, size * head_dim + 4), jnp.uint8)
 
 
 def _groups(count: int) -> Iterator[int]:

@@ -17,7 +17,7 @@ from jaxserve.core.plan import Bucket, StepPlan
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import BatchBuilder
-from jaxserve.runtime.kv_cache import allocate_cache
+from jaxserve.runtime.kv_cache import allocate_cache, pages_dtype
 from jaxserve.runtime.lowering import Lowering
 from jaxserve.runtime.offload import Offload, mover_keys
 from jaxserve.runtime.profile import named, step_named
@@ -200,7 +200,9 @@ class ModelRunner:
     # --- state ----------------------------------------------------------------------------------------------
 
     def _allocate(self) -> None:
-        cache = allocate_cache(self._config, self._num_blocks, self._cache_config.block_size, self._dtype, self._device)
+        config = self._cache_config
+        dtype = pages_dtype(config, self._dtype)
+        cache = allocate_cache(self._config, self._num_blocks, config.block_size, dtype, self._device)
         with jax.default_device(self._device):
             tables = jnp.zeros((self._num_slots + 1, self._table_width), jnp.int32)
             self._slots: SlotState = init_slot_state(self._num_slots, self._context, self._config.vocab_size)

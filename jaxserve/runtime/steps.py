@@ -17,10 +17,15 @@ from jaxserve.core.plan import Bucket
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import unpack_model, unpack_sample
-from jaxserve.runtime.kv_cache import KVCache
+from jaxserve.runtime.kv_cache import KVCache, LayerCache
 from jaxserve.runtime.sampler import RowParams, Sampled, SlotState, Variant, prompt_logprobs, sample
 from kernels_pallas.paged_attention import api as paged_attention
-from kernels_pallas.write_kv import write_kv
+from kernels_pallas.write_kv import write_kv, write_quantised
+
+_STATIC = ("scale", "sliding_window", "soft_cap", "backend", "interpret", "debug")
+_decode = jax.jit(paged_attention.decode, static_argnames=_STATIC)
+_prefill = jax.jit(paged_attention.prefill, static_argnames=_STATIC)
+"""Jitted, so that a program's layers are lowered as calls of one function: a kernel is built once, not once a layer."""
 
 
 class ModelState(NamedTuple):
@@ -41,6 +46,7 @@ class _Layout(NamedTuple):
     tokens: jax.Array  # [B + T]
     positions: jax.Array  # [B + T]
     cache_slots: jax.Array  # [B + T] page * S + offset; 0 for padding
+    firsts: jax.Array  # [B + R] the token that is each row's first
     decode_tables: jax.Array  # [B, W]
     decode_lengths: jax.Array  # [B]
     prefill_tables: jax.Array  # [R, W]
@@ -61,20 +67,21 @@ def model_step(
 ) -> tuple[ModelState, ModelOutput]:
     """One forward pass over a bucket's tokens; `attention`: backend, interpret and debug of the attention calls."""
     with jax.named_scope("lay_out"):
-        tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0][0].shape[2])
+        tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0].keys.shape[2])
     cache = list(state.cache)
     rows = bucket.decode_rows
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
-        cache[layer] = keys, values = write_kv(*cache[layer], k, v, layout.cache_slots)
-        options: dict[str, Any] = {"sliding_window": sliding_window, **attention}
+        cache[layer] = held = _write(cache[layer], k, v, layout)
+        scales = {"k_scales": held.key_scales, "v_scales": held.value_scales}
+        options: dict[str, Any] = {"sliding_window": sliding_window, **scales, **attention}
         parts: list[jax.Array] = []
         if rows:
             lengths = layout.decode_lengths
-            parts.append(paged_attention.decode(q[:rows], keys, values, layout.decode_tables, lengths, **options))
+            parts.append(_decode(q[:rows], held.keys, held.values, layout.decode_tables, lengths, **options))
         if bucket.prefill_tokens:
             where = layout.prefill_tables, layout.offsets, layout.context_lengths
-            parts.append(paged_attention.prefill(q[rows:], keys, values, *where, **options))
+            parts.append(_prefill(q[rows:], held.keys, held.values, *where, **options))
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     hidden = model.forward(params, config, layout.tokens, layout.positions, attend)
@@ -110,12 +117,29 @@ def _lay_out(
         tokens=jnp.concatenate([slot_tokens[given["decode_slots"], decode_at], given["tokens"]]),
         positions=jnp.concatenate([decode_at, prefill_at]),
         cache_slots=jnp.concatenate([jnp.where(real, decode_slot, 0), prefill_slot]),
+        firsts=jnp.concatenate(
+            [
+                jnp.arange(bucket.decode_rows, dtype=jnp.int32),
+                jnp.minimum(bucket.decode_rows + offsets[:-1], bucket.decode_rows + bucket.prefill_tokens - 1),
+            ]
+        ),
         decode_tables=tables[given["decode_slots"]],
         decode_lengths=jnp.where(real, decode_at + 1, 0),
         prefill_tables=given["tables"],
         offsets=offsets,
         context_lengths=starts + offsets[1:] - offsets[:-1],
     )
+
+
+def _write(cache: LayerCache, k: jax.Array, v: jax.Array, layout: _Layout) -> LayerCache:  # [B + T, K, H]
+    """The layer's cache with the step's keys and values."""
+    if cache.key_scales is None or cache.value_scales is None:
+        return LayerCache(*write_kv(cache.keys, cache.values, k, v, layout.cache_slots))
+    where = layout.cache_slots, layout.firsts
+    with jax.named_scope("write_kv"):
+        keys, key_scales = write_quantised(cache.keys, cache.key_scales, k, *where)
+        values, value_scales = write_quantised(cache.values, cache.value_scales, v, *where)
+    return LayerCache(keys, values, key_scales, value_scales)
 
 
 def sample_step(

@@ -4,8 +4,10 @@ Every run draws its own cases; their seed is printed with each, and `KERNELS_SEE
 `cases.expected`, in float64.
 """
 
+import itertools
 import os
 import secrets
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -16,6 +18,7 @@ import pytest
 
 from kernels_pallas.paged_attention import decode, prefill
 from kernels_pallas.paged_attention.cases import BARS, Case, draw, relative_error
+from kernels_pallas.write_kv import write_quantised
 
 SEED = int(os.environ.get("KERNELS_SEED", secrets.randbelow(2**31)))
 RUN = {"decode": decode, "prefill": prefill}
@@ -29,6 +32,33 @@ def compute(case: Case, backend: str, interpret: bool = False, debug: bool = Fal
     static = {name: value for name, value in case.options.items() if name not in arrays}
     run = jax.jit(partial(RUN[case.kind], **static, backend=backend, interpret=interpret, debug=debug))
     return np.asarray(run(*arguments, **arrays))
+
+
+HALF_A_UNIT = 2.0**-4
+"""Largest relative rounding error of float8_e4m3fn."""
+
+
+def written(case: Case, kv_dtype: str) -> Case:
+    """The case on pages of 8 bits that hold what its own do, written in three calls, over what others left there.
+
+    The tokens written first are the smallest: scales grow.
+    """
+    size, used = case.problem.page_size, np.unique(case.tables)
+    cuts, ends = [0, max(1, size // 5), size // 2, size], np.random.default_rng(case.seed)
+    arrays = []
+    for given in (case.k_pages, case.v_pages):
+        given[:, :, : cuts[1]] *= 0.1
+        pages = jnp.asarray(ends.integers(-100, 100, given.shape), jnp.int8).astype(kv_dtype)
+        scales = jnp.asarray(ends.uniform(1.0, 9.0, given.shape[:2]), jnp.float32)
+        for begin, end in itertools.pairwise(cuts):
+            slots = (used[:, None] * size + np.arange(begin, end)).reshape(-1).astype(np.int32)
+            new = given[used][:, :, begin:end].transpose(0, 2, 1, 3).reshape(len(slots), *given.shape[1::2])
+            firsts = np.arange(0, len(slots), end - begin, dtype=np.int32)
+            pages, scales = jax.jit(write_quantised)(pages, scales, jnp.asarray(new), slots, firsts)
+        arrays += [np.asarray(pages), np.asarray(scales)]
+    k, k_scales, v, v_scales = arrays
+    problem = replace(case.problem, kv_dtype=kv_dtype)
+    return replace(case, problem=problem, k_pages=k, v_pages=v, k_scales=k_scales, v_scales=v_scales)
 
 
 class BackendSuite:
@@ -73,6 +103,18 @@ class BackendSuite:
                 head_dim = self.head_dims[seed % len(self.head_dims)]
                 case = draw(kind, seed, head_dim=head_dim, dtype=dtype, kv_dtype=kv_dtype, **self.sizes)
                 self.check(case)
+
+    @pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "int8"])
+    def test_attention_on_what_was_written(self, kv_dtype: str) -> None:
+        """Exact on the rounded keys and values, and within their type's rounding of those that were to be written."""
+        seed = self.seeds("written", kv_dtype)[0]
+        kind, dtype = ("decode", "prefill")[seed % 2], self.dtypes[seed % len(self.dtypes)]
+        case = draw(kind, seed, head_dim=64, dtype=dtype, plain=True, **self.sizes)
+        rounded = written(case, kv_dtype)
+        self.check(rounded)
+        error = relative_error(case, compute(rounded, self.backend, self.interpret))
+        print(f"{case}: relative error {error:.1e} on {kv_dtype} pages")
+        assert error <= HALF_A_UNIT
 
     @pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8, 16])
     def test_every_group(self, group: int) -> None:

@@ -1,10 +1,13 @@
 """New keys and values go to their slots, and the pages are changed where they lie."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from kernels_pallas.write_kv import write_kv
+from kernels_pallas.write_kv import write_kv, write_quantised
 
 K, H, S, P = 2, 16, 8, 48
 
@@ -27,4 +30,89 @@ def test_donated_pages_are_written_in_place() -> None:
     slots = jax.ShapeDtypeStruct((4,), jnp.int32)
     memory = jax.jit(write_kv, donate_argnums=(0, 1)).lower(pages, pages, new, new, slots).compile().memory_analysis()
     cache = 2 * 64 * K * S * H * 4
+    assert memory.alias_size_in_bytes >= cache and memory.temp_size_in_bytes < cache // 4
+
+
+QUANTISED = ["float8_e4m3fn", "int8"]
+write = jax.jit(write_quantised)
+
+
+def numbers(pages: jax.Array, scales: jax.Array) -> np.ndarray:
+    return np.asarray(pages.astype(jnp.float32)) * np.asarray(scales)[:, :, None, None]
+
+
+def empty(dtype: str) -> tuple[jax.Array, jax.Array]:
+    """Pages and scales that others have left."""
+    return jnp.full((P, K, S, H), 3, dtype), jnp.full((P, K), 2.0**20, jnp.float32)
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_a_page_that_fills_token_by_token_stays_within_its_type(dtype: str) -> None:
+    """Each token up to four times as large as the one before, so that most of them make the scale grow."""
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((S, K, H)) * rng.uniform(1.0, 4.0, S).cumprod()[:, None, None]).astype(np.float32)
+    x[3] = 0.0
+    pages, scales = empty(dtype)
+    for t in range(S):
+        pages, scales = write(pages, scales, x[t : t + 1], np.array([5 * S + t], np.int32), np.zeros(1, np.int32))
+    found, scale = numbers(pages, scales)[5], np.asarray(scales)[5, :, None, None]
+    wanted = x.transpose(1, 0, 2)
+    bound = scale if dtype == "int8" else np.maximum(2.0**-4 * np.abs(wanted), 2.0**-9 * scale)
+    assert np.all(np.abs(found - wanted) <= bound)
+    largest = np.abs(wanted).max(axis=(1, 2))
+    assert np.all(largest <= scale[:, 0, 0] * (448 if dtype != "int8" else 127)), "nothing is clipped"
+    assert np.all(np.log2(scale) % 1 == 0)
+    others = np.delete(np.asarray(scales), 5, axis=0)
+    assert np.all(others == 2.0**20) and np.all(np.delete(np.asarray(pages, np.float32), 5, axis=0) == 3)
+
+
+def test_float8_pages_do_not_tell_in_how_many_calls_they_were_written() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((2 * S, K, H)).astype(np.float32) * np.linspace(0.2, 3.0, 2 * S)[:, None, None]
+    x = x.astype(np.float32)
+    slots = np.concatenate([7 * S + np.arange(S), 3 * S + np.arange(S)]).astype(np.int32)
+    results = []
+    for cuts in ([0, 2 * S], [0, 3, S, S + 1, 2 * S], list(range(2 * S + 1))):
+        pages, scales = empty("float8_e4m3fn")
+        for begin, end in itertools.pairwise(cuts):
+            pages, scales = write(pages, scales, x[begin:end], slots[begin:end], np.zeros(1, np.int32))
+        results.append(numbers(pages, scales)[[7, 3]])
+    large = np.abs(results[0]) >= 2.0**-4 * np.asarray(results[0]).max() / 448 * 2  # subnormals round twice
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0][large], other[large])
+
+
+def test_rows_of_a_call_do_not_disturb_each_other() -> None:
+    """Two that go on in pages of their own, one that begins, padding, and an index that points at no row's first."""
+    rng = np.random.default_rng(8)
+    pages, scales = empty("int8")
+    old = rng.standard_normal((4, K, H)).astype(np.float32)
+    first = np.array([2 * S, 2 * S + 1, 9 * S, 9 * S + 1], np.int32)
+    pages, scales = write(pages, scales, old, first, np.array([0, 2], np.int32))
+    new = rng.standard_normal((6, K, H)).astype(np.float32) * np.array([50, 0.1, 1, 1, 7, 7], np.float32)[:, None, None]
+    slots = np.array([2 * S + 2, 9 * S + 2, 4 * S, 4 * S + 1, 0, 0], np.int32)
+    pages, scales = write(pages, scales, new, slots, np.array([0, 1, 2, 4, 5, 5], np.int32))
+    found, scales = numbers(pages, scales), np.asarray(scales)
+    for page, rows in ((2, [old[0], old[1], new[0]]), (9, [old[2], old[3], new[1]]), (4, [new[2], new[3]])):
+        for at, row in enumerate(rows):
+            assert np.all(np.abs(found[page, :, at] - row) <= scales[page, :, None]), (page, at)
+    assert np.all(scales[2] > 8 * scales[9])
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_number_that_is_none_spoils_its_own_place_only(bad: float) -> None:
+    x = np.ones((2, K, H), np.float32)
+    x[0, 0, 0] = bad
+    pages, scales = write(*empty("float8_e4m3fn"), x, np.array([S, S + 1], np.int32), np.zeros(1, np.int32))
+    found = numbers(pages, scales)[1]
+    assert np.isfinite(found[1]).all() and np.isfinite(found[0, :, 1:]).all() and np.all(found[1, 0, :2] == 1.0)
+
+
+def test_donated_pages_of_8_bits_are_written_in_place() -> None:
+    """On the CPU only those of int8; for a GPU tests/bench/test_compile.py looks at both."""
+    shape = jax.ShapeDtypeStruct
+    given = shape((512, K, S, H), jnp.int8), shape((512, K), jnp.float32), shape((4, K, H), jnp.float32)
+    given += shape((4,), jnp.int32), shape((4,), jnp.int32)
+    memory = jax.jit(write_quantised, donate_argnums=(0, 1)).lower(*given).compile().memory_analysis()
+    cache = 512 * K * (S * H + 4)
     assert memory.alias_size_in_bytes >= cache and memory.temp_size_in_bytes < cache // 4

@@ -15,6 +15,7 @@ from jaxserve.core.config import CacheConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Move, Moved, Tier
 from jaxserve.runtime.disk_store import SUFFIX, DiskStore
+from jaxserve.runtime.kv_cache import LayerCache
 from jaxserve.runtime.offload import Offload, lower_mover, mover_keys
 from jaxserve.runtime.programs import ProgramTable
 
@@ -23,8 +24,12 @@ BLOCKS, LAYERS, PAGE = 40, 3, (2, 8, 4)  # K, S, H
 
 def cache_of(dtype: Any) -> Any:
     rng = np.random.default_rng(5)
-    pages = [jnp.asarray(rng.normal(size=(BLOCKS, *PAGE)), dtype) for _ in range(2 * LAYERS)]
-    return tuple(zip(pages[::2], pages[1::2], strict=True))
+    pages = [jnp.asarray(rng.normal(size=(BLOCKS, *PAGE)) * 9, dtype) for _ in range(2 * LAYERS)]
+    scales: list[Any] = [None] * len(pages)
+    if jnp.dtype(dtype).itemsize == 1:
+        scales = [jnp.asarray(rng.uniform(size=(BLOCKS, PAGE[0])), jnp.float32) for _ in pages]
+    halves = pages[::2], pages[1::2], scales[::2], scales[1::2]
+    return tuple(LayerCache(*layer) for layer in zip(*halves, strict=True))
 
 
 def make(folder: Path, dtype: Any = jnp.float32, host: int = 30, disk: int = 30, **options: Any) -> Offload:
@@ -65,12 +70,12 @@ def wipe(cache: Any) -> Any:
 
 
 def same_blocks(left: Any, right: Any, pairs: list[tuple[int, int]]) -> bool:
-    a, b = (np.stack([np.asarray(leaf) for leaf in jax.tree.leaves(cache)]) for cache in (left, right))
-    return all(np.array_equal(a[:, i], b[:, j]) for i, j in pairs)
+    leaves = [[np.asarray(leaf) for leaf in jax.tree.leaves(cache)] for cache in (left, right)]
+    return all(np.array_equal(a[i], b[j]) for a, b in zip(*leaves, strict=True) for i, j in pairs)
 
 
 @pytest.mark.parametrize("memory_kind", [None, "pinned_host"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float8_e4m3fn, jnp.int8])
 @pytest.mark.parametrize("count", [1, 3, 21])
 def test_host_blocks_come_back_bitwise(tmp_path: Path, memory_kind: str | None, dtype: Any, count: int) -> None:
     offload, move = make(tmp_path, dtype, memory_kind=memory_kind), Moves()
@@ -80,7 +85,7 @@ def test_host_blocks_come_back_bitwise(tmp_path: Path, memory_kind: str | None, 
     cache = run(offload, wipe(cache), move(Tier.HOST, slots, Tier.DEVICE, back))
     expected = cache_of(dtype)
     assert same_blocks(cache, expected, list(zip(back, blocks, strict=True)))
-    assert count > 20 or np.all(np.asarray(cache[0][0][20], np.float32) == -1), "only what is loaded is written"
+    assert count > 20 or np.all(np.asarray(cache[0].keys[20], np.float32) == -1), "only what is loaded is written"
     offload.close()
 
 

@@ -172,7 +172,7 @@ def _body(
             scratch[f"{name}_ring"] = plgpu.SMEM(ring, kv_dtype) if quantised else swizzled(ring, dtype, columns)
             scratch[f"{name}_ready"] = plgpu.Barrier(num_arrivals=pages.units, num_barriers=stages)
             if quantised:
-                scratch[f"{name}_wide"] = swizzled((tokens, head_dim), dtype)
+                scratch[f"{name}_wide"] = swizzled((tokens, head_dim), dtype, columns)
         state = pl.run_scoped(stream, **scratch)
 
         def store(staged, staged_lse=None):
