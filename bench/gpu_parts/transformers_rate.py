@@ -1,16 +1,19 @@
 """transformers' continuous batching on weights of ours: what part 4 stands beside. Needs torch and transformers."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
 
-from jaxserve.models.config import ModelConfig
+if TYPE_CHECKING:  # so that it also runs where torch is and JAX is not
+    from jaxserve.models.config import ModelConfig
 
 
-def measure(config: ModelConfig, params: Any, requests: list[tuple[list[int], int]], *, on_gpu: bool) -> dict[str, Any]:
+def measure(
+    config: "ModelConfig", params: Any, requests: list[tuple[list[int], int]], *, on_gpu: bool
+) -> dict[str, Any]:
     """Output tokens a second of `generate_batch`, every request with its own number of output tokens."""
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
     model = AutoModelForCausalLM.from_config(_hf_config(config), attn_implementation="sdpa").to(device, dtype).eval()
@@ -37,7 +40,7 @@ def measure(config: ModelConfig, params: Any, requests: list[tuple[list[int], in
     return {"s": took, "output_tokens": tokens, "output_tokens_per_s": tokens / took, "torch": torch.__version__}
 
 
-def _hf_config(config: ModelConfig) -> Qwen3Config:
+def _hf_config(config: "ModelConfig") -> Qwen3Config:
     return Qwen3Config(
         vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
@@ -46,7 +49,7 @@ def _hf_config(config: ModelConfig) -> Qwen3Config:
     )  # fmt: skip
 
 
-def _hf(config: ModelConfig, params: Any):
+def _hf(config: "ModelConfig", params: Any):
     """Our pytree under transformers' names: fused matrices apart, [out, in]."""
     width = config.hidden_size
     yield "model.embed_tokens.weight", params["embed"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas.paged_attention import decode, prefill
-from kernels_pallas.paged_attention.cases import BARS, Case, draw, relative_error
+from kernels_pallas.paged_attention.cases import BARS, Case, draw, expected, relative_error
 from kernels_pallas.write_kv import write_quantised
 
 SEED = int(os.environ.get("KERNELS_SEED", secrets.randbelow(2**31)))
@@ -106,14 +106,19 @@ class BackendSuite:
 
     @pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "int8"])
     def test_attention_on_what_was_written(self, kv_dtype: str) -> None:
-        """Exact on the rounded keys and values, and within their type's rounding of those that were to be written."""
+        """Exact on the rounded keys and values; over the whole output, within a rounding of what they were made from.
+
+        Over the whole: a row that sees only a page's smallest tokens has their error, which is that of the largest.
+        """
         seed = self.seeds("written", kv_dtype)[0]
         kind, dtype = ("decode", "prefill")[seed % 2], self.dtypes[seed % len(self.dtypes)]
         case = draw(kind, seed, head_dim=64, dtype=dtype, plain=True, **self.sizes)
         rounded = written(case, kv_dtype)
         self.check(rounded)
-        error = relative_error(case, compute(rounded, self.backend, self.interpret))
-        print(f"{case}: relative error {error:.1e} on {kv_dtype} pages")
+        real = slice(None) if kind == "decode" else slice(case.offsets[-1])
+        answer, found = expected(case)[real], compute(rounded, self.backend, self.interpret)[real]
+        error = np.linalg.norm(found.astype(np.float64) - answer) / max(np.linalg.norm(answer), 1e-30)
+        print(f"{case}: error {error:.1e} on {kv_dtype} pages")
         assert error <= HALF_A_UNIT
 
     @pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8, 16])

@@ -60,6 +60,13 @@ def test_tiles_smaller_than_a_page() -> None:
     check(case, decode_kernel, tile=DecodeTile(64, 3))
 
 
+def test_keys_and_values_of_8_bits_are_widened_together_where_tiles_are_short() -> None:
+    case = draw(
+        "decode", SEED, head_dim=256, dtype="bfloat16", kv_dtype="int8", group=4, rows=5, kv_heads=1, max_pages=2
+    )
+    check(case, decode_kernel, tile=DecodeTile(32, 3))
+
+
 def test_few_long_rows_are_split_and_many_are_not() -> None:
     assert choose_splits(64, 8, 131072, 64) == 1
     assert choose_splits(1, 8, 131072, 64) == PROGRAMS // 8
@@ -82,7 +89,8 @@ MUTANTS = {
     "a slot is refilled without a fence": (
         "decode", "plgpu.commit_smem()  # the slot to be refilled was read a step ago, by all four warps",
     ),
-    "keys are read before they are there": ("decode", "plgpu.barrier_wait(k_ready.at[slot])"),
+    "keys are read before they are there": ("decode", "plgpu.barrier_wait(ready.k.at[slot])"),
+    "8-bit pages are read before they are there": ("decode", "plgpu.barrier_wait(ready.at[slot])"),
     "queries are read before they are there": ("decode", "plgpu.barrier_wait(q_ready)"),
     "a slot is refilled that is not free": ("prefill", "wait_free(at, free.at[slot])  # before the copy"),
     "values are read before they are there": ("prefill", "plgpu.barrier_wait(v_ready.at[slot])"),
@@ -107,7 +115,17 @@ def test_a_missing_wait_or_fence_is_noticed(what: str) -> None:
     name, line = MUTANTS[what]
     # a page and a token: three tiles of 64 in a ring of two
     case = draw(
-        name, 7, head_dim=64, dtype="bfloat16", group=1, page_size=128, max_pages=2, rows=5, kv_heads=1, plain=True
+        name,
+        7,
+        head_dim=64,
+        dtype="bfloat16",
+        kv_dtype="int8" if "8-bit" in what else None,
+        group=1,
+        page_size=128,
+        max_pages=2,
+        rows=5,
+        kv_heads=1,
+        plain=True,
     )
     whole, tile = {"decode": (decode_kernel, DecodeTile(64, 2)), "prefill": (prefill_kernel, PrefillTile(64, 2))}[name]
     assert not noticed(case, whole, tile)

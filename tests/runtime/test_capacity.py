@@ -49,6 +49,11 @@ def test_what_bounds_the_blocks(settings: dict, blocks: int, held_by: str) -> No
     assert (found.blocks, found.held_by) == (blocks, held_by)
 
 
+@pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "int8"])
+def test_blocks_of_8_bits_take_half_and_their_scales(kv_dtype: str) -> None:
+    assert plan(kv_cache_dtype=kv_dtype).block == plan().block // 2 + 32 * 2 * 8 * 4
+
+
 def test_several_gpus_share_weights_and_heads() -> None:
     one, four = plan(), plan(devices=4)
     assert (four.weights, four.block) == (one.weights // 4, one.block // 4)

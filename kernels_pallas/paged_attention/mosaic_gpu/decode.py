@@ -9,7 +9,8 @@ While a tile is computed the next ones are on their way; several programs share 
 computes. The G query heads of a group are rows of one product, so that each byte of K and V is read once for all of
 them. `wgmma` wants 64 rows: the others hold whatever lies there, and are never stored. Rows do not mix.
 
-Pages of 8 bits have a ring of their own type; a tile is widened on its way to the product, scales go to the scores.
+Pages of 8 bits have one ring of their own type for both, K over V; a tile is widened on its way to the product, 64 rows
+at a time, which are a tile's K or V or, in tiles of 32 tokens, both. Scales go to the scores and weights.
 """
 
 from typing import Any, NamedTuple
@@ -39,6 +40,13 @@ class Inputs(NamedTuple):
     sinks: Any | None  # [N] float32
     k_scales: Any | None  # [P, K] float32
     v_scales: Any | None
+
+
+class Both(NamedTuple):
+    """Of K and of V."""
+
+    k: Any
+    v: Any
 
 
 def decode(
@@ -92,6 +100,7 @@ def _body(
     # q is read by whole tiles of 8 rows; the group begins `shift` rows into the first
     query_rows = 8 if 8 % group == 0 and heads % 8 == 0 else -(-(group + 7) // 8) * 8
     quantised = kv_dtype != dtype
+    columns = 32 if tokens % 64 else None
 
     def body(*refs):
         named = iter(refs)
@@ -112,14 +121,15 @@ def _body(
         query_row = row * heads + head * group
         shift = lax.rem(query_row, jnp.int32(8))
 
-        def stream(q_s, k_ring, v_ring, q_ready, k_ready, v_ready, k_wide=None, v_wide=None):
+        def stream(q_s, q_ready, ring, ready, wide=None):
             aligned = pl.ds(pl.multiple_of(query_row - shift, 8), query_rows)
             plgpu.copy_gmem_to_smem(inputs.q.at[aligned], q_s.at[pl.ds(0, query_rows)], q_ready)
 
             def fetch(at, ids):
                 slot = lax.rem(at, jnp.int32(stages))
-                pages.copy(inputs.k_pages, head, at, ids, k_ring.at[slot], k_ready.at[slot])
-                pages.copy(inputs.v_pages, head, at, ids, v_ring.at[slot], v_ready.at[slot])
+                for half, pool in enumerate((inputs.k_pages, inputs.v_pages)):
+                    to = ring.at[slot, pl.ds(half * tokens, tokens)] if quantised else ring[half].at[slot]
+                    pages.copy(pool, head, at, ids, to, (ready if quantised else ready[half]).at[slot])
 
             for ahead in range(stages - 1):
                 pl.when(first + ahead < last)(lambda at=first + ahead: fetch(at, pages.ids(at)))
@@ -140,14 +150,16 @@ def _body(
                 pl.when(ahead < last)(lambda: fetch(ahead, ids_ahead))
                 ids_ahead = pages.ids(ahead + 1)  # read a step before they are needed
                 ids = pages.ids(at) if quantised else ()
-                plgpu.barrier_wait(k_ready.at[slot])
-                k, v = k_ring.at[slot], v_ring.at[slot]
                 if quantised:
-                    widen(k, k_wide)
-                    plgpu.barrier_wait(v_ready.at[slot])
-                    widen(v, v_wide)
+                    plgpu.barrier_wait(ready.at[slot])
+                    for begin in range(0, 2 * tokens, M):
+                        part = pl.ds(begin, M)
+                        widen(ring.at[slot, part], wide.at[part], columns=columns)
                     plgpu.commit_smem()
-                    k, v = k_wide, v_wide
+                    k, v = (wide.at[pl.ds(half * tokens, tokens)] for half in range(2))
+                else:
+                    k, v = (half.at[slot] for half in ring)
+                    plgpu.barrier_wait(ready.k.at[slot])
                 scores = scaled(ops, ops.scores(q_s, k), inputs.k_scales, ids, head)
                 scores, c = softmax.capped(scores, scale, options.soft_cap)
                 token = ops.index(tokens, 1) + at * tokens
@@ -157,7 +169,7 @@ def _body(
                 state, weights = softmax.weigh(state, jnp.where(visible, scores, softmax.MASKED), c)
                 weights = scaled(ops, weights, inputs.v_scales, ids, head).astype(dtype)
                 if not quantised:
-                    plgpu.barrier_wait(v_ready.at[slot])
+                    plgpu.barrier_wait(ready.v.at[slot])
                 return state._replace(acc=ops.add_weighted(state.acc, weights, v)), ids_ahead
 
             start = softmax.start(ops, head_dim, sink), pages.ids(first + (stages - 1))
@@ -165,14 +177,15 @@ def _body(
             plgpu.commit_smem()  # the output is staged where the rings were
             return state
 
-        columns = 32 if tokens % 64 else None
         scratch = {"q_s": swizzled((M, head_dim), dtype, columns), "q_ready": plgpu.Barrier()}
-        for name in "kv":
-            ring = (stages, tokens, head_dim)
-            scratch[f"{name}_ring"] = plgpu.SMEM(ring, kv_dtype) if quantised else swizzled(ring, dtype, columns)
-            scratch[f"{name}_ready"] = plgpu.Barrier(num_arrivals=pages.units, num_barriers=stages)
-            if quantised:
-                scratch[f"{name}_wide"] = swizzled((tokens, head_dim), dtype, columns)
+        if quantised:
+            scratch["ring"] = plgpu.SMEM((stages, 2 * tokens, head_dim), kv_dtype)
+            scratch["ready"] = plgpu.Barrier(num_arrivals=2 * pages.units, num_barriers=stages)
+            scratch["wide"] = swizzled((2 * tokens, head_dim), dtype, columns)
+        else:
+            ring = swizzled((stages, tokens, head_dim), dtype, columns)
+            ready = plgpu.Barrier(num_arrivals=pages.units, num_barriers=stages)
+            scratch |= {"ring": Both(ring, ring), "ready": Both(ready, ready)}
         state = pl.run_scoped(stream, **scratch)
 
         def store(staged, staged_lse=None):

@@ -20,13 +20,13 @@ def positive_scale(q: jax.Array, scale: float) -> tuple[jax.Array, float]:
     return (-q, -scale) if scale < 0 else (jnp.zeros_like(q), 1.0)
 
 
-def widen(narrow: Any, wide: Any, factors: jax.Array | None = None) -> None:
+def widen(narrow: Any, wide: Any, factors: jax.Array | None = None, columns: int | None = None) -> None:
     """Write the numbers of `narrow` [C, H] to `wide` [C, H], both in shared memory, times `factors` [C] if given.
 
-    Few columns at a time, in a loop, or the registers would not suffice.
+    Few columns at a time, in a loop, or the registers would not suffice; 64 rows, or no layout is found for them.
     """
     width = narrow.shape[1]
-    step = 64 if width % 64 == 0 else 32
+    step = columns or (64 if width % 64 == 0 else 32)
 
     @pl.loop(0, width // step)
     def _(i):
