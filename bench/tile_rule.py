@@ -1,13 +1,14 @@
 """Which tile a Mosaic GPU kernel takes: the rule of `bench.tiles`, without a compiler.
 
-    decode     in flight = programs an SM x (stages - 1) x bytes of a tile of K and V
+    decode     in flight = programs an SM x stages ahead x bytes of a tile of K and V
+               stages ahead: all but the one that is computed; all where a tile is widened into a place of its own
     needed     = memory bandwidth x 1 us / multiprocessors                (36 KB on an H200)
 
 A tile is rejected that spills on any of its probes; in decode also where an SM holds fewer than two programs or less
-than `needed` is in flight, in prefill where fewer than two computing warpgroups are on an SM. Of the others decode
-takes the one with most in flight, up to twice what is needed; then the most tokens, for a tile costs a fence and two
-waits; then the most programs, so that one's end hides behind another's middle; then the fewest stages. Prefill takes
-two stages over one, then the most tokens.
+than `needed` is in flight. Of the others decode takes the one with most in flight, up to twice what is needed; then the
+most tokens, for a tile costs a fence and two waits; then the most programs, so that one's end hides behind another's
+middle; then the fewest stages. Prefill takes two computing warpgroups an SM over one, so that one's softmax hides
+behind the other's product; then two stages over one; then the most tokens.
 
 A bound of the rank is known before anything is compiled: registers and real shared memory can only lower the programs
 an SM. Candidates are compiled from the highest bound down, until the best found is not below the next one's bound.
@@ -86,9 +87,11 @@ def programs_at_most(kind: str, head_dim: int, itemsize: int, tile: Tile, target
 def rank(kind: str, head_dim: int, itemsize: int, tile: Tile, programs: int, target: Target) -> Rank | None:
     """Higher is better; None: rejected."""
     if kind == "prefill":
-        return None if programs * tile.computing < 2 else (float(min(tile.stages, 2)), float(tile.tokens))
+        computing = min(programs * tile.computing, 2)
+        return (float(computing), float(min(tile.stages, 2)), float(tile.tokens)) if computing else None
     needed = target.bandwidth * LATENCY_S / target.cores
-    in_flight = programs * (tile.stages - 1) * 2 * tile.tokens * head_dim * itemsize
+    ahead = tile.stages - (itemsize > 1)
+    in_flight = programs * ahead * 2 * tile.tokens * head_dim * itemsize
     if programs < 2 or in_flight < needed:
         return None
     return min(float(in_flight), 2 * needed), float(tile.tokens), float(programs), float(-tile.stages)

@@ -101,6 +101,7 @@ def _body(
     query_rows = 8 if 8 % group == 0 and heads % 8 == 0 else -(-(group + 7) // 8) * 8
     quantised = kv_dtype != dtype
     columns = 32 if tokens % 64 else None
+    distance = stages if quantised else stages - 1  # tiles on their way while one is computed
 
     def body(*refs):
         named = iter(refs)
@@ -131,7 +132,7 @@ def _body(
                     to = ring.at[slot, pl.ds(half * tokens, tokens)] if quantised else ring[half].at[slot]
                     pages.copy(pool, head, at, ids, to, (ready if quantised else ready[half]).at[slot])
 
-            for ahead in range(stages - 1):
+            for ahead in range(distance):
                 pl.when(first + ahead < last)(lambda at=first + ahead: fetch(at, pages.ids(at)))
 
             sink = None
@@ -145,17 +146,19 @@ def _body(
 
             def step(at, carry):
                 state, ids_ahead = carry
-                slot, ahead = lax.rem(at, jnp.int32(stages)), at + (stages - 1)
+                slot, ahead = lax.rem(at, jnp.int32(stages)), at + distance
                 plgpu.commit_smem()  # the slot to be refilled was read a step ago, by all four warps
-                pl.when(ahead < last)(lambda: fetch(ahead, ids_ahead))
-                ids_ahead = pages.ids(ahead + 1)  # read a step before they are needed
+                if not quantised:
+                    pl.when(ahead < last)(lambda: fetch(ahead, ids_ahead))
+                ids_next = pages.ids(ahead + 1)  # read a step before they are needed
                 ids = pages.ids(at) if quantised else ()
                 if quantised:
                     plgpu.barrier_wait(ready.at[slot])
-                    for begin in range(0, 2 * tokens, M):
-                        part = pl.ds(begin, M)
+                    for i in range(2 * tokens // M):
+                        part = pl.ds(i * M, M)
                         widen(ring.at[slot, part], wide.at[part], columns=columns)
-                    plgpu.commit_smem()
+                    plgpu.commit_smem()  # the slot has been read, and is refilled at once
+                    pl.when(ahead < last)(lambda: fetch(ahead, ids_ahead))
                     k, v = (wide.at[pl.ds(half * tokens, tokens)] for half in range(2))
                 else:
                     k, v = (half.at[slot] for half in ring)
@@ -170,9 +173,9 @@ def _body(
                 weights = scaled(ops, weights, inputs.v_scales, ids, head).astype(dtype)
                 if not quantised:
                     plgpu.barrier_wait(ready.v.at[slot])
-                return state._replace(acc=ops.add_weighted(state.acc, weights, v)), ids_ahead
+                return state._replace(acc=ops.add_weighted(state.acc, weights, v)), ids_next
 
-            start = softmax.start(ops, head_dim, sink), pages.ids(first + (stages - 1))
+            start = softmax.start(ops, head_dim, sink), pages.ids(first + distance)
             state, _ = lax.fori_loop(first, last, step, start)
             plgpu.commit_smem()  # the output is staged where the rings were
             return state
