@@ -78,10 +78,12 @@ def model_step(
         parts: list[jax.Array] = []
         if rows:
             lengths = layout.decode_lengths
-            parts.append(_decode(q[:rows], held.keys, held.values, layout.decode_tables, lengths, **options))
+            with jax.named_scope("paged_decode"):
+                parts.append(_decode(q[:rows], held.keys, held.values, layout.decode_tables, lengths, **options))
         if bucket.prefill_tokens:
             where = layout.prefill_tables, layout.offsets, layout.context_lengths
-            parts.append(_prefill(q[rows:], held.keys, held.values, *where, **options))
+            with jax.named_scope("paged_prefill"):
+                parts.append(_prefill(q[rows:], held.keys, held.values, *where, **options))
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     hidden = model.forward(params, config, layout.tokens, layout.positions, attend)
