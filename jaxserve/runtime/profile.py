@@ -9,11 +9,16 @@ While nobody profiles a step's names cost under 5 us together, and they change n
 operations, which the compilation cache does not look at.
 """
 
+import gzip
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.profiler import StepTraceAnnotation, TraceAnnotation
+
+_METADATA = re.compile(rb'"metadata":\{[^{}]*\},')
 
 
 def step_named(number: int) -> StepTraceAnnotation:
@@ -34,9 +39,21 @@ def start(folder: Path) -> None:
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    jax.profiler.start_trace(str(folder), create_perfetto_trace=True, profiler_options=options)
+    jax.profiler.start_trace(str(folder), profiler_options=options)
 
 
-def stop() -> None:
-    """Write what was seen since `start`: for XProf, and `perfetto_trace.json.gz` for Perfetto."""
+def stop(folder: Path) -> None:
+    """Write what was seen since `start(folder)`: for XProf, and `perfetto_trace.json.gz` for Perfetto."""
     jax.profiler.stop_trace()
+    for trace in folder.rglob("*.trace.json.gz"):
+        _write_for_perfetto(trace, trace.with_name("perfetto_trace.json.gz"))
+
+
+def _write_for_perfetto(trace: Path, target: Path) -> None:
+    """A copy without the `metadata` at its beginning, which Perfetto does not like.
+
+    JAX's own way (`create_perfetto_trace`) parses the whole file as JSON, and so keeps every other thread from running.
+    """
+    with gzip.open(trace, "rb") as source, gzip.open(target, "wb", compresslevel=3) as sink:
+        sink.write(_METADATA.sub(b"", source.read(4096), count=1))
+        shutil.copyfileobj(source, sink, 1 << 20)

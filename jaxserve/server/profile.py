@@ -101,7 +101,7 @@ async def _take(loop: EngineLoop, body: ProfileBody, folder: Path) -> int:
         with suppress(TimeoutError, EngineStopped):  # a step that hangs: then that is what the trace shows
             await loop.ask(steps.end, PATIENCE_S)
     finally:
-        await asyncio.to_thread(profiler.stop)
+        await asyncio.to_thread(profiler.stop, folder)
     if not steps.count:
         raise NothingToProfile(f"no step ended within {body.timeout_s:g} s: send requests meanwhile, or wait longer")
     return steps.count

@@ -77,7 +77,11 @@ def test_a_zip_of_the_next_steps(running: Running) -> None:
     planes = jax.profiler.ProfileData.from_serialized_xspace(archive.read(space)).planes
     assert any(plane.name == "/host:CPU" for plane in planes)
     (trace,) = [name for name in names if name.endswith("perfetto_trace.json.gz")]
-    assert json.loads(gzip.decompress(archive.read(trace)))["traceEvents"]
+    content = json.loads(gzip.decompress(archive.read(trace)))
+    assert content["traceEvents"] and "metadata" not in content
+    (original,) = [name for name in names if name.endswith(".trace.json.gz")]
+    whole = json.loads(gzip.decompress(archive.read(original)))
+    assert whole.pop("metadata") and whole == content
 
 
 def test_a_folder_and_one_at_a_time_and_past_the_bound_on_requests(to_a_folder: Running) -> None:
@@ -129,7 +133,7 @@ def test_a_profile_shows_steps_by_name(llm: LLM, tmp_path: Path) -> None:
     try:
         llm.generate([[1, 2, 3]] * 3, SamplingParams(max_tokens=6, ignore_eos=True), use_tqdm=False)
     finally:
-        profiler.stop()
+        profiler.stop(tmp_path)
     assert llm.runner.compilations_after_warmup == 0
     (trace,) = tmp_path.rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
