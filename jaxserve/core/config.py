@@ -120,12 +120,14 @@ class SchedulerConfig:
     max_preemptions: int = setting(3, "times a sequence may be preempted before it runs with all its blocks reserved")
     journal_steps: int = setting(4096, "steps whose decisions are remembered, for `jaxserve timeline` and /debug")
     max_waiting: int = setting(4096, "most requests that wait; one more is refused")
+    max_waiting_tokens: int | None = setting(None, "most tokens of all that wait; a request over it is refused")
 
     def __post_init__(self) -> None:
         positive = (
-            "max_num_seqs", "max_num_batched_tokens", "max_waiting", "batch_size", "max_batch_size", "journal_steps",
-            "batch_timeout_s", "ttft_slo_s", "tpot_slo_s", "priority_ageing_s", "shortest_ageing_s",
-            "fair_input_weight", "fair_output_weight", "long_prefill_token_threshold", "max_long_partial_prefills",
+            "max_num_seqs", "max_num_batched_tokens", "max_waiting", "max_waiting_tokens", "batch_size",
+            "max_batch_size", "journal_steps", "batch_timeout_s", "ttft_slo_s", "tpot_slo_s", "priority_ageing_s",
+            "shortest_ageing_s", "fair_input_weight", "fair_output_weight", "long_prefill_token_threshold",
+            "max_long_partial_prefills",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)

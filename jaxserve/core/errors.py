@@ -84,9 +84,16 @@ class TooBusy(JaxserveError):
 class QueueFull(TooBusy):
     """A waiting queue is at its bound. `limit_name` says which setting set it."""
 
-    def __init__(self, waiting: int, limit: int, limit_name: str = "max_waiting", retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        waiting: int,
+        limit: int,
+        limit_name: str = "max_waiting",
+        retry_after_s: float = 1.0,
+        what: str = "requests",
+    ) -> None:
         super().__init__(
-            f"{waiting} requests wait and the bound is {limit} ({limit_name}): try again later",
+            f"{waiting} {what} wait and the bound is {limit} ({limit_name}): try again later",
             "queue_full",
             retry_after_s,
         )

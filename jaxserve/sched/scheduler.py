@@ -147,8 +147,7 @@ class Scheduler:
           QueueFull, TooBusy: a waiting queue or a rate is at its bound, or the first token would come too late.
           PromptTooLong, RequestTooLarge: it is over its tenant's share of the blocks.
         """
-        if len(self._roster.waiting) + len(sequences) > self._config.max_waiting:
-            raise QueueFull(len(self._roster.waiting), self._config.max_waiting)
+        self._check_queue(sequences)
         for i, sequence in enumerate(sequences, self._arrivals + 1):
             sequence.arrival, sequence.queued_s = i, now
             self._ledger.resolve(sequence)
@@ -163,6 +162,15 @@ class Scheduler:
         for sequence in sequences:
             self._roster.waiting.push(sequence)
             self.journal.queued(sequence, now)
+
+    def _check_queue(self, sequences: list[Sequence]) -> None:
+        """Raises QueueFull. Into an empty queue any number of tokens may come, or they never could."""
+        waiting, most_tokens = self._roster.waiting, self._config.max_waiting_tokens
+        if len(waiting) + len(sequences) > self._config.max_waiting:
+            raise QueueFull(len(waiting), self._config.max_waiting)
+        coming = sum(len(sequence.tokens) for sequence in sequences)
+        if most_tokens is not None and waiting and waiting.tokens + coming > most_tokens:
+            raise QueueFull(waiting.tokens, most_tokens, "max_waiting_tokens", what="tokens")
 
     def finish(self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None) -> None:
         """End a sequence from outside (abort, a stop string, an error): its blocks and slot are free at once.

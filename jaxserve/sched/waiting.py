@@ -24,6 +24,8 @@ class WaitingQueue:
         self._entries: dict[Sequence, _Entry] = {}
         self._serial = 0
         self._counts: Counter[str] = Counter()
+        self.tokens = 0
+        """Of all that wait, what they have so far: their prompts, and outputs from before they gave way."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -42,6 +44,7 @@ class WaitingQueue:
         self._serial += 1
         if sequence not in self._entries:
             self._counts[sequence.tenant] += 1
+            self.tokens += len(sequence.tokens)
         entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence)
         self._entries[sequence] = entry
         heapq.heappush(self._heaps.setdefault(sequence.tenant, []), entry)
@@ -49,6 +52,7 @@ class WaitingQueue:
     def remove(self, sequence: Sequence) -> None:
         del self._entries[sequence]
         self._counts[sequence.tenant] -= 1
+        self.tokens -= len(sequence.tokens)
 
     def count(self, tenant: str) -> int:
         """How many of a tenant wait."""

@@ -47,6 +47,23 @@ def test_the_queue_is_bounded_for_whole_requests() -> None:
     assert {name for name, _ in drive(engine)} == {"a", "c"}
 
 
+def test_the_queue_is_bounded_in_tokens() -> None:
+    """What waits counts, not what runs; into an empty queue a request may always come."""
+    engine = build_engine(max_waiting_tokens=50, max_num_seqs=1)
+    engine.add(request("runs", [1] * 60))
+    engine.step()
+    engine.add(request("long", [1] * 60))
+    with pytest.raises(QueueFull, match=r"60 tokens wait and the bound is 50 \(max_waiting_tokens\)"):
+        engine.add(request("refused", [1]))
+    assert engine.abort("long")
+    engine.add(request("a", [1] * 20, n=2))
+    with pytest.raises(QueueFull, match="40 tokens wait"):
+        engine.add(request("b", [1] * 11))
+    engine.add(request("c", [1] * 10))
+    assert {name for name, _ in drive(engine)} == {"runs", "long", "a", "c"}
+    assert engine.scheduler._roster.waiting.tokens == 0
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("steps", [0, 1, 2, 5])
 def test_an_abort_frees_every_block_at_once(overlap: bool, steps: int) -> None:
