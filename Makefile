@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Several processes, a group of tests (tests/conftest.py) in each; `make test ARGS="-n0 tests/core"` for a single one.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: serve test test-fast check cuda clean
 
@@ -9,10 +11,10 @@ serve: $(VENV)/.installed        ## serve the model that ships with jaxserve on 
 	$(BIN)/jaxserve serve $(ARGS)
 
 test: $(VENV)/.tested            ## the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.tested       ## without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 check: $(VENV)/.tested           ## lint, format, types
 	$(BIN)/ruff check .

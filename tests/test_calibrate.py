@@ -12,6 +12,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_times_learns_and_writes(tmp_path, capsys, compilation_cache: str) -> None:
     out = tmp_path / "cost.json"
     arguments = ["calibrate", str(out), "--rounds", "2", "--requests", "6", *SMALL]

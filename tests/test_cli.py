@@ -47,6 +47,7 @@ def test_what_the_caller_can_fix_is_one_line(
     assert error.startswith("jaxserve: ") and words in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_generate_prints_the_prompt_and_what_follows(
     capsys: pytest.CaptureFixture[str], compilation_cache: str
 ) -> None:

@@ -31,6 +31,7 @@ def make_small() -> Callable[..., LLM]:
     return lambda **settings: LLM(params=params, model_config=config, **SMALL | settings)
 
 
+@pytest.mark.slow
 def test_tokens_of_the_reference(make_small: Callable[..., LLM]) -> None:
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, 211, length).tolist() for length in (17, 40)]

@@ -23,8 +23,16 @@ def reference(base: LLM, prompts: list[list[int]]) -> list[list[int]]:
     return [tokens(base, [prompt], [params])[0] for prompt, params in zip(prompts, MIXED, strict=True)]
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
+@pytest.mark.parametrize(
+    ("tier", "overlap"),
+    [
+        (Tier.HOST, True),
+        *(
+            pytest.param(*way, marks=pytest.mark.slow)
+            for way in [(Tier.HOST, False), (Tier.DISK, True), (Tier.DISK, False)]
+        ),
+    ],
+)
 def test_parked_is_undisturbed(
     make_llm: Callable[..., LLM], prompts: list[list[int]], reference: list[list[int]], tmp_path: Path,
     tier: Tier, overlap: bool,
@@ -42,6 +50,7 @@ def test_parked_is_undisturbed(
     assert not list(tmp_path.glob(f"*{SUFFIX}"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_loses_blocks_costs_no_token(
     make_llm: Callable[..., LLM],
     prompts: list[list[int]],
@@ -71,6 +80,7 @@ def test_a_disk_that_loses_blocks_costs_no_token(
     assert not list(tmp_path.glob(f"*{SUFFIX}"))
 
 
+@pytest.mark.slow
 def test_evicted_prefixes_come_back_from_the_host(make_llm: Callable[..., LLM], prompts: list[list[int]]) -> None:
     """Three long prompts in turn do not fit the pool together: each turn finds the ones before in host memory."""
     llm = make_llm(num_blocks=14, watermark=0.0, offload_host_bytes=MIB, max_model_len=192)
@@ -85,9 +95,10 @@ def test_evicted_prefixes_come_back_from_the_host(make_llm: Callable[..., LLM], 
     assert [tokens(llm, [prompt]) for prompt in longest] == first
 
 
+@pytest.mark.slow
 def test_deterministic_mode_keeps_its_bits_through_the_host(make_llm: Callable[..., LLM]) -> None:
-    llm = make_llm(deterministic=True, num_blocks=14, offload_host_bytes=MIB)
-    longest = [[7 * i % 211 for i in range(start, start + 150)] for start in (0, 500, 900)]
+    llm = make_llm(deterministic=True, offload_host_bytes=MIB)
+    longest = [[7 * i % 211 for i in range(start, start + 150)] for start in range(0, 9 * 37, 37)]
 
     def bits() -> list[Any]:
         params = SamplingParams(temperature=0.0, max_tokens=10, logprobs=5)
@@ -99,6 +110,7 @@ def test_deterministic_mode_keeps_its_bits_through_the_host(make_llm: Callable[.
     assert llm.engine.scheduler.blocks.tiers.counts.prefixes_loaded > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", [{}, {"offload_host_bytes": MIB}, {"offload_disk_bytes": MIB}], ids=["drop", "host", "disk"]
 )

@@ -49,6 +49,7 @@ def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig,
         LLM(params=params)
 
 
+@pytest.mark.slow
 def test_a_processor_is_traced_into_the_sampler(make_llm: Callable[..., LLM]) -> None:
     def only_even(logits: jax.Array, state: Any, rows: Any) -> jax.Array:
         even = jnp.arange(logits.shape[1], dtype=jnp.int32) % 2 == 0
@@ -76,11 +77,13 @@ def test_text_needs_a_tokenizer(base: LLM) -> None:
         base.generate("some text", GREEDY)
 
 
+@pytest.mark.slow
 def test_progressive_warmup_serves_before_all_is_compiled(make_llm: Callable[..., LLM], base: LLM) -> None:
     llm = make_llm(warmup="progressive", decode_buckets=(1, 4, 8), on_compile_after_warmup="count")
     assert tokens(llm, list(range(30))) == tokens(base, list(range(30)))
 
 
+@pytest.mark.slow
 def test_bfloat16_runs(tiny: tuple[ModelConfig, Any], make_llm: Callable[..., LLM], compilation_cache: str) -> None:
     config, params = tiny
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

@@ -137,6 +137,7 @@ def test_n_completions_of_a_seed(base: LLM, prompts: list[list[int]]) -> None:
     assert [output.token_ids for output in several] == alone
 
 
+@pytest.mark.slow
 def test_deterministic_is_bitwise(make_llm: Callable[..., LLM], prompts: list[list[int]]) -> None:
     llm = make_llm(deterministic=True)
     params = [SamplingParams(temperature=0.7, seed=i, logprobs=5, max_tokens=24) for i in range(len(prompts))]

@@ -84,6 +84,7 @@ class BackendSuite:
         mixed = np.random.SeedSequence([SEED, *map(ord, str((self.backend, *what)))])
         return [int(state) for state in mixed.generate_state(self.draws)]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["decode", "prefill"])
     @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
     def test_against_float64(self, head_dim: int, kind: str) -> None:
@@ -93,6 +94,7 @@ class BackendSuite:
             for seed in self.seeds(kind, head_dim, dtype):
                 self.check(draw(kind, seed, head_dim=head_dim, dtype=dtype, **self.sizes))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["decode", "prefill"])
     @pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "int8"])
     def test_quantised_pages(self, kv_dtype: str, kind: str) -> None:
@@ -104,6 +106,7 @@ class BackendSuite:
                 case = draw(kind, seed, head_dim=head_dim, dtype=dtype, kv_dtype=kv_dtype, **self.sizes)
                 self.check(case)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "int8"])
     def test_attention_on_what_was_written(self, kv_dtype: str) -> None:
         """Exact on the rounded keys and values; over the whole output, within a rounding of what they were made from.
@@ -121,6 +124,7 @@ class BackendSuite:
         print(f"{case}: error {error:.1e} on {kv_dtype} pages")
         assert error <= HALF_A_UNIT
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8, 16])
     def test_every_group(self, group: int) -> None:
         kind = "decode" if SEED % 2 else "prefill"
@@ -128,6 +132,7 @@ class BackendSuite:
         dtype = self.dtypes[seed % len(self.dtypes)]
         self.check(draw(kind, seed, head_dim=64, dtype=dtype, group=group, **self.sizes))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("page_size", [16, 32, 64, 128])
     def test_every_page_size(self, page_size: int) -> None:
         kind = "prefill" if SEED % 2 else "decode"
@@ -135,6 +140,13 @@ class BackendSuite:
         dtype = self.dtypes[seed % len(self.dtypes)]
         self.check(draw(kind, seed, head_dim=128, dtype=dtype, page_size=page_size, **self.sizes))
 
+    @pytest.mark.parametrize("kind", ["decode", "prefill"])
+    def test_a_small_case(self, kind: str) -> None:
+        """The quick one of each kind: the rest of the suite is slow."""
+        sizes = self.sizes | {"max_pages": 2, "rows": 5, "page_size": 16, "kv_heads": 1, "group": 2}
+        self.check(draw(kind, self.seeds("small", kind)[0], head_dim=64, dtype=self.dtypes[0], **sizes))
+
+    @pytest.mark.slow
     def test_one_long_row_among_padding(self) -> None:
         seed = self.seeds("long")[0]
         sizes = {"max_pages": 12, "rows": 5, "page_size": 16} | self.sizes

@@ -41,12 +41,14 @@ def check(case: Case, kernel, **how) -> None:
     assert error <= BARS[case.problem.dtype] and not races_found()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [2, 5])
 def test_rows_split_over_programs(splits: int) -> None:
     case = draw("decode", SEED + splits, head_dim=64, dtype="float16", page_size=16, max_pages=24, rows=6, kv_heads=1)
     check(case, decode_kernel, splits=splits)
 
 
+@pytest.mark.slow
 def test_a_sink_counts_once_when_a_row_is_split() -> None:
     for seed in range(SEED, SEED + 50):
         case = draw("decode", seed, head_dim=64, dtype="bfloat16", page_size=64, max_pages=5, rows=5, kv_heads=1)
@@ -107,6 +109,7 @@ def noticed(case: Case, kernel, tile) -> bool:
     return races_found() or relative_error(case, found) > BARS[case.problem.dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NEWEST, reason="the race detector knows fences and stores from JAX 0.11")
 @pytest.mark.parametrize("what", MUTANTS)
 def test_a_missing_wait_or_fence_is_noticed(what: str) -> None:

@@ -18,6 +18,7 @@ class TestTriton(BackendSuite):
     sizes = {"max_pages": 2, "rows": 6}  # noqa: RUF012
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [2, 4])
 def test_rows_split_over_programs_give_the_same(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_floor_power", lambda n: splits)
