@@ -155,6 +155,8 @@ class ModelRunner:
         return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.hidden), self._offload)
 
     def reset(self) -> None:
+        for leaf in jax.tree.leaves((self._state, self._slots)):
+            leaf.delete()  # first, and whoever still refers to it: a GPU's memory does not hold two caches
         self._allocate()
         self._offload.reset()
 
