@@ -53,6 +53,7 @@ def scenes(example: SimpleNamespace, tmp_path: Path) -> list[list[object]]:
     return example.corpus.read_scenes(path)
 
 
+@pytest.mark.slow
 def test_written_directory_gives_the_trained_logits(example: SimpleNamespace, tmp_path: Path) -> None:
     config = example.model.LlamaConfig(
         vocab_size=300, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6, head_dim=8

@@ -75,31 +75,23 @@ def test_a_prefix_hit_is_a_miss(base: LLM, prompts: list[list[int]], reference: 
     assert base.engine.scheduler.blocks.prefix_hits > before
 
 
+def slow(settings: dict[str, Any], name: str) -> Any:
+    return pytest.param(settings, id=name, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"overlap": False},
-        {"policy": "static", "batch_size": 3},
-        {"policy": "dynamic", "max_batch_size": 4},
-        {"policy": "continuous"},
-        {"policy": "adaptive", "tpot_slo_s": 0.01, "ordering": "shortest"},
-        {"ordering": "fair", "long_prefill_token_threshold": 16},
-        {"chunk_size": 7},
-        {"fill_buckets": False, "enable_prefix_caching": False},
-        {"num_blocks": 14, "watermark": 0.0},
-        {"num_blocks": 14, "watermark": 0.0, "overlap": False, "chunk_size": 16},
-    ],
-    ids=[
-        "plain",
-        "static",
-        "dynamic",
-        "continuous",
-        "adaptive, shortest",
-        "fair, long prompts in pieces",
-        "chunked",
-        "no prefixes",
-        "preempted",
-        "preempted, plain, chunked",
+        pytest.param({"overlap": False}, id="plain"),
+        pytest.param({"policy": "static", "batch_size": 3}, id="static"),
+        slow({"policy": "dynamic", "max_batch_size": 4}, "dynamic"),
+        slow({"policy": "continuous"}, "continuous"),
+        slow({"policy": "adaptive", "tpot_slo_s": 0.01, "ordering": "shortest"}, "adaptive, shortest"),
+        slow({"ordering": "fair", "long_prefill_token_threshold": 16}, "fair, long prompts in pieces"),
+        pytest.param({"chunk_size": 7}, id="chunked"),
+        slow({"fill_buckets": False, "enable_prefix_caching": False}, "no prefixes"),
+        pytest.param({"num_blocks": 14, "watermark": 0.0}, id="preempted"),
+        slow({"num_blocks": 14, "watermark": 0.0, "overlap": False, "chunk_size": 16}, "preempted, plain, chunked"),
     ],
 )
 def test_other_schedules(

@@ -44,7 +44,13 @@ def api() -> Iterator[schemathesis.BaseSchema]:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: f"{o.method} {o.path}")
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(o, id=f"{o.method} {o.path}", marks=[] if o.path == "/v1/completions" else [pytest.mark.slow])
+        for o in OPERATIONS
+    ],
+)
 def test_every_answer_is_as_documented(
     api: schemathesis.BaseSchema, operation: Operation, mode: GenerationMode
 ) -> None:

@@ -168,6 +168,7 @@ def endless(count: int) -> Iterator[Arrival]:
         yield Arrival(0.01 * i, 5, 2, "a" if i % 3 else "b")
 
 
+@pytest.mark.slow
 def test_a_long_stream_needs_no_more_memory() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
