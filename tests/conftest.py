@@ -6,6 +6,7 @@ engine that is dear to build. The longest groups begin first, so that no process
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,20 +23,28 @@ LONGEST = (
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("loadgroup", False):  # set in the processes that run tests
-        return
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    groups = {item: group_of(item.path) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
 
 
-def group_of(path: Path) -> str:
-    inside = path.relative_to(TESTS)
-    return inside.parts[0] if inside.parts[0] in SHARING else inside.as_posix()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ranks = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(group_of(item.nodeid), len(ranks)))
+
+
+def group_of(nodeid: str) -> str:
+    """`tests/server/test_x.py::test_y` is of the group "server", `tests/sim/test_x.py::test_y` of "sim/test_x.py"."""
+    file = nodeid.partition("::")[0].removeprefix("tests/")
+    folder = file.partition("/")[0]
+    return folder if folder in SHARING else file
 
 
 @pytest.fixture(scope="session")
