@@ -13,6 +13,8 @@ from tests.equivalence.test_schedules import tokens
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
 KV_DTYPES = ["float8_e4m3fn", "int8"]
 
+pytestmark = pytest.mark.slow  # each type has its own programs; tests of write_kv are the quick ones
+
 
 @pytest.fixture(scope="module", params=KV_DTYPES)
 def llm(request: pytest.FixtureRequest, make_llm: Callable[..., LLM]) -> LLM:
