@@ -40,6 +40,7 @@ def test_a_quick_simulation(bench: Comparison, tmp_path: Path, capsys) -> None:
     assert ratios and set(ratios) == {"1"}
 
 
+@pytest.mark.slow
 def test_a_single_bucket_pads_most_and_a_fitted_set_least_for_its_size(tmp_path: Path) -> None:
     result = run(buckets.BENCH, tmp_path / "a.json", "--simulate", "--requests=150", "--fit=8,16", "--compile-s=2")
     rows = {row["name"]: row for row in result["rows"]}
@@ -49,6 +50,7 @@ def test_a_single_bucket_pads_most_and_a_fitted_set_least_for_its_size(tmp_path:
     assert rows["fitted-16"]["saturated_tokens_per_s"] > rows["single"]["saturated_tokens_per_s"]
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_gaps(tmp_path: Path) -> None:
     result = run(chunks.BENCH, tmp_path / "a.json", "--simulate", "--requests=200", "--chunks=256,1024,whole")
     gaps = [row["itl_p99_s"] for row in result["rows"]]
