@@ -5,9 +5,10 @@
 
 Each repeat learns step times from one workload, and predicts another, of other lengths, that it has not seen: all at
 once (saturation), and as a Poisson process at a share of what saturation served. The runs that are learnt from stand
-between those that are predicted, since a shared machine's speed drifts. Shown are medians over the repeats of
-prediction and measurement, and of the error's size. The measured run is recorded, too, and replayed decision by
-decision. Exit status 1: a bar was missed.
+between those that are predicted, since a shared machine's speed drifts. A round in which other processes took more
+than a twentieth of the processors is made again, whatever came out of it; after `--tries` it counts, and the table says
+so. Shown are medians over the repeats of prediction and measurement, and of the error's size. The measured run is
+recorded, too, and replayed decision by decision. Exit status 1: a bar was missed.
 """
 
 import argparse
@@ -24,13 +25,14 @@ import numpy as np
 
 from bench.results_file import record as result_of
 from bench.results_file import write
+from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.commands.tables import table
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 from jaxserve.metrics.summary import Summary
 from jaxserve.sched.cost_model import CostModel, StepFeatures
-from jaxserve.sched.fitted_cost import fit_steps
+from jaxserve.sched.fitted_cost import Sample, fit_steps
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 from jaxserve.sim.counterfactual import pool
 from jaxserve.sim.drive import Served, drive
@@ -118,29 +120,62 @@ def _well(served: Served) -> Served:
     return served
 
 
-def repeat(real: Real, given: argparse.Namespace, seed: int, pairs: Pairs) -> float:
-    """One round of learning, predicting and measuring. Returns the share of decisions that the replay repeated."""
-    learnt: list[tuple[StepFeatures, float]] = []
+@dataclass(slots=True)
+class Round:
+    """What one round measured, before anything is predicted."""
+
+    learnt: list[Sample]
+    saturated: tuple[list[Arrival], Summary, Record]
+    loaded: tuple[list[Arrival], Summary, Record]
+    others: float | None
+    """Share of the processors that other processes took meanwhile."""
+
+
+def quiet_round(real: Real, given: argparse.Namespace, seed: int) -> Round:
+    """The first round that nobody disturbed, or the quietest of `--tries`."""
+    best: Round | None = None
+    for i in range(given.tries):
+        found = measure(real, given, seed)
+        if best is None or (found.others or 0.0) < (best.others or 0.0):
+            best = found
+        if best.others is None or best.others <= QUIET:
+            break
+        again = "again" if i + 1 < given.tries else "no more tries"
+        print(f"other processes took {found.others:.0%} of the processors: {again}", file=sys.stderr)
+    assert best is not None
+    return best
+
+
+def measure(real: Real, given: argparse.Namespace, seed: int) -> Round:
+    """Runs to learn from around the two that are to be predicted."""
+    learnt: list[Sample] = []
 
     def learn(number: int, rate: float | None) -> None:
         _, record = real.run(requests(seed + number, given.requests // 2, all_lengths, rate), seed)
         learnt.extend((step.features, step.seconds) for step in record.steps)
 
+    disturbance = Disturbance()
     learn(0, None)
     saturated = requests(seed + 10, given.requests, other, None)
-    measured, full = real.run(saturated, seed)
-    capacity = measured.all.completed / measured.all.duration_s
+    saturation, full = real.run(saturated, seed)
+    capacity = saturation.all.completed / saturation.all.duration_s
     learn(1, None)
     learn(2, 0.3 * capacity)
     arrivals = requests(seed + 20, 2 * given.requests, other, given.load * capacity)
     under_load, loaded = real.run(arrivals, seed)
     learn(3, 0.15 * capacity)
     learn(4, None)
-    cost = fit_steps(learnt, "measured: this machine, just now")
+    return Round(learnt, (saturated, saturation, full), (arrivals, under_load, loaded), disturbance.share())
 
-    predicted = simulate(pool(full.config, full), saturated, cost).summary
+
+def predict(found: Round, pairs: Pairs) -> float:
+    """What the learnt steps say of the other runs. Returns the share of decisions that the replay repeated."""
+    cost = fit_steps(found.learnt, "measured: this machine, just now")
+    arrivals, measured, full = found.saturated
+    predicted = simulate(pool(full.config, full), arrivals, cost).summary
     pairs.add("saturation tokens/s", predicted.all.throughput, measured.all.throughput)
-    measured, predicted = under_load, simulate(pool(loaded.config, loaded), arrivals, cost).summary
+    arrivals, measured, loaded = found.loaded
+    predicted = simulate(pool(loaded.config, loaded), arrivals, cost).summary
     for metric in ("ttft", "tpot"):
         for percent in (50, 90, 99):
             pairs.add(
@@ -149,14 +184,14 @@ def repeat(real: Real, given: argparse.Namespace, seed: int, pairs: Pairs) -> fl
                 measured.all.distribution(metric).percentile(percent),
             )
     pairs.add("tokens/s under load", predicted.all.throughput, measured.all.throughput)
-    _steps(cost, learnt, [(s.features, s.seconds) for r in (full, loaded) for s in r.steps], pairs)
+    _steps(cost, found.learnt, [(s.features, s.seconds) for r in (full, loaded) for s in r.steps], pairs)
     return min(replay(full).share, replay(loaded).share)
 
 
 def _steps(
     cost: CostModel,
-    learnt: list[tuple[StepFeatures, float]],
-    fresh: list[tuple[StepFeatures, float]],
+    learnt: list[Sample],
+    fresh: list[Sample],
     pairs: Pairs,
 ) -> None:
     """Cells are a bucket and powers of two of what is in it: those that the learning did not see, by their medians."""
@@ -206,6 +241,14 @@ def shown(found: list[dict[str, Any]]) -> str:
     return table(["", "predicted", "measured", "error", "bar", ""], lines)
 
 
+def said_of_others(shares: list[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    if not known:
+        return "this system does not say what other processes took"
+    verdict = "quiet" if max(known) <= QUIET else f"NOT quiet (up to {QUIET:.0%} would be)"
+    return f"other processes took {', '.join(f'{share:.1%}' for share in known)} of the processors: {verdict}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.fidelity", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -213,27 +256,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=100, help="requests of a run (default 100)")
     parser.add_argument("--load", type=float, default=0.8, help="share of the saturation rate (default 0.8)")
     parser.add_argument("--seed", type=int, default=1, help="of everything drawn (default 1)")
+    parser.add_argument("--tries", type=int, default=4, help="times that a disturbed round is made (default 4)")
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it works: no figure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     given = parser.parse_args(arguments)
     if given.quick:
-        given.repeats, given.requests = 1, 8
+        given.repeats, given.requests, given.tries = 1, 8, 1
     try:
         real = Real(SETTINGS)
-        pairs, shares = Pairs(), []
+        pairs, shares, others = Pairs(), [], []
         real.run(requests(0, given.requests, all_lengths, None), 0)  # warms the machine up
         for i in range(given.repeats):
-            shares.append(repeat(real, given, given.seed + 100 * i, pairs))
+            found = quiet_round(real, given, given.seed + 100 * i)
+            shares.append(predict(found, pairs))
+            others.append(found.others)
             print(f"round {i + 1} of {given.repeats} done", file=sys.stderr)
     except JaxserveError as error:
         print(f"bench.fidelity: {error}", file=sys.stderr)
         return 2
-    found = rows(pairs, shares)
-    print(shown(found))
+    table_rows = rows(pairs, shares)
+    print(shown(table_rows))
+    print(said_of_others(others))
     if given.json:
         seeds = [given.seed + 100 * i for i in range(given.repeats)]
-        write(given.json, result_of("fidelity", given, found, seeds=seeds))
-    return 0 if given.quick or all(row["bar"] is None or row["error"] <= row["bar"] for row in found) else 1
+        write(given.json, result_of("fidelity", given, table_rows, seeds=seeds) | {"others": others})
+    return 0 if given.quick or all(row["bar"] is None or row["error"] <= row["bar"] for row in table_rows) else 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxserve import __version__
 from jaxserve.commands import buckets, calibrate, doctor, plan, replay, simulate, timeline, tune
@@ -96,6 +96,7 @@ def _serve(given: argparse.Namespace) -> int:
         raise ConfigError(f"serving needs {error.name}: pip install starlette uvicorn httptools pydantic") from error
 
     recording = open_recording(given.record) if given.record else None
+    stop_recording: list[Callable[[], None]] = []
 
     def load() -> Service:
         from jaxserve.engine.loop import EngineLoop
@@ -103,7 +104,8 @@ def _serve(given: argparse.Namespace) -> int:
 
         llm = LLM(config=config)
         if recording is not None:
-            record_engine(llm.engine, recording, llm.config, llm.tenants, tokens=given.record_tokens)
+            recorder = record_engine(llm.engine, recording, llm.config, llm.tenants, tokens=given.record_tokens)
+            stop_recording.append(lambda: recorder.close(llm.engine.scheduler.live()))
         scheme = "http" if config.server.ssl_certfile is None else "https"
         place = f"{scheme}://{config.server.host}:{config.server.port}"
         print(f"jaxserve {__version__}: {llm.model_name} on {place}", flush=True)
@@ -123,7 +125,11 @@ def _serve(given: argparse.Namespace) -> int:
         )
 
     tenants = Tenants() if config.scheduler.tenants is None else Tenants.from_toml(config.scheduler.tenants)
-    return serve(load, config.server, config.batches, tenants)
+    try:
+        return serve(load, config.server, config.batches, tenants)
+    finally:
+        for stop in stop_recording:  # the engine's thread has ended: what waits still is written down, without an end
+            stop()
 
 
 def _generate(given: argparse.Namespace) -> int:

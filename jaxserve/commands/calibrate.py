@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.step_record import StepRecord
@@ -44,7 +45,9 @@ def run(given: argparse.Namespace) -> int:
     require(given.rounds >= 2, "rounds", given.rounds, "at least 2: one to learn from and one to hold out")
     require(given.requests >= 1, "requests", given.requests, "at least 1")
     config = read_config(given)
+    disturbance = Disturbance()
     learnt, held_out = measure(config, given.rounds, given.requests, given.calibration_seed)
+    others = disturbance.share()
     model = fit_steps(learnt)
     errors = sorted(abs(model.seconds(features) / seconds - 1.0) for features, seconds in held_out)
     predicted, measured = sum(model.seconds(features) for features, _ in held_out), sum(s for _, s in held_out)
@@ -53,6 +56,11 @@ def run(given: argparse.Namespace) -> int:
     print(
         f"their time, summed: predicted {predicted:.3f} s, measured {measured:.3f} s ({predicted / measured - 1:+.1%})"
     )
+    if others is not None and others > QUIET:
+        print(
+            f"other processes took {others:.0%} of the processors: steps were held up, and not all of them alike; "
+            "calibrate again when nothing else runs"
+        )
     save_cost(given.out, model, _belongs_to(config))
     print(f"wrote {given.out}")
     return 0

@@ -25,6 +25,10 @@ class StepFeatures(NamedTuple):
     decode_context: int
     """Sum of c over the decode rows."""
     bucket: Bucket
+    decode_longest: int = 0
+    """The largest c of a decode row: a program that takes its rows in blocks goes on for the longest of a block."""
+    prefill_longest: int = 0
+    """The largest c + p of a chunk."""
 
     @property
     def rows(self) -> int:
@@ -41,12 +45,18 @@ class StepFeatures(NamedTuple):
     @classmethod
     def of_rows(cls, decodes: Sequence[Row], prefills: Sequence[Row], bucket: Bucket) -> "StepFeatures":
         """Of some of a step's rows, in the bucket of the whole step."""
-        tokens, pairs = 0, 0.0
+        tokens, pairs, longest = 0, 0.0, 0
         for row in prefills:
             tokens += row.length
             pairs += row.length * (row.start + 0.5 * row.length)
-        context = sum([row.start for row in decodes])
-        return cls(tokens, pairs, len(prefills), len(decodes), context, bucket)
+            longest = max(longest, row.start + row.length)
+        contexts = [row.start for row in decodes]
+        return cls(tokens, pairs, len(prefills), len(decodes), sum(contexts), bucket, max(contexts, default=0), longest)
+
+    @classmethod
+    def of_chunk(cls, start: int, tokens: int, bucket: Bucket) -> "StepFeatures":
+        """Of a step that holds so many tokens of one prompt, after `start` others."""
+        return cls(tokens, tokens * (start + 0.5 * tokens), 1, 0, 0, bucket, prefill_longest=start + tokens)
 
 
 class CostModel(Protocol):

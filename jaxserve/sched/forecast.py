@@ -54,7 +54,9 @@ class Forecast:
                 queue.popleft()
                 ended += 1
             bucket = self._buckets.fit(min(round(live), slots), taken)
-            spent += self._costs.seconds(StepFeatures(taken, pairs, taking, round(live), round(held), bucket))
+            mean, longest = round(held / max(live, 1.0)), depth + taken // max(taking, 1)
+            features = StepFeatures(taken, pairs, taking, round(live), round(held), bucket, mean, longest)
+            spent += self._costs.seconds(features)
             if not queue:
                 return spent
             stay = 1.0 - 1.0 / outputs

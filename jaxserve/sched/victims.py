@@ -134,7 +134,7 @@ class CheapestFirst(VictimPolicy):
         total, start = 0.0, 0
         while start < tokens:
             chunk = min(tokens - start, self._buckets.max_prefill_tokens)
-            features = StepFeatures(chunk, chunk * (start + 0.5 * chunk), 1, 0, 0, self._buckets.fit(0, chunk))
+            features = StepFeatures.of_chunk(start, chunk, self._buckets.fit(0, chunk))
             total += self._costs.seconds(features)
             start += chunk
         return total

@@ -171,6 +171,7 @@ class Recorder:
                 "bucket": list(plan.bucket),
                 "decodes": len(plan.decodes),
                 "decode_context": features.decode_context,
+                "decode_longest": features.decode_longest,
                 "prefills": [[*self._name(r.sequence), r.start, r.length] for r in plan.prefills],
                 "decision": decision(plan, self._met),
             }
@@ -303,14 +304,20 @@ class RecordedStep:
     prefills: list[list[int]]
     """[request, sequence's index, start, length] each."""
     decision: int
+    decode_longest: int = 0
+    """Longest context of a decode row."""
 
     @property
     def features(self) -> StepFeatures:
-        tokens, pairs = 0, 0.0
+        tokens, pairs, longest = 0, 0.0, 0
         for _, _, start, length in self.prefills:
             tokens += length
             pairs += length * (start + 0.5 * length)
-        return StepFeatures(tokens, pairs, len(self.prefills), self.decodes, self.decode_context, self.bucket)
+            longest = max(longest, start + length)
+        return StepFeatures(
+            tokens, pairs, len(self.prefills), self.decodes, self.decode_context, self.bucket, self.decode_longest,
+            longest,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)

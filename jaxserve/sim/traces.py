@@ -3,7 +3,10 @@
     {"arrival_s": 0.05, "prompt_tokens": 3180, "output_tokens": 8, "tenant": "chat", "prefix_blocks": [0, 14, 15]}
 
 The first three fields must be there. `prefix_blocks` are ids of the prompt's leading blocks of `block_tokens` (512)
-tokens: prompts whose ids begin alike begin alike.
+tokens: prompts whose ids begin alike begin alike. Lines as Mooncake publishes them are read, too (their stamps are
+milliseconds, their blocks of 512 tokens):
+
+    {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
 """
 
 import dataclasses
@@ -19,6 +22,8 @@ from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.record import is_record, read_record
 
 _KNOWN = {"arrival_s", "prompt_tokens", "output_tokens", "tenant", "kind", "prefix_blocks", "block_tokens"}
+
+_MOONCAKE = {"input_length": "prompt_tokens", "output_length": "output_tokens", "hash_ids": "prefix_blocks"}
 
 
 def read_trace(path: str | Path) -> Iterator[Arrival]:
@@ -59,6 +64,8 @@ def _arrival(where: str, line: str) -> Arrival:
     if not isinstance(fields, dict):
         raise ConfigError(f"{where}: expected an object with arrival_s, prompt_tokens and output_tokens")
     fields = cast(dict[str, object], fields)
+    if "input_length" in fields:
+        fields = _from_mooncake(where, fields)
     if unknown := sorted(fields.keys() - _KNOWN):
         raise ConfigError(f"{where}: {unknown[0]}: an unknown field; known: {', '.join(sorted(_KNOWN))}")
     block_tokens = _count(where, fields, "block_tokens", 512)
@@ -72,6 +79,14 @@ def _arrival(where: str, line: str) -> Arrival:
         _blocks(where, fields, prompt, block_tokens),
         block_tokens,
     )
+
+
+def _from_mooncake(where: str, fields: dict[str, object]) -> dict[str, object]:
+    """A published Mooncake line with our names. Trace files differ in fields that say nothing here; those are let go."""
+    stamp = fields.get("timestamp")
+    if isinstance(stamp, bool) or not isinstance(stamp, int | float):
+        raise ConfigError(f"{where}: timestamp = {stamp!r}: expected milliseconds since the start")
+    return {"arrival_s": stamp / 1e3} | {ours: fields.get(theirs) for theirs, ours in _MOONCAKE.items()}
 
 
 def _seconds(where: str, fields: dict[str, object]) -> float:

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from bench.fidelity import BARS, Lengths, Pairs, all_lengths, other, requests, rows, shown
+from bench.fidelity import BARS, Lengths, Pairs, all_lengths, other, requests, rows, said_of_others, shown
 from bench.fidelity import _steps as add_steps
 from jaxserve.core.plan import Bucket
 from jaxserve.sched.cost_model import FormulaCost, StepFeatures
@@ -44,3 +44,9 @@ def test_only_cells_that_were_not_learnt_count_as_unseen() -> None:
     add_steps(COST, [(step(8), 1.0)], [(step(9), 99.0), (step(40), 2.0), (step(41), 2.0)], pairs)
     assert pairs.error("step, unseen cells") == pytest.approx(0.5), "1 s predicted, 2 s measured; 9 is in 8's cell"
     assert pairs.measured["busy time"] == [103.0]
+
+
+def test_it_says_when_the_machine_was_not_quiet() -> None:
+    assert said_of_others([0.01, 0.04]).endswith("4.0% of the processors: quiet")
+    assert "NOT quiet" in said_of_others([0.01, 0.3])
+    assert "does not say" in said_of_others([None, None])

@@ -10,7 +10,7 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
 from jaxserve.sched.cost_file import load_cost, save_cost
 from jaxserve.sched.cost_model import FormulaCost, StepFeatures
-from jaxserve.sched.fitted_cost import FittedCost
+from jaxserve.sched.fitted_cost import FittedCost, fit_steps
 
 COSTS = Path(__file__).parent.parent.parent / "configs" / "cost"
 
@@ -61,6 +61,31 @@ def test_the_formula_by_hand() -> None:
 def test_a_fit_finds_what_made_the_data() -> None:
     assert median_error(fitted(padded), padded) < 0.01
     assert median_error(fitted(padded, noise=0.1), padded) < 0.04, "noise, and hiccups of 20 times the cost"
+
+
+def test_rows_that_go_on_for_the_longest_of_a_block_are_learnt() -> None:
+    """As attention on the CPU does; sixteen steps of a hundred are held up by something else on the machine."""
+
+    def looping(f: StepFeatures) -> float:
+        return (
+            0.001 + 2e-5 * f.bucket.tokens + 4e-7 * f.bucket.decode_rows * f.decode_longest + 8e-6 * f.prefill_longest
+        )
+
+    def drawn(rng: random.Random) -> StepFeatures:
+        f = features(rng)
+        longest = rng.randint(f.decode_context // f.decode_rows, 2000) if f.decode_rows else 0
+        return f._replace(decode_longest=longest, prefill_longest=rng.randint(1, 2000) if f.prefill_rows else 0)
+
+    rng = random.Random(1)
+    steps = [(f, looping(f)) for f in (drawn(rng) for _ in range(1500))]
+    model = fit_steps(
+        [(f, seconds * (rng.uniform(1.2, 2.5) if i % 6 == 0 else 1.0)) for i, (f, seconds) in enumerate(steps)]
+    )
+    errors = [abs(model.seconds(f) / looping(f) - 1.0) for f in (drawn(rng) for _ in range(300))]
+    assert statistics.median(errors) < 0.03
+    blind = fit_steps([(f._replace(decode_longest=0, prefill_longest=0), seconds) for f, seconds in steps])
+    missed = [abs(blind.seconds(f._replace(decode_longest=0, prefill_longest=0)) / s - 1.0) for f, s in steps]
+    assert statistics.median(missed) > 0.1, "what the spans are for"
 
 
 def test_the_weights_are_not_negative() -> None:

@@ -15,6 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jaxserve.cli import main
+from jaxserve.sim.record import read_record
+from jaxserve.sim.replay import replay
+
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [
     "--max-num-seqs=8", "--max-num-batched-tokens=128", "--decode-buckets=8", "--prefill-buckets=128",
@@ -101,6 +105,30 @@ def test_what_does_not_finish_in_time_gets_an_error(start) -> None:
     reader.join(30)
     assert events[-1]["error"]["code"] == 503 and "shutting down" in events[-1]["error"]["message"]
     assert server.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_what_was_served_is_on_record_after_sigterm(start, tmp_path) -> None:
+    """A request under way, too, which the drain fails: `replay` decides as the server did, `simulate` takes it."""
+    path = tmp_path / "record.jsonl"
+    server = start(f"--record={path}", "--drain-timeout-s=0.2")
+    server.wait_until_ready()
+    for tokens in (3, 12, 5):
+        assert len(server.stream(tokens)) == tokens
+    reader = threading.Thread(target=server.stream, args=(1000,))
+    reader.start()
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGTERM)
+    reader.join(30)
+    assert server.process.wait(30) == 0
+    record = read_record(path)
+    assert [request.max_output_tokens for request in record.requests] == [3, 12, 5, 1000]
+    assert [request.ends[0].output_tokens for request in record.requests[:3]] == [3, 12, 5]
+    text = path.read_text()
+    assert text.endswith("\n") and "ROMEO" not in text
+    report = replay(record)
+    assert report.share == 1.0 and report.steps >= 20, report
+    assert main(["simulate", f"--trace={path}", "--cost=h200_8b_nominal", "--num-blocks=500"]) == 0
 
 
 @pytest.mark.slow

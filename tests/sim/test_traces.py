@@ -82,3 +82,17 @@ def test_coarse_stamps_are_spread_up_to_the_next_one() -> None:
         "the last like the one before"
     )
     assert found == list(spread(coarse, random.Random(1)))
+
+
+def test_mooncakes_own_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mooncake.jsonl"
+    path.write_text(
+        '{"timestamp": 0, "input_length": 1500, "output_length": 52, "hash_ids": [46, 47, 48]}\n'
+        '{"timestamp": 27482, "input_length": 600, "output_length": 9, "hash_ids": [46, 2353]}\n'
+    )
+    first, second = read_trace(path)
+    assert (first.at_s, first.prompt_tokens, first.output_tokens, first.prefix_blocks) == (0.0, 1500, 52, (46, 47, 48))
+    assert second.at_s == pytest.approx(27.482) and second.prefix_blocks == (46, 2353) and second.block_tokens == 512
+    path.write_text('{"timestamp": "0", "input_length": 1500, "output_length": 52, "hash_ids": []}\n')
+    with pytest.raises(ConfigError, match="1: timestamp"):
+        list(read_trace(path))

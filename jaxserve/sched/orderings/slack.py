@@ -47,5 +47,5 @@ class LeastSlack(Ordering):
 
     def _seconds_a_token(self) -> float:
         tokens = min(PROBE_TOKENS, self._buckets.max_prefill_tokens)
-        features = StepFeatures(tokens, 0.5 * tokens * tokens, 1, 0, 0, self._buckets.fit(0, tokens))
+        features = StepFeatures.of_chunk(0, tokens, self._buckets.fit(0, tokens))
         return self._costs.seconds(features) / tokens

@@ -39,7 +39,7 @@ class Adaptive(BatchPolicy):
         self._tightest = float("inf")
 
     def limits(self, load: Load) -> StepLimits:
-        rows = context = 0
+        rows = context = longest = 0
         slack, tightest = float("inf"), float("inf")
         start = 0
         for s in load.running:
@@ -48,6 +48,7 @@ class Adaptive(BatchPolicy):
                 continue
             rows += 1
             context += s.num_computed
+            longest = max(longest, s.num_computed)
             if s.tpot_slo_s is not None:
                 target = TARGET * s.tpot_slo_s
                 tightest = min(tightest, target)
@@ -55,20 +56,20 @@ class Adaptive(BatchPolicy):
         admit = self._seqs if load.kv_usage < PRESSURE or not rows else 0
         if tightest < float("inf"):
             self._tightest = tightest
-        if slack == float("inf") or not self._costs.ready or self._cost(0, 0, 1, context // rows) > tightest:
+        if slack == float("inf") or not self._costs.ready or self._cost(0, 0, 1, context // rows, longest) > tightest:
             return StepLimits(self._tokens, self._chunk, admit)
-        tokens = rows + self._fitting(slack, start, rows, context)
+        tokens = rows + self._fitting(slack, start, rows, context, longest)
         return StepLimits(min(tokens, self._tokens), self._chunk, admit)
 
     def prefill_tokens(self, rows: int, context: int) -> int:
         if not rows or self._tightest == float("inf"):
             return self._tokens
-        return self._fitting(self._tightest, 0, rows, context)
+        return self._fitting(self._tightest, 0, rows, context, context // rows)
 
-    def _fitting(self, seconds: float, start: int, rows: int, context: int) -> int:
+    def _fitting(self, seconds: float, start: int, rows: int, context: int, longest: int) -> int:
         """The most prompt tokens, a bucket's size, beside these decodes in so much time; 0 if none fit."""
         seconds /= self._costs.margin
-        fits = bisect_right(self._sizes, seconds, key=lambda size: self._cost(size, start, rows, context))
+        fits = bisect_right(self._sizes, seconds, key=lambda size: self._cost(size, start, rows, context, longest))
         return self._sizes[fits - 1] if fits else 0
 
     def _slack(self, now: float, target: float, first_token_s: float | None, outputs: int) -> float:
@@ -76,9 +77,8 @@ class Adaptive(BatchPolicy):
         due = now + target if first_token_s is None else first_token_s + outputs * target
         return min(max(due - now, BEHIND * target), target)
 
-    def _cost(self, prefill_tokens: int, start: int, rows: int, context: int) -> float:
+    def _cost(self, prefill_tokens: int, start: int, rows: int, context: int, longest: int) -> float:
         pairs = prefill_tokens * (start + 0.5 * prefill_tokens)
         bucket = self._buckets.fit(rows, prefill_tokens)
-        return self._costs.seconds(
-            StepFeatures(prefill_tokens, pairs, 1 if prefill_tokens else 0, rows, context, bucket)
-        )
+        chunks, seen = (1, start + prefill_tokens) if prefill_tokens else (0, 0)
+        return self._costs.seconds(StepFeatures(prefill_tokens, pairs, chunks, rows, context, bucket, longest, seen))
