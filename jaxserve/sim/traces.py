@@ -82,11 +82,11 @@ def _arrival(where: str, line: str) -> Arrival:
 
 
 def _from_mooncake(where: str, fields: dict[str, object]) -> dict[str, object]:
-    """A published Mooncake line with our names. Trace files differ in fields that say nothing here; those are let go."""
-    stamp = fields.get("timestamp")
+    """A line as Mooncake publishes them, with our names."""
+    stamp = fields.pop("timestamp", None)
     if isinstance(stamp, bool) or not isinstance(stamp, int | float):
         raise ConfigError(f"{where}: timestamp = {stamp!r}: expected milliseconds since the start")
-    return {"arrival_s": stamp / 1e3} | {ours: fields.get(theirs) for theirs, ours in _MOONCAKE.items()}
+    return {"arrival_s": stamp / 1e3} | {_MOONCAKE.get(name, name): value for name, value in fields.items()}
 
 
 def _seconds(where: str, fields: dict[str, object]) -> float:
