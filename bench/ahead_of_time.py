@@ -7,7 +7,7 @@ so that one block's beginning and end hide behind another's middle. Prefill keep
 warpgroups at least are on a multiprocessor, in one block or several, of which one multiplies while the other weighs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ SLACK = 64 << 20
 LATENCY_S = 1e-6
 COMPUTING_THREADS = 256
 """Of prefill on one multiprocessor: two warpgroups, or eight warps, at least."""
+HEAD_DIMS = 64, 96, 128, 256
 KV_HEADS, ROWS, TOKENS, CONTEXT = 8, 64, 2048, 8192
 HEADER = (
     f"{'program':44s} {'compile':>8s} {'arguments':>10s} {'aliased':>10s} {'temporary':>10s} {'kernels':>7s} "
@@ -96,9 +97,9 @@ class CompileRun:
         self.rows: list[Row] = []
         print(f"for {target.device} with JAX {jax.__version__}\n{HEADER}", flush=True)
 
-    def kernels(self, *, small: bool) -> None:
+    def kernels(self, head_dims: Collection[int], *, small: bool) -> None:
         """Decode and prefill kernels over the problems that the table of tiles tells apart."""
-        for problem in small_problems() if small else problems():
+        for problem in small_problems() if small else (p for p in problems() if p.head_dim in head_dims):
             for kind, lower in (("decode", self._decode), ("prefill", self._prefill)):
                 name = f"{kind} H{problem.head_dim} G{problem.group} S{problem.page_size} {problem.kv_dtype}"
                 try:
@@ -231,13 +232,13 @@ class CompileRun:
 
 def problems() -> Iterator[Problem]:
     """Every head dimension, page size and page type, at a group of 4; every group at one of them; and float16."""
-    for head_dim in (64, 96, 128, 256):
+    for head_dim in HEAD_DIMS:
         for size in (16, 32, 64, 128):
             for kv_dtype in ("bfloat16", *QUANTISED):
                 yield Problem(head_dim, 4, size, "bfloat16", kv_dtype)
     for group in (1, 2, 3, 5, 6, 7, 8, 12, 16):
         yield Problem(128, group, 64, "bfloat16", "bfloat16")
-    for head_dim in (64, 96, 128, 256):
+    for head_dim in HEAD_DIMS:
         yield Problem(head_dim, 8, 64, "float16", "float16")
 
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = EngineConfig.from_toml(given.config).replace(kv_cache_dtype=given.kv_cache_dtype)
             run = CompileRun(target, Path(folder), given.backend, config)
             if given.only != "steps":
-                run.kernels(small=given.small)
+                run.kernels([int(h) for h in given.head_dims.split(",")], small=given.small)
             if given.only != "kernels":
                 run.steps(given.models.split(","), small=given.small)
     except JaxserveError as error:
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", default="auto", help="attention backend; auto: what that GPU would take")
     parser.add_argument("--kv-cache-dtype", default="auto", help="of the steps: auto, float8_e4m3fn or int8")
     parser.add_argument("--models", default="8b,1b", help="of bench.models (default 8b,1b)")
+    parser.add_argument("--head-dims", default="64,96,128,256", help="of the kernels (default 64,96,128,256)")
     parser.add_argument("--only", choices=("kernels", "steps"), help="one part")
     parser.add_argument("--small", action="store_true", help="a few kernels, and a two-layer model: for CI")
     parser.add_argument("--json", type=Path, help="write the table here as well")

@@ -5,10 +5,10 @@
     needed     = memory bandwidth x 1 us / multiprocessors                (36 KB on an H200)
 
 A tile is rejected that spills on any of its probes; in decode also where an SM holds fewer than two programs or less
-than `needed` is in flight. Of the others decode takes the one with most in flight, up to twice what is needed; then the
-most tokens, for a tile costs a fence and two waits; then the most programs, so that one's end hides behind another's
-middle; then the fewest stages. Prefill takes two computing warpgroups an SM over one, so that one's softmax hides
-behind the other's product; then two stages over one; then the most tokens.
+than `needed` is in flight. Of the others decode takes the one with most in flight, up to `ENOUGH` times what is needed;
+then the most tokens, for a tile costs a fence and two waits; then the most programs, so that one's end hides behind
+another's middle; then the fewest stages. Prefill takes two computing warpgroups an SM over one, so that one's softmax
+hides behind the other's product; then two stages over one; then the most tokens.
 
 A bound of the rank is known before anything is compiled: registers and real shared memory can only lower the programs
 an SM. Candidates are compiled from the highest bound down, until the best found is not below the next one's bound.
@@ -22,6 +22,8 @@ from typing import NamedTuple
 from jaxserve.core.target import Target
 
 LATENCY_S = 1e-6
+ENOUGH = 1.5
+"""Times what is needed in flight; more than that counts for nothing."""
 ROWS = 64
 """Of a `wgmma`: rows of the tile of queries."""
 WARPGROUP = 128
@@ -94,7 +96,7 @@ def rank(kind: str, head_dim: int, itemsize: int, tile: Tile, programs: int, tar
     in_flight = programs * ahead * 2 * tile.tokens * head_dim * itemsize
     if programs < 2 or in_flight < needed:
         return None
-    return min(float(in_flight), 2 * needed), float(tile.tokens), float(programs), float(-tile.stages)
+    return min(float(in_flight), ENOUGH * needed), float(tile.tokens), float(programs), float(-tile.stages)
 
 
 def choose(
