@@ -8,7 +8,8 @@ A tile is rejected that spills on any of its probes; in decode also where an SM 
 than `needed` is in flight. Of the others decode takes the one with most in flight, up to `ENOUGH` times what is needed;
 then the most tokens, for a tile costs a fence and two waits; then the most programs, so that one's end hides behind
 another's middle; then the fewest stages. Prefill takes two computing warpgroups an SM over one, so that one's softmax
-hides behind the other's product; then two stages over one; then the most tokens.
+hides behind the other's product; then two stages over one; then the most tokens. Where every tile spills on some probe, the one that
+spills least is taken.
 
 A bound of the rank is known before anything is compiled: registers and real shared memory can only lower the programs
 an SM. Candidates are compiled from the highest bound down, until the best found is not below the next one's bound.
@@ -102,7 +103,10 @@ def rank(kind: str, head_dim: int, itemsize: int, tile: Tile, programs: int, tar
 def choose(
     kind: str, head_dim: int, itemsize: int, target: Target, measure: Callable[[Tile], Measured]
 ) -> Choice | None:
-    """The best tile of those that pass, measured as few times as prove it; None where none passes."""
+    """The best tile of those that pass, measured as few times as prove it; where all spill, the one that spills least.
+
+    None where none fits.
+    """
     bounds: dict[Tile, Rank] = {}
     for tile in candidates(kind, itemsize):
         most = programs_at_most(kind, head_dim, itemsize, tile, target)
@@ -117,4 +121,8 @@ def choose(
         real = None if found.spills else rank(kind, head_dim, itemsize, tile, found.programs, target)
         if real is not None and (best is None or real > best[0]):
             best = real, tile
-    return None if best is None else Choice(best[1], tried[best[1]], tried)
+    if best is not None:
+        return Choice(best[1], tried[best[1]], tried)
+    fit = [tile for tile in tried if rank(kind, head_dim, itemsize, tile, tried[tile].programs, target) is not None]
+    least = min(fit, key=lambda tile: tried[tile].spills, default=None)
+    return None if least is None else Choice(least, tried[least], tried)

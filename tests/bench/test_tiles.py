@@ -25,6 +25,12 @@ def test_a_tile_that_spills_gives_way_to_the_next() -> None:
     assert second is not None and second.tile != first.tile and first.tile in second.tried
 
 
+def test_where_all_spill_the_least_is_taken() -> None:
+    found = choose("prefill", 256, 1, H200, lambda tile: Measured(8 * tile.computing, 1))
+    assert found is not None and found.tile == Tile(64, 1, 1) and found.measured.spills == 8
+    assert set(found.tried) == {Tile(64, 1, 1), Tile(64, 1, 2)}
+
+
 def test_too_few_programs_are_rejected() -> None:
     assert choose("decode", 256, 2, H200, lambda tile: Measured(0, 1)) is None
     assert choose("prefill", 256, 2, H200, lambda tile: Measured(0, 0)) is None
