@@ -8,8 +8,8 @@ A tile is rejected that spills on any of its probes; in decode also where an SM 
 than `needed` is in flight. Of the others decode takes the one with most in flight, up to `ENOUGH` times what is needed;
 then the most tokens, for a tile costs a fence and two waits; then the most programs, so that one's end hides behind
 another's middle; then the fewest stages. Prefill takes two computing warpgroups an SM over one, so that one's softmax
-hides behind the other's product; then two stages over one; then the most tokens. Where every tile spills on some probe, the one that
-spills least is taken.
+hides behind the other's product; then two stages over one; then the most tokens. Where every tile
+spills on some probe, the one that spills least is taken.
 
 A bound of the rank is known before anything is compiled: registers and real shared memory can only lower the programs
 an SM. Candidates are compiled from the highest bound down, until the best found is not below the next one's bound.
