@@ -70,6 +70,16 @@ class Displaced(NamedTuple):
     """Device seconds that each option would have cost; empty while nothing has been learnt about them."""
 
 
+class Waited(NamedTuple):
+    """A sequence that waits for blocks until somebody ends, which was cheaper than to displace anybody."""
+
+    claimant: str
+    spared: str
+    """Who would have given way: another one, or itself."""
+    prices: Mapping[str, float]
+    """Device seconds: "wait", and by what ways the spared one could have given way."""
+
+
 @dataclass(slots=True)
 class Decision:
     """One step. Times are seconds on the engine's clock."""
@@ -90,6 +100,7 @@ class Decision:
     host_blocks: int
     disk_blocks: int
     displaced: tuple[Displaced, ...] = ()
+    waited: tuple[Waited, ...] = ()
     held: dict[str, Reason] = field(default_factory=dict[str, Reason])
     """Sequences without a row, by name: whoever is not named and waits has the reason `others`."""
     waiting: dict[Reason, int] = field(default_factory=dict[Reason, int])

@@ -41,7 +41,7 @@ class _Drawing:
         for decision, (begin_s, end_s) in zip(self._decisions, self._spans(), strict=True):
             events.append(self._step(decision, begin_s, end_s))
             events += self._counters(decision)
-            events += [self._displaced(decision, i) for i in range(len(decision.displaced))]
+            events += self._displaced(decision)
             for change in decision.changes:
                 events += self._change(change)
             for chunk in decision.chunks:
@@ -79,6 +79,10 @@ class _Drawing:
                 {"sequence": d.sequence, "for": d.claimant, "fate": d.fate, "prices_s": dict(d.prices)}
                 for d in decision.displaced
             ]
+        if decision.waited:
+            arguments["waited"] = [
+                {"sequence": w.claimant, "spared": w.spared, "prices_s": dict(w.prices)} for w in decision.waited
+            ]
         name = str(bucket) if bucket.tokens else "moves"
         return self._complete(STEPS, 1, name, begin_s, end_s, arguments)
 
@@ -92,13 +96,19 @@ class _Drawing:
         at = self._us(decision.planned_s)
         return [{"ph": "C", "pid": POOL, "tid": 0, "ts": at, "name": name, "args": v} for name, v in values.items()]
 
-    def _displaced(self, decision: Decision, index: int) -> Event:
-        entry = decision.displaced[index]
-        self._fates[entry.sequence] = entry.fate
-        arguments = {"for": entry.claimant, "fate": entry.fate, "prices_s": dict(entry.prices)}
+    def _displaced(self, decision: Decision) -> Iterable[Event]:
+        for gone in decision.displaced:
+            self._fates[gone.sequence] = gone.fate
+            arguments = {"for": gone.claimant, "fate": gone.fate, "prices_s": dict(gone.prices)}
+            yield self._instant(gone.sequence, "gives way", decision.planned_s, arguments)
+        for waits in decision.waited:
+            arguments = {"spared": waits.spared, "prices_s": dict(waits.prices)}
+            yield self._instant(waits.claimant, "waits for an end", decision.planned_s, arguments)
+
+    def _instant(self, sequence: str, name: str, at_s: float, arguments: dict[str, Any]) -> Event:
         return {
-            "ph": "i", "s": "t", "pid": REQUESTS, "tid": self._track(entry.sequence),
-            "ts": self._us(decision.planned_s), "name": "gives way", "args": arguments,
+            "ph": "i", "s": "t", "pid": REQUESTS, "tid": self._track(sequence), "ts": self._us(at_s), "name": name,
+            "args": arguments,
         }  # fmt: skip
 
     def _change(self, change: Change) -> list[Event]:

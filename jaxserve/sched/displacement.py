@@ -15,7 +15,7 @@ from jaxserve.sched.draft import Draft
 from jaxserve.sched.journal import Journal
 from jaxserve.sched.roster import Roster
 from jaxserve.sched.tenant_ledger import TenantLedger
-from jaxserve.sched.victims import Claim, Victim, VictimPolicy
+from jaxserve.sched.victims import Claim, Victim, VictimPolicy, Wait
 
 
 class Displacement:
@@ -51,16 +51,14 @@ class Displacement:
 
     def make_room(self, sequence: Sequence, tokens: int, draft: Draft, must: bool = True) -> bool:
         """Grow a running sequence, preempting until it fits; False if it is itself preempted, or has to wait."""
+        running = self._roster.running
         while not self.grow(sequence, tokens):
             candidates = self._candidates(sequence, tokens)
             if not candidates:
                 return False
             missing = self._blocks.blocks_for(tokens) - len(sequence.blocks) - self._blocks.pool.num_free
-            victim = self._victims.choose(self._claim(sequence, candidates, missing, draft, must))
-            if victim is None:
-                return False
-            self._preempt(victim, sequence, draft)
-            if victim.sequence is sequence:
+            victim = self._displace(Claim(sequence, candidates, missing, must, draft.now, tuple(running)), draft)
+            if victim is None or victim is sequence:
                 return False
         return True
 
@@ -91,10 +89,9 @@ class Displacement:
             candidates = tuple(s for s in self._roster.running if self._may_displace(head, s))
             if not candidates or sum(len(s.blocks) for s in candidates) < missing:
                 return  # even all of them would not do
-            victim = self._victims.choose(self._claim(head, candidates, missing, draft, must=False))
-            if victim is None:
+            claim = Claim(head, candidates, missing, False, draft.now, tuple(self._roster.running))
+            if self._displace(claim, draft) is None:
                 return
-            self._preempt(victim, head, draft)
             draft.way_for = head
             missing = self._missing(head, draft)
 
@@ -116,10 +113,14 @@ class Displacement:
 
     # --- either -----------------------------------------------------------------------------------------------
 
-    def _claim(
-        self, sequence: Sequence, candidates: tuple[Sequence, ...], missing: int, draft: Draft, must: bool
-    ) -> Claim:
-        return Claim(sequence, candidates, missing, must, draft.now, tuple(self._roster.running))
+    def _displace(self, claim: Claim, draft: Draft) -> Sequence | None:
+        """Who gave way; None: the claimant waits, since that is cheaper. Either is recorded, with all the prices."""
+        choice = self._victims.choose(claim)
+        if isinstance(choice, Wait):
+            self._journal.waited(claim.claimant, choice.spared, choice.prices)
+            return None
+        self._preempt(choice, claim.claimant, draft)
+        return choice.sequence
 
     def _preempt(self, victim: Victim, claimant: Sequence, draft: Draft) -> None:
         """It has no row in this plan: what it holds is saved before the rows run."""

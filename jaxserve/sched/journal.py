@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from jaxserve.core.decisions import DECODE, ENDED, INTAKE, PREFILL, Change, Decision, Displaced, Part, Reason
+from jaxserve.core.decisions import DECODE, ENDED, INTAKE, PREFILL, Change, Decision, Displaced, Part, Reason, Waited
 from jaxserve.core.sequence import Sequence
 
 KEPT_ACCOUNTS = 512
@@ -50,6 +50,7 @@ class Journal:
         self._past: OrderedDict[str, Account] = OrderedDict()
         self._changes: list[Change] = []
         self._displaced: list[Displaced] = []
+        self._waited: list[Waited] = []
         self._others = Reason.ORDER
         self._totals: dict[Reason, float] = {Reason.ORDER: 0.0, Reason.GATE: 0.0}
         self._total_s: float | None = None
@@ -105,6 +106,10 @@ class Journal:
         account.away = True
         self.filling.discard(sequence)
 
+    def waited(self, claimant: Sequence, spared: Sequence, prices: Mapping[str, float]) -> None:
+        """In the step that is being packed nobody gives way for it."""
+        self._waited.append(Waited(claimant.id, spared.id, prices))
+
     def filled(self, sequence: Sequence, now: float) -> None:
         """The token after the last chunk of a sequence in `filling` is known."""
         self.filling.discard(sequence)
@@ -154,6 +159,7 @@ class Journal:
     def planned(self, decision: Decision) -> None:
         """The step gets a record, if it became one."""
         decision.displaced, self._displaced = tuple(self._displaced), []
+        decision.waited, self._waited = tuple(self._waited), []
         decision.held = {sequence.id: reason for sequence, reason in self._held.items()}
         decision.waiting, decision.others = dict(self._waiting), self._others
         if self._ring and self._changes:

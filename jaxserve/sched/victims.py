@@ -34,7 +34,7 @@ class Fate(enum.StrEnum):
 
 
 WAIT = "wait"
-"""Beside the fates, in `Victim.prices`: that the claimant waits until somebody ends."""
+"""Beside the fates, in `prices`: that the claimant waits until somebody ends."""
 
 
 class Victim(NamedTuple):
@@ -44,24 +44,33 @@ class Victim(NamedTuple):
     """What each option would have cost, in device seconds; an option that there was not is absent."""
 
 
+class Wait(NamedTuple):
+    """Nobody gives way: the claimant waits until somebody ends."""
+
+    spared: Sequence
+    """Who would have given way, by the cheapest way."""
+    prices: Mapping[str, float]
+    """Of the wait, and of what could have become of the spared one's K/V."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Somebody needs blocks that are not free."""
 
     claimant: Sequence
     candidates: tuple[Sequence, ...]
-    """Who may be displaced for it, in the order in which they were admitted; the claimant itself may be among them."""
+    """Who may be displaced for it, at least one, in the order of their admission; the claimant may be among them."""
     missing_blocks: int
     must: bool
-    """Nothing moves unless somebody gives way: None is no answer."""
+    """Nothing moves unless somebody gives way: `Wait` is no answer."""
     now: float
     running: tuple[Sequence, ...] = field(default=())
     """Everybody who holds blocks."""
 
 
 class VictimPolicy(Protocol):
-    def choose(self, claim: Claim) -> Victim | None:
-        """One victim; the scheduler asks again while blocks are missing. None: the claimant waits."""
+    def choose(self, claim: Claim) -> Victim | Wait:
+        """One victim; the scheduler asks again while blocks are missing."""
         ...
 
 
@@ -74,9 +83,7 @@ class YoungestFirst(VictimPolicy):
     def __init__(self, blocks: BlockManager) -> None:
         self._blocks = blocks
 
-    def choose(self, claim: Claim) -> Victim | None:
-        if not claim.candidates:
-            return None
+    def choose(self, claim: Claim) -> Victim:
         sequence = lowest_class(claim.candidates)[-1]
         fates = open_fates(self._blocks, sequence)
         return Victim(sequence, fates[0])
@@ -101,9 +108,7 @@ class CheapestFirst(VictimPolicy):
         self._blocks, self._costs, self._moves, self._buckets = blocks, costs, moves, buckets
         self._fallback = YoungestFirst(blocks)
 
-    def choose(self, claim: Claim) -> Victim | None:
-        if not claim.candidates:
-            return None
+    def choose(self, claim: Claim) -> Victim | Wait:
         if not self._costs.ready:
             return self._fallback.choose(claim)
         candidates = lowest_class(claim.candidates)
@@ -113,8 +118,10 @@ class CheapestFirst(VictimPolicy):
         wait = self._wait_s(claim)
         if wait is None:
             return best
-        best = best._replace(prices={**best.prices, WAIT: wait})
-        return None if not claim.must and wait < best.prices[best.fate] else best
+        prices = {**best.prices, WAIT: wait}
+        if not claim.must and wait < prices[best.fate]:
+            return Wait(best.sequence, prices)
+        return best._replace(prices=prices)
 
     def _priced(self, sequence: Sequence, running: int) -> Victim:
         held = self._blocks.blocks_for(sequence.num_computed)

@@ -1,16 +1,20 @@
 """Parked in host memory or on the disk, or computed again: on the real engine, the tokens of an undisturbed run."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.runtime.disk_store import SUFFIX, DiskStore
+from jaxserve.sched.policies import POLICIES
+from jaxserve.sched.victims import CheapestFirst, Claim, Victim, Wait, YoungestFirst, open_fates
 from tests.equivalence.test_schedules import MIXED, tokens
 
 MIB = 1 << 20
@@ -48,6 +52,44 @@ def test_parked_is_undisturbed(
     assert llm.runner.compilations_after_warmup == 0
     llm.close()
     assert not list(tmp_path.glob(f"*{SUFFIX}"))
+
+
+class Oldest:
+    """Who was admitted first gives way: the most is lost."""
+
+    def __init__(self, blocks: BlockManager) -> None:
+        self._blocks = blocks
+
+    def choose(self, claim: Claim) -> Victim:
+        return Victim(claim.candidates[0], open_fates(self._blocks, claim.candidates[0])[0])
+
+
+class EachInTurn:
+    """In place of `CheapestFirst`: every victim policy, another one with every choice."""
+
+    def __init__(self, blocks: BlockManager, *costs: Any) -> None:
+        self._policies = itertools.cycle([CheapestFirst(blocks, *costs), YoungestFirst(blocks), Oldest(blocks)])
+
+    def choose(self, claim: Claim) -> Victim | Wait:
+        return next(self._policies).choose(claim)
+
+
+@pytest.mark.parametrize("way", ["recompute", "host", "disk"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_with_every_victim_and_tier(
+    make_llm: Callable[..., LLM], prompts: list[list[int]], reference: list[list[int]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, policy: str, way: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("jaxserve.llm.CheapestFirst", EachInTurn)
+    size = {} if way == "recompute" else {f"offload_{way}_bytes": MIB}
+    batches = {"batch_size": 5, "max_batch_size": 5, "tpot_slo_s": 0.05}
+    llm = make_llm(**SMALL_POOL, **size, **batches, policy=policy, offload_disk_dir=str(tmp_path))
+    outputs = llm.generate(prompts, MIXED, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in outputs] == reference
+    assert sum(output.metrics.preemptions for output in outputs if output.metrics) > 2, "the pool was to be too small"
+    counts = llm.engine.scheduler.blocks.tiers.counts
+    assert (counts.loaded_from_host > 0) == (way == "host") and (counts.loaded_from_disk > 0) == (way == "disk")
+    llm.close()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What every policy and every ordering must keep, whatever arrives: run on the fake device, which checks each token.
 
-Every request ends, with its own tokens; the step's budget and buckets are respected; the pool is whole at the end.
+Every request ends, with its own tokens; the step's budget and buckets are respected; the pool is whole at the end, and
+so are the tiers, however slow they are and whatever their disk loses.
 """
 
 import pytest
@@ -9,12 +10,14 @@ from hypothesis import strategies as st
 
 from jaxserve.sched.orderings import ORDERINGS
 from jaxserve.sched.policies import POLICIES
-from tests.engine.conftest import assert_whole, build_engine, request
+from tests.engine.conftest import assert_whole, build_engine, drive, request
 from tests.engine.fake_executor import next_token
 
 TOKENS = 32
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": TOKENS, "max_model_len": 60}
 BUCKETS = {"prefill_buckets": (4, 12, TOKENS), "prefill_rows": 3}
+TIERS = [(0, 0, 0), (6, 0, 0), (40, 0, 0), (0, 12, 4), (0, 40, 40), (6, 40, 8)]
+"""Blocks of host memory, of the disk, and on the way to or from it."""
 
 arrivals = st.lists(
     st.fixed_dictionaries(
@@ -41,12 +44,19 @@ arrivals = st.lists(
     blocks=st.integers(8, 24),
     overlap=st.booleans(),
     mixes=st.booleans(),
+    tiers=st.sampled_from(TIERS),
+    delay=st.integers(0, 9),
+    loses=st.sampled_from([0, 2, 5]),
 )
-def test_every_request_ends_with_its_own_tokens(policy, ordering, arrivals, aborts, blocks, overlap, mixes) -> None:
+def test_every_request_ends_with_its_own_tokens(
+    policy, ordering, arrivals, aborts, blocks, overlap, mixes, tiers, delay, loses
+) -> None:
     engine = build_engine(
         policy=policy, ordering=ordering, blocks=blocks, overlap=overlap, deterministic=not mixes, buckets=BUCKETS,
-        **LIMITS,
+        tiers=tiers, **LIMITS,
     )  # fmt: skip
+    engine.fake.tiers.delay = delay
+    engine.fake.tiers.fails = lambda move: loses > 0 and move.key % loses == 0
     outputs: dict[str, list[int]] = {}
     ended: dict[str, str] = {}
     aborted: set[str] = set()
@@ -75,5 +85,25 @@ def test_every_request_ends_with_its_own_tokens(policy, ordering, arrivals, abor
         if str(i) not in aborted:
             assert len(outputs[str(i)]) == a["outputs"]
     for plan in engine.fake.plans:
-        assert 0 < plan.num_tokens <= TOKENS + LIMITS["max_num_seqs"] * (not mixes)
+        assert plan.num_tokens or not plan.bucket.tokens, "a step computes something, or has no program"
+        assert plan.num_tokens <= TOKENS + LIMITS["max_num_seqs"] * (not mixes)
         assert not {row.sequence for row in (*plan.decodes, *plan.prefills)} & set(plan.preempted)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_slow_tiers_are_used_under_every_policy(policy: str) -> None:
+    """The suite above would prove nothing if nobody were ever parked."""
+    for tiers in ((40, 0, 0), (0, 40, 40)):
+        engine = build_engine(
+            policy=policy, blocks=9, tiers=tiers, watermark=0.0, prefix=False, batch_size=4, max_batch_size=4, **LIMITS
+        )
+        engine.fake.tiers.delay = 5
+        for i in range(8):
+            engine.add(request(str(i), [i] * (4 + i), max_tokens=30))
+        for (name, _), found in drive(engine).items():
+            whole = [int(name)] * (4 + int(name))
+            for token in found:
+                assert token == next_token(whole)
+                whole.append(token)
+        counts = engine.scheduler.blocks.tiers.counts
+        assert (counts.loaded_from_host > 0) == (tiers[0] > 0) and (counts.loaded_from_disk > 0) == (tiers[1] > 0)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.core.clock import VirtualClock
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.decisions import ENDED, Reason
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import StepPlan
@@ -17,8 +18,13 @@ from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.engine.engine import Engine
 from jaxserve.metrics.decision_record import from_json, to_json
 from jaxserve.metrics.timeline import POOL, REQUESTS, STEPS, chrome_trace
+from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sched.journal import Journal
 from jaxserve.sched.policies import POLICIES
+from jaxserve.sched.victims import WAIT
+from jaxserve.sim.arrivals import Arrival
+from jaxserve.sim.build import simulated_engine
+from jaxserve.sim.drive import drive
 from tests.engine.conftest import assert_whole, build_engine, request
 
 MS = 1e-3
@@ -171,6 +177,42 @@ def test_the_record_says_who_gave_way_and_what_it_would_have_cost() -> None:
     account = engine.scheduler.journal.account(displaced[0].sequence, 0.0)
     assert account is not None and displaced[0] in account.preemptions
     assert any(name.startswith("preempted:") for name in account.seconds)
+
+
+def waiting_engine() -> Engine:
+    """Blocks run short again and again, now and then with somebody about to end."""
+    cost = FormulaCost(
+        source="test", overhead_s=0.001, weights_s=0.0, token_s=1e-4, pair_s=0.0, context_s=0.0, row_s=0.0
+    )
+    rng, clock = random.Random(3), VirtualClock()
+    settings = EngineConfig.from_settings(
+        num_blocks=24,
+        block_size=8,
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        enable_prefix_caching=False,
+        watermark=0.0,
+    )  # fmt: skip
+    engine = simulated_engine(settings, cost, clock)
+    arrivals = [Arrival(0.002 * i, rng.randint(10, 60), rng.randint(4, 40)) for i in range(60)]
+    assert len(list(drive(engine, clock, arrivals))) == 60
+    return engine
+
+
+def test_the_record_says_who_waited_since_that_was_cheaper_than_to_displace_anybody() -> None:
+    decisions = waiting_engine().scheduler.journal.decisions()
+    waited = [(d, w) for d in decisions for w in d.waited]
+    assert waited
+    for decision, entry in waited:
+        assert decision.held.get(entry.claimant) is Reason.BLOCKS, "and it has no row"
+        fates = {name: price for name, price in entry.prices.items() if name != WAIT}
+        assert fates and entry.prices[WAIT] < min(fates.values())
+    assert any(WAIT in d.prices for decision in decisions for d in decision.displaced), (
+        "it is priced when not taken too"
+    )
+    assert from_json(json.loads(json.dumps(to_json(decisions)))) == decisions
+    events = chrome_trace(decisions)["traceEvents"]
+    assert sum(e["name"] == "waits for an end" and e["args"]["prices_s"][WAIT] > 0 for e in events) == len(waited)
 
 
 def test_the_ring_and_the_past_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

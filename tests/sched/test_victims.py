@@ -11,7 +11,7 @@ from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sched.move_costs import MoveCosts
 from jaxserve.sched.step_costs import StepCosts
-from jaxserve.sched.victims import WAIT, CheapestFirst, Claim, Fate, YoungestFirst
+from jaxserve.sched.victims import WAIT, CheapestFirst, Claim, Fate, Wait
 
 TOKEN_S = 1e-4
 FORMULA = FormulaCost(
@@ -101,7 +101,9 @@ def test_who_is_about_to_end_is_spared_or_waited_for() -> None:
     stays = case.run(160, left=50)
     claim = case.choose(stays)
     assert claim.sequence is stays and claim.prices[WAIT] == pytest.approx(2 * 0.01 / 3)
-    assert case.choose(stays, must=False) is None, "a wait is cheaper than 160 tokens"
+    wait = case.choose(stays, must=False)
+    assert isinstance(wait, Wait) and wait.spared is stays, "a wait is cheaper than 160 tokens"
+    assert wait.prices == claim.prices and min(wait.prices, key=wait.prices.get) == WAIT
     assert case.choose(stays, must=False, missing=40).sequence is stays, "nobody who ends frees so much"
     case.running.remove(stays)
     assert case.choose(ending).sequence in (ending, case.running[0]), "all are about to end, and somebody must"
@@ -115,5 +117,3 @@ def test_until_the_model_has_learnt_the_youngest_goes_where_there_is_room() -> N
     case.policy._costs = StepCosts()
     victim = case.choose(case.running[0])
     assert victim.sequence is youngest and victim.fate is Fate.HOST and not victim.prices
-    assert YoungestFirst(case.blocks).choose(Claim(youngest, (), 1, False, 0.0)) is None
-    assert case.policy.choose(Claim(youngest, (), 1, False, 0.0)) is None
