@@ -53,10 +53,8 @@ class Forecast:
                     break
                 queue.popleft()
                 ended += 1
-            bucket = self._buckets.fit(min(round(live), slots), taken)
-            mean, longest = round(held / max(live, 1.0)), depth + taken // max(taking, 1)
-            features = StepFeatures(taken, pairs, taking, round(live), round(held), bucket, mean, longest)
-            spent += self._costs.seconds(features)
+            seen = depth + taken // max(taking, 1)
+            spent += self._step_s(taken, pairs, taking, seen, round(live), round(held))
             if not queue:
                 return spent
             stay = 1.0 - 1.0 / outputs
@@ -65,6 +63,14 @@ class Forecast:
             if not taken and live < 0.5:
                 return spent + horizon_s
         return spent * (1.0 + sum(queue) / max(self._config.max_num_batched_tokens, 1))
+
+    def _step_s(self, tokens: int, pairs: float, rows: int, seen: int, decodes: int, context: int) -> float:
+        """A step with both, or one of each where none holds both. `seen`: the most that a chunk sees."""
+        if tokens and decodes and not self._buckets.mixes:
+            return self._step_s(tokens, pairs, rows, seen, 0, 0) + self._step_s(0, 0.0, 0, 0, decodes, context)
+        bucket = self._buckets.fit(min(decodes, self._config.max_num_seqs), tokens)
+        mean = context // max(decodes, 1)
+        return self._costs.seconds(StepFeatures(tokens, pairs, rows, decodes, context, bucket, mean, seen))
 
     # --- how good it is ---------------------------------------------------------------------------------------
 

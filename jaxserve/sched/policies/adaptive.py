@@ -10,7 +10,10 @@ fits.
                       128   256   512 -> 512
 
 Nobody decodes: the step takes all that `max_num_batched_tokens` allows. Blocks run short: no new sequences join, so
-that those inside can end. No objective, or one that a single row alone would miss: chunks as in `chunked`.
+that those inside can end. No objective, or one that a single row alone would miss: a step as large as in `chunked`.
+
+Within the step the mix decides: a long prompt leaves room for short ones beside it (`sched.prompt_mix`). And where two
+steps, prompts alone and decodes alone, are predicted to be faster than one with both, they take turns.
 """
 
 from bisect import bisect_right
@@ -18,7 +21,8 @@ from bisect import bisect_right
 from jaxserve.sched.cost_model import StepFeatures
 from jaxserve.sched.load import Load
 from jaxserve.sched.policies.context import PolicyContext
-from jaxserve.sched.policies.policy import BatchPolicy, StepLimits
+from jaxserve.sched.policies.policy import BatchPolicy, Mode, StepLimits
+from jaxserve.sched.prompt_mix import most_of_one
 
 TARGET = 0.93
 """Share of the objective that steps aim at: the rest is for what the prediction does not know."""
@@ -26,6 +30,8 @@ BEHIND = 0.5
 """A sequence that has fallen behind shortens a step to this share of its target, and not to nothing."""
 PRESSURE = 0.95
 """Share of the KV blocks in use above which nobody joins."""
+APART = 0.95
+"""Prompts and decodes take turns if two steps take at most this share of one with both."""
 
 
 class Adaptive(BatchPolicy):
@@ -57,9 +63,20 @@ class Adaptive(BatchPolicy):
         if tightest < float("inf"):
             self._tightest = tightest
         if slack == float("inf") or not self._costs.ready or self._cost(0, 0, 1, context // rows, longest) > tightest:
-            return StepLimits(self._tokens, self._chunk, admit)
-        tokens = rows + self._fitting(slack, start, rows, context, longest)
-        return StepLimits(min(tokens, self._tokens), self._chunk, admit)
+            tokens = self._tokens
+        else:
+            tokens = min(rows + self._fitting(slack, start, rows, context, longest), self._tokens)
+        prompts = min(max(tokens - rows, 0), self._sizes[-1])
+        places = min(admit, self._seqs - len(load.running))
+        chunk = min(self._chunk, most_of_one(load, prompts, places)) if prompts else self._chunk
+        return StepLimits(tokens, chunk, admit, self._mode(prompts, start, rows, context, longest))
+
+    def _mode(self, prompts: int, start: int, rows: int, context: int, longest: int) -> Mode:
+        if not rows or not prompts or not self._costs.ready:
+            return Mode.MIXED
+        apart = self._cost(prompts, start, 0, 0, 0) + self._cost(0, 0, rows, context, longest)
+        mixed = self._cost(prompts, start, rows, context, longest)
+        return Mode.ALTERNATE if apart < APART * mixed else Mode.MIXED
 
     def prefill_tokens(self, rows: int, context: int) -> int:
         if not rows or self._tightest == float("inf"):
@@ -78,6 +95,8 @@ class Adaptive(BatchPolicy):
         return min(max(due - now, BEHIND * target), target)
 
     def _cost(self, prefill_tokens: int, start: int, rows: int, context: int, longest: int) -> float:
+        if prefill_tokens and rows and not self._buckets.mixes:  # two steps, then
+            return self._cost(prefill_tokens, start, 0, 0, 0) + self._cost(0, 0, rows, context, longest)
         pairs = prefill_tokens * (start + 0.5 * prefill_tokens)
         bucket = self._buckets.fit(rows, prefill_tokens)
         chunks, seen = (1, start + prefill_tokens) if prefill_tokens else (0, 0)
