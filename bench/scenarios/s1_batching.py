@@ -3,6 +3,9 @@
 Static batches make the first of each four wait for the last, longest at low load. Dynamic batching bounds that wait,
 but only while nothing runs. Both keep the slots of those that have ended until the whole batch has. Continuous batching
 gives a slot away in the step after.
+
+`slots used` is the time-weighted share of a policy's slots that had a row in the step under way, and `busy` the share
+of the time in which there was one: a static batch is always busy, and fills less and less of its slots.
 """
 
 import random
@@ -11,12 +14,14 @@ from itertools import islice
 from bench.scenarios import measure as m
 from bench.scenarios.bars import Bar, least, most, reported
 from bench.scenarios.outcome import Outcome, Row
-from bench.scenarios.stage import Settings, Stage
+from bench.scenarios.stage import Run, Settings, Stage
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 
 NAME = "S1"
 SEEDS = (1, 2, 3)
 TOKENS = 4096
+CALM = 60
+"""Requests at the low load on the real engine, where the time between them passes."""
 
 
 def policies(real: bool) -> dict[str, Settings]:
@@ -33,7 +38,14 @@ def policies(real: bool) -> dict[str, Settings]:
         "cont8": common | {"policy": "continuous", "max_num_seqs": 8} | _slots(real, 8),
         "cont64": common | {"policy": "continuous", "max_num_seqs": 64},
         "chunked64": common | {"policy": "chunked", "max_num_seqs": 64, "max_num_batched_tokens": 512} | _prefill(real),
+        "adaptive64": common | {"policy": "adaptive", "max_num_seqs": 64, "tpot_slo_s": TPOT_S[real]} | _sizes(real),
     }
+
+
+SLOTS = {"static4": 4, "dynamic8": 8, "cont8": 8}
+"""How many rows a policy can have at most; of those that are not named: 64."""
+TPOT_S = {False: 0.030, True: 0.020}
+"""What `adaptive64` is to keep: on the simulated H200, and on this CPU."""
 
 
 def _slots(real: bool, rows: int) -> Settings:
@@ -42,6 +54,10 @@ def _slots(real: bool, rows: int) -> Settings:
 
 def _prefill(real: bool) -> Settings:
     return {"prefill_buckets": (128, 512)} if real else {}
+
+
+def _sizes(real: bool) -> Settings:
+    return {} if real else {"prefill_buckets": (64, 128, 256, 512, 1024, 2048, TOKENS)}
 
 
 def requests(seed: int, real: bool) -> list[tuple[int, int]]:
@@ -76,17 +92,17 @@ def run(stage: Stage) -> Outcome:
     for seed in SEEDS:
         lengths = requests(seed, stage.real)
         chosen = policies(stage.real)
-        full = {name: stage.run(at_once(lengths), settings).served for name, settings in chosen.items()}
-        sat = {name: m.throughput(served) for name, served in full.items()}
+        full = {name: stage.run(at_once(lengths), settings) for name, settings in chosen.items()}
+        sat = {name: m.throughput(run.served) for name, run in full.items()}
         busy = at_rate(lengths, seed, share * sat["dynamic8"])
-        calm = at_rate(lengths, seed, 0.5 * sat["static4"])
+        calm = at_rate(lengths[: CALM if stage.real else None], seed, 0.5 * sat["static4"])
         loads = {
             "saturation": full,
-            f"{share} sat(dynamic8)": {name: stage.run(busy, settings).served for name, settings in chosen.items()},
-            "0.5 sat(static4)": {name: stage.run(calm, settings).served for name, settings in chosen.items()},
+            f"{share} sat(dynamic8)": {name: stage.run(busy, settings) for name, settings in chosen.items()},
+            "0.5 sat(static4)": {name: stage.run(calm, settings) for name, settings in chosen.items()},
         }
-        rows += [_row(load, name, seed, served) for load, runs in loads.items() for name, served in runs.items()]
-        _, at_busy, at_calm = loads.values()
+        rows += [_row(load, name, seed, run) for load, runs in loads.items() for name, run in runs.items()]
+        _, at_busy, at_calm = ({name: run.served for name, run in runs.items()} for runs in loads.values())
         outputs = [output for _, output in lengths]
         formula = mean_of_longest(outputs, 8) / (sum(outputs) / len(outputs))
         for name, value in {
@@ -119,12 +135,15 @@ def bars(r: dict[str, list[float]], real: bool) -> list[Bar]:
     ]
 
 
-def _row(load: str, policy: str, seed: int, served: list) -> Row:
+def _row(load: str, policy: str, seed: int, run: Run) -> Row:
+    served, rows = run.served, SLOTS.get(policy, 64)
     return Row(
         {"load": load, "policy": policy},
         seed,
         {
             "tokens/s": m.throughput(served),
+            "busy": run.occupancy.busy_s / m.duration(served),
+            "slots used": run.occupancy.row_s / run.occupancy.busy_s / rows,
             "TTFT P50 (s)": m.ttft(served, 50),
             "TTFT P99 (s)": m.ttft(served, 99),
             "TPOT P50 (ms)": 1e3 * m.tpot(served, 50),

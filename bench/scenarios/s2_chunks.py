@@ -34,6 +34,21 @@ def policies(real: bool) -> dict[str, Settings]:
     }
 
 
+def sweep(real: bool) -> dict[str, Settings]:
+    """First come, first served in chunks of every size; the step's budget is the chunk and, on the CPU, its decodes."""
+    found: dict[str, Settings] = {}
+    for chunk in (16, 32, 64, 128, 256) if real else (128, 256, 512, 1024, 2048, 4096):
+        own: Settings = {"chunk_size": chunk, "max_num_batched_tokens": chunk + 32 if real else chunk}
+        if real:
+            own["prefill_buckets"] = (*(size for size in (16, 64) if size < chunk), chunk, chunk + 32)
+        found[f"chunk {chunk}"] = policies(real)["on_fcfs"] | own
+    return found
+
+
+SWEEP_LOAD = 0.8
+"""Of sat(off): where every chunk size is run, on the first seed's requests."""
+
+
 def requests(seed: int, real: bool) -> list[tuple[str, int, int]]:
     """(kind, prompt, output)"""
     rng = random.Random(seed)
@@ -76,6 +91,9 @@ def run(stage: Stage) -> Outcome:
             rows += [_row(load, name, seed, served) for name, served in runs.items()]
             for name, value in compare(runs).items():
                 ratios.setdefault(load, {}).setdefault(name, []).append(value)
+            if share == SWEEP_LOAD and seed == SEEDS[0]:
+                sizes = {name: stage.run(listed, settings).served for name, settings in sweep(stage.real).items()}
+                rows += [_row(f"{load}, every chunk", name, seed, served) for name, served in sizes.items()]
     found = [bar for load, values in ratios.items() for bar in bars(load, values, stage.real)]
     return Outcome(NAME, stage.name, rows, found, plot=("TBT P99 (ms)", "short TTFT P99 (s)"))
 

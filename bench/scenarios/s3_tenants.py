@@ -7,6 +7,10 @@ once; whether the displaced are computed again or come back from host memory or 
 The documents' lengths are drawn from log-normals with the published quantiles of the arXiv summarization set (prompts:
 P50 7,059, P90 12,985 tokens; outputs: P50 208, P90 371; after Agrawal et al. 2024, not checked again), since the set is
 not at hand.
+
+On the real engine lengths are cut down to what a model of half a million parameters is the right size for, and the
+run to two spikes of one seed, since its seconds pass. Its times set the chat's objective: three times the P50 TTFT of
+the chat alone, stated in the table.
 """
 
 import math
@@ -30,6 +34,8 @@ SEEDS = (21, 22, 23)
 PROMPT = (math.log(7059), math.log(12985 / 7059) / 1.2816)
 OUTPUT = (math.log(208), math.log(371 / 208) / 1.2816)
 SLO_S = 0.5
+UNLOADED = 3.0
+"""On the real engine the objective is so many times the chat's P50 TTFT without the batch."""
 
 
 class Plan:
@@ -37,7 +43,10 @@ class Plan:
 
     def __init__(self, real: bool) -> None:
         self.real = real
-        self.seconds, self.jobs, self.cap = (60.0, 600, 2048) if real else (120.0, 1100, 65_536)
+        self.seconds, self.jobs, self.cap = (40.0, 6000, 2048) if real else (120.0, 1100, 65_536)
+        self.until_s = self.seconds if real else 1.5 * self.seconds
+        """When a run is stopped; the documents never end before."""
+        self.slo_s = SLO_S
         self.period, self.spike = (20.0, (8.0, 15.0)) if real else (40.0, (15.0, 30.0))
         self.rates = (2.0, 8.0) if real else (2.0, 10.0)
         self.common: Settings = {
@@ -46,7 +55,12 @@ class Plan:
             "max_num_seqs": 32 if real else 256, "priority_ageing_s": 3600.0,
         }  # fmt: skip
         if real:
-            self.common |= {"decode_buckets": (1, 8, 32), "mixed_decode_buckets": (8, 32), "prefill_buckets": (16, 64)}
+            self.common |= {"max_model_len": 2048, "prefill_rows": 4}
+            self.common |= {
+                "decode_buckets": (1, 8, 32),
+                "mixed_decode_buckets": (8, 32),
+                "prefill_buckets": (16, 64, 96),
+            }
 
     def chat(self, seed: int, lengths: list[tuple[int, int]]) -> list[Arrival]:
         rng = random.Random(seed)
@@ -115,15 +129,18 @@ def run(stage: Stage, traces: Path) -> Outcome:
     rows: list[Row] = []
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as disk:
-        for seed in SEEDS:
+        for seed in SEEDS[: 1 if stage.real else None]:
             chat, batch = plan.chat(seed, lengths), plan.batch(seed)
             both = sorted([*chat, *batch], key=lambda a: a.at_s)
+            alone = stage.run(chat, plan.common, tenants({})).served
+            if stage.real:
+                plan.slo_s = UNLOADED * m.ttft(alone, 50)
             runs = {
-                name: stage.run(both, plan.common | settings, tenants(shares), plan.seconds * 1.5).served
+                name: stage.run(both, plan.common | settings, tenants(shares), plan.until_s).served
                 for name, (settings, shares) in policies(stage.real, disk).items()
             }
-            runs["chat_alone"] = stage.run(chat, plan.common, tenants({})).served
-            runs["batch_alone"] = stage.run(batch, plan.common, tenants({}), plan.seconds * 1.5).served
+            runs["chat_alone"] = alone
+            runs["batch_alone"] = stage.run(batch, plan.common, tenants({}), plan.until_s).served
             rows += [_row(name, seed, served, plan, len(chat)) for name, served in runs.items()]
             for name, value in compare(runs, plan, len(chat)).items():
                 found.setdefault(name, []).append(value)
@@ -137,7 +154,7 @@ def chat_ttft(served: list[Served], count: int, end_s: float) -> list[float]:
 
 
 def compare(runs: dict[str, list[Served]], plan: Plan, count: int) -> dict[str, float]:
-    swap, end_s = runs["swap_cpu"], plan.seconds * 1.5
+    swap, end_s = runs["swap_cpu"], plan.until_s
     times = {name: chat_ttft(served, count, end_s) for name, served in runs.items() if name != "batch_alone"}
     ttft = {name: m.percentile(found, 99) for name, found in times.items()}
     batch = {name: rate(served, 0.0, plan.seconds) for name, served in runs.items() if name != "chat_alone"}
@@ -152,7 +169,7 @@ def compare(runs: dict[str, list[Served]], plan: Plan, count: int) -> dict[str, 
     before = sum(rate(swap, begin - 10.0, begin) for begin, _ in whole)
     values = {
         "p99": ttft["swap_cpu"],
-        "in time": sum(t <= SLO_S for t in times["swap_cpu"]) / count,
+        "in time": sum(t <= plan.slo_s for t in times["swap_cpu"]) / count,
         "swap/alone": ttft["swap_cpu"] / ttft["chat_alone"],
         "swap/prio": ttft["swap_cpu"] / ttft["prio_queue"],
         "batch/alone": batch["swap_cpu"] / batch["batch_alone"],
@@ -173,6 +190,7 @@ def bars(r: dict[str, list[float]], real: bool) -> list[Bar]:
             most("chat P99 TTFT, swap / prio_queue", r["swap/prio"], 0.5),
             least("batch tokens/s, swap / batch alone", r["batch/alone"], 0.8),
             least("batch tokens/s, swap / recompute", r["batch/recompute"], 1.0),
+            reported("share of chat in time, swap", r["in time"]),
         ]
     return [
         most("chat P99 TTFT (s), swap", r["p99"], SLO_S),
@@ -189,14 +207,15 @@ def bars(r: dict[str, list[float]], real: bool) -> list[Bar]:
 
 
 def _row(name: str, seed: int, served: list[Served], plan: Plan, count: int) -> Row:
-    ttft = [] if name == "batch_alone" else chat_ttft(served, count, plan.seconds * 1.5)
+    ttft = [] if name == "batch_alone" else chat_ttft(served, count, plan.until_s)
     return Row(
         {"policy": name},
         seed,
         {
             "chat TTFT P50 (s)": m.percentile(ttft, 50) if ttft else 0.0,
             "chat TTFT P99 (s)": m.percentile(ttft, 99) if ttft else 0.0,
-            "chat in 500 ms": sum(t <= SLO_S for t in ttft) / len(ttft) if ttft else 0.0,
+            "chat in time": sum(t <= plan.slo_s for t in ttft) / len(ttft) if ttft else 0.0,
+            "objective (ms)": 1e3 * plan.slo_s,
             "batch tokens/s": rate(served, 0.0, plan.seconds),
             "preemptions": float(sum(s.preemptions for s in served)),
         },

@@ -1,6 +1,7 @@
 """Where a scenario runs: the simulated H200, or the real engine with a small model. The scenario's code is the same."""
 
 import random
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from jaxserve.core.clock import Clock, MonotonicClock, VirtualClock
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.cost_file import load_cost
@@ -24,12 +25,26 @@ Settings = dict[str, Any]
 
 
 @dataclass
+class Occupancy:
+    """How much of the time a step ran, and of how many rows: an observer of the engine."""
+
+    busy_s: float = 0.0
+    row_s: float = 0.0
+    """Rows of each step times its seconds, summed."""
+
+    def observe(self, record: StepRecord) -> None:
+        if record.plan is not None and record.plan.bucket.tokens:
+            self.busy_s += record.seconds
+            self.row_s += record.seconds * (len(record.plan.decodes) + len(record.plan.prefills))
+
+
+@dataclass
 class Run:
     """One policy on one list of requests."""
 
     served: list[Served]
     engine: Engine
-    notes: dict[str, Any] = field(default_factory=dict)
+    occupancy: Occupancy = field(default_factory=Occupancy)
 
 
 class Stage(Protocol):
@@ -84,10 +99,13 @@ def finish(
     prompts: Prompts = made_up,
 ) -> Run:
     served: list[Served] = []
+    occupancy = Occupancy()
+    engine.observers.append(occupancy)
     for one in drive(engine, clock, arrivals, prompts):
         served.append(one)
         if until_s is not None and one.token_s and one.token_s[-1] > until_s:
             break
+    engine.observers.remove(occupancy)
     served.sort(key=lambda s: s.number)
     failed = [s for s in served if s.failed]
     assert not failed, f"requests failed: {failed[:3]}"
@@ -95,7 +113,7 @@ def finish(
         assert len(served) == len(arrivals), "requests were lost"
         pool = engine.scheduler.blocks.pool
         assert pool.num_free == pool.capacity, "the pool is not whole"
-    return Run(served, engine)
+    return Run(served, engine, occupancy)
 
 
 class Real:
@@ -105,7 +123,7 @@ class Real:
     HF: ClassVar[dict[str, Any]] = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 128,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 384,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
     }  # fmt: skip
 
     def __init__(self) -> None:
@@ -125,6 +143,16 @@ class Real:
         machine = describe()
         return f"real engine, 0.5M parameters, {machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}"
 
+    def _make(self, settings: Settings, tenants: Tenants | None) -> Any:
+        from jaxserve.llm import LLM
+
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+            if tenants is not None:
+                file.write(_toml(tenants))
+                file.flush()
+                settings = settings | {"tenants": file.name}
+            return LLM(params=self._params, model_config=self._config, **settings)
+
     def run(
         self,
         arrivals: Sequence[Arrival],
@@ -132,26 +160,35 @@ class Real:
         tenants: Tenants | None = None,
         until_s: float | None = None,
     ) -> Run:
-        from jaxserve.llm import LLM
-
-        if tenants is not None:
-            raise ConfigError("this scenario has tenants, and the real engine is not given any here: leave out --real")
         base: Settings = {
             "block_size": 16, "num_blocks": 2049, "enable_prefix_caching": False, "max_waiting": 1_000_000,
-            "prefill_rows": 8, "progress": False,
+            "prefill_rows": 8, "max_model_len": 512, "progress": False,
         }  # fmt: skip
-        key = repr(sorted(settings.items()))
+        key = repr((sorted(settings.items()), tenants and [*tenants]))
         if key not in self._engines:
-            self._engines[key] = LLM(params=self._params, model_config=self._config, **(base | settings))
+            self._engines[key] = self._make(base | settings, tenants)
         llm = self._engines[key]
         rng = random.Random(0)
-        tokens = [rng.randrange(512) for _ in range(1024)]
+        tokens = [rng.randrange(512) for _ in range(512 + 2048)]
 
         def prompts(arrival: Arrival, number: int) -> tuple[int, ...]:
             start = number % 512
             return tuple(tokens[start : start + arrival.prompt_tokens])
 
         run = finish(llm.engine, MonotonicClock(), arrivals, until_s, prompts)
+        for name in {sequence.request.id for sequence in llm.engine.scheduler.live()}:
+            llm.engine.abort(name)  # whoever was under way at the end of the run
+        while llm.engine.has_work:
+            llm.engine.step()
         compiled = llm.runner.compilations_after_warmup
         assert compiled == 0, f"{compiled} programs were compiled while serving"
         return run
+
+
+def _toml(tenants: Tenants) -> str:
+    """What the scenarios set of a tenant, as a file of tenants."""
+    lines: list[str] = []
+    for tenant in tenants:
+        lines += [f"[tenants.{tenant.name}]", f"priority = {tenant.priority}", f"kv_max = {tenant.kv_max}"]
+        lines += [f"ttft_slo_s = {tenant.ttft_slo_s}"] if tenant.ttft_slo_s is not None else []
+    return "\n".join(lines) + "\n"
