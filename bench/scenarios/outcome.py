@@ -94,12 +94,12 @@ class Outcome:
         found = self.medians()
         groups = list(dict.fromkeys(" ".join(list(labels.values())[:-1]) for labels, _ in found))
         series = list(dict.fromkeys(list(labels.values())[-1] for labels, _ in found))
-        figure, panels = plt.subplots(1, len(self.plot), figsize=(6.4 * len(self.plot), 4.2), squeeze=False)
+        size = (6.4 * len(self.plot) + 1.2, 4.2)
+        figure, panels = plt.subplots(1, len(self.plot), figsize=size, squeeze=False, layout="constrained")
         for panel, name in zip(panels[0], self.plot, strict=True):
             _bars(panel, name, found, groups, series)
-        panels[0][0].legend(fontsize=8)
+        figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
         figure.suptitle(f"{self.scenario}: {self.stage}", fontsize=9)
-        figure.tight_layout()
         figure.savefig(path, dpi=110)
         plt.close(figure)
 

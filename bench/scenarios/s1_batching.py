@@ -5,7 +5,7 @@ but only while nothing runs. Both keep the slots of those that have ended until 
 gives a slot away in the step after.
 
 `slots used` is the time-weighted share of a policy's slots that had a row in the step under way, and `busy` the share
-of the time in which there was one: a static batch is always busy, and fills less and less of its slots.
+of the time in which there was one: at saturation a static batch is always busy, with half of its slots empty.
 """
 
 import random

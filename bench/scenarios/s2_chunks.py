@@ -76,6 +76,7 @@ def arrivals(lengths: list[tuple[str, int, int]], seed: int, requests_per_s: flo
 
 def run(stage: Stage) -> Outcome:
     rows: list[Row] = []
+    swept: list[Row] = []
     ratios: dict[str, dict[str, list[float]]] = {}
     for seed in SEEDS:
         lengths, chosen = requests(seed, stage.real), policies(stage.real)
@@ -93,9 +94,9 @@ def run(stage: Stage) -> Outcome:
                 ratios.setdefault(load, {}).setdefault(name, []).append(value)
             if share == SWEEP_LOAD and seed == SEEDS[0]:
                 sizes = {name: stage.run(listed, settings).served for name, settings in sweep(stage.real).items()}
-                rows += [_row(f"{load}, every chunk", name, seed, served) for name, served in sizes.items()]
+                swept = [_row(f"{load}, every chunk", name, seed, served) for name, served in sizes.items()]
     found = [bar for load, values in ratios.items() for bar in bars(load, values, stage.real)]
-    return Outcome(NAME, stage.name, rows, found, plot=("TBT P99 (ms)", "short TTFT P99 (s)"))
+    return Outcome(NAME, stage.name, rows + swept, found, plot=("TBT P99 (ms)", "short TTFT P99 (s)"))
 
 
 def compare(runs: dict[str, list[Served]]) -> dict[str, float]:
