@@ -1,0 +1,58 @@
+"""The scenarios' own parts; the scenarios themselves are commands, which take minutes."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bench.scenarios import measure, s1_batching, s2_chunks, s3_tenants
+from bench.scenarios.bars import least, most
+from bench.scenarios.outcome import Outcome, Row
+from bench.scenarios.stage import Simulated, _toml
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.sched.buckets import BucketTable
+from jaxserve.sim.arrivals import Arrival
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_every_policy_has_a_bucket_for_every_step(real: bool, tmp_path: Path) -> None:
+    chosen = s1_batching.policies(real) | s2_chunks.policies(real) | s2_chunks.sweep(real)
+    common = s3_tenants.Plan(real).common
+    chosen |= {name: common | settings for name, (settings, _) in s3_tenants.policies(real, str(tmp_path)).items()}
+    for settings in chosen.values():
+        config = EngineConfig.from_settings(**settings)
+        table = BucketTable.from_config(config.buckets, config.scheduler)
+        chunk = min(config.scheduler.chunk_size or config.scheduler.max_num_batched_tokens, table.max_prefill_tokens)
+        assert table.fit(config.scheduler.max_num_seqs, chunk).prefill_tokens >= chunk
+
+
+def test_a_stage_tells_how_full_its_steps_were() -> None:
+    """Two rows for ten tokens, then one alone for ten more: three quarters of two slots."""
+    run = Simulated().run(
+        [Arrival(0.0, 4, 10), Arrival(0.0, 4, 20)], {"policy": "static", "batch_size": 2, "max_num_seqs": 2}
+    )
+    assert run.occupancy.busy_s == pytest.approx(measure.duration(run.served))
+    assert run.occupancy.row_s / run.occupancy.busy_s / 2 == pytest.approx(0.75, abs=0.01)
+    assert not run.engine.observers
+
+
+def test_tenants_survive_their_file(tmp_path: Path) -> None:
+    tenants = Tenants([Tenant(name="chat", kv_max=0.5, ttft_slo_s=0.25), Tenant(name="batch", priority=1)])
+    path = tmp_path / "tenants.toml"
+    path.write_text(_toml(tenants))
+    assert [dataclasses.asdict(t) for t in Tenants.from_toml(path)] == [dataclasses.asdict(t) for t in tenants]
+
+
+def test_a_bar_is_met_by_the_median_and_nearly_by_every_seed() -> None:
+    assert least("x", [1.0, 1.0, 0.91], 1.0).met and not least("x", [1.0, 1.0, 0.89], 1.0).met
+    assert most("x", [1.0, 1.0, 1.1], 1.0).met and not most("x", [1.0, 1.0, 1.2], 1.0).met
+    assert not least("x", [0.95, 0.95, 1.0], 1.0).met
+
+
+def test_an_outcome_is_drawn(tmp_path: Path) -> None:
+    rows = [Row({"load": load, "policy": "a"}, seed, {"x": 1.0 + seed}) for load in "pq" for seed in (1, 2)]
+    outcome = Outcome("S0", "nowhere", rows, [least("x", [2.0, 3.0], 2.0)], plot=("x",))
+    outcome.draw(tmp_path / "s0.png")
+    assert (tmp_path / "s0.png").stat().st_size > 5000
+    assert "| p | a | 2.5 |" in outcome.markdown() and "met" in outcome.text()
