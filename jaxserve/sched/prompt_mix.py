@@ -1,7 +1,8 @@
 """The mix of short and long prompts that are to be computed: how much of a step a long one may take.
 
-A prompt is long if it needs more than what one step has for prompts, and short if not. While both are there, a long one
-leaves room for the short ones, which then need not queue behind it; half of the step is always left to it.
+A prompt is short if it needs at most half of what one step has for prompts, and long if it needs more. While both are
+there, a long one leaves room for the short ones, which then need not queue behind it. Half of the step is always left
+to it, so that no short one is cut.
 
     only long, or only short      |==================== 512 ====================|
     short ones with 150 tokens    |========= long, at most 362 ========|  150   |
@@ -20,12 +21,12 @@ LEAST_SHARE = 0.5
 
 def most_of_one(load: Load, prompts: int, places: int) -> int:
     """Tokens of one prompt in a step that has `prompts` tokens for all of them, while `places` more may join."""
-    short, longs = 0, False
+    short, longs, half = 0, False, int(LEAST_SHARE * prompts)
     pending = [s.num_uncomputed for s in load.running if not s.decoding]
     pending += [s.num_uncomputed for s in islice(load.waiting, min(places, SEEN))]
     for left in pending:
-        if left > prompts:
+        if left > half:
             longs = True
         else:
             short += left
-    return max(prompts - short, int(LEAST_SHARE * prompts)) if longs else prompts
+    return max(prompts - short, half) if longs else prompts
