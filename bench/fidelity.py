@@ -36,7 +36,9 @@ from jaxserve.sched.fitted_cost import Sample, fit_steps
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 from jaxserve.sim.counterfactual import pool
 from jaxserve.sim.drive import Served, drive
-from jaxserve.sim.record import Record, open_recording, read_record, record_engine
+from jaxserve.sim.record import Record
+from jaxserve.sim.record_reader import read_record
+from jaxserve.sim.recorder import open_recording, record_engine
 from jaxserve.sim.replay import replay
 from jaxserve.sim.simulate import simulate
 

@@ -9,7 +9,7 @@ from jaxserve.commands import buckets, calibrate, doctor, plan, replay, simulate
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.tenants import Tenants
-from jaxserve.sim.record import open_recording, record_engine
+from jaxserve.sim.recorder import open_recording, record_engine
 
 _EXAMPLES = """\
 examples:

@@ -13,7 +13,8 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.slo import Slo
 from jaxserve.sched.cost_file import find_cost
 from jaxserve.sim.counterfactual import Counterfactual, counterfactual
-from jaxserve.sim.record import Record, read_record
+from jaxserve.sim.record import Record
+from jaxserve.sim.record_reader import read_record
 from jaxserve.sim.replay import replay
 
 _EXAMPLES = """\

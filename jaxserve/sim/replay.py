@@ -28,7 +28,8 @@ from jaxserve.engine.engine import Engine
 from jaxserve.sched.cost_model import StepFeatures
 from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sim.build import host_side
-from jaxserve.sim.record import Record, RecordedRequest, RecordedStep, decision
+from jaxserve.sim.record import Record, RecordedRequest, RecordedStep
+from jaxserve.sim.recorder import decision
 
 STOP = 0
 """The token that ends a sequence where the recorded one stopped."""

@@ -19,7 +19,7 @@ from typing import cast
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.sim.arrivals import Arrival
-from jaxserve.sim.record import is_record, read_record
+from jaxserve.sim.record_reader import is_record, read_record
 
 _KNOWN = {"arrival_s", "prompt_tokens", "output_tokens", "tenant", "kind", "prefix_blocks", "block_tokens"}
 

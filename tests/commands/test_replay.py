@@ -11,7 +11,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.sched.cost_file import find_cost
 from jaxserve.sim.build import simulated
 from jaxserve.sim.drive import drive
-from jaxserve.sim.record import Recorder
+from jaxserve.sim.recorder import Recorder
 from jaxserve.sim.traces import read_trace
 
 

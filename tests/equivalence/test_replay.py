@@ -7,7 +7,8 @@ import pytest
 
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
-from jaxserve.sim.record import open_recording, read_record, record_engine
+from jaxserve.sim.record_reader import read_record
+from jaxserve.sim.recorder import open_recording, record_engine
 from jaxserve.sim.replay import replay
 
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from jaxserve.cli import main
-from jaxserve.sim.record import read_record
+from jaxserve.sim.record_reader import read_record
 from jaxserve.sim.replay import replay
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,7 +12,9 @@ from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated
 from jaxserve.sim.counterfactual import counterfactual, pool
 from jaxserve.sim.drive import drive
-from jaxserve.sim.record import Record, Recorder, read_record
+from jaxserve.sim.record import Record
+from jaxserve.sim.record_reader import read_record
+from jaxserve.sim.recorder import Recorder
 
 SECOND_A_STEP = FormulaCost(
     source="made up", overhead_s=1.0, weights_s=0.0, token_s=0.0, pair_s=0.0, context_s=0.0, row_s=0.0

@@ -15,7 +15,9 @@ from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.arrivals import Arrival, poisson
 from jaxserve.sim.build import simulated
 from jaxserve.sim.drive import Served, drive
-from jaxserve.sim.record import Record, Recorder, read_record
+from jaxserve.sim.record import Record
+from jaxserve.sim.record_reader import read_record
+from jaxserve.sim.recorder import Recorder
 from jaxserve.sim.replay import replay
 from jaxserve.sim.traces import read_trace
 
