@@ -2,22 +2,22 @@
 
     python -m bench.serve http://127.0.0.1:8000 --rate 4 --requests 200
     python -m bench.serve URL --trace azure_2023_conv.jsonl --requests 500 --slo "ttft_p99<0.5,tpot_p99<0.05"
-    python -m bench.serve URL --users 16 --prompt-tokens 64-256 --output-tokens 32-128
+    python -m bench.serve URL --arrivals closed:16,0 --prompt-tokens uniform:64,256 --output-tokens uniform:32,128
+    python -m bench.serve URL --arrivals gamma:1,2 --rate 4                      bursts, four a second on average
     python -m bench.serve URL --find-max-rate --slo "ttft_p99<0.5,tpot_p99<0.05"
     python -m bench.serve URL OTHER_URL --rate 4            two servers, the same requests, side by side
 
-TTFT, TPOT, ITL and goodput as in `jaxserve/metrics/latency.py`; a request arrives when it is due, even if it is sent
-late. GuideLLM and AIPerf stay the choice for large campaigns.
+Requests are said as in `jaxserve simulate` (docs/lab.md). TTFT, TPOT, ITL and goodput as in
+`jaxserve/metrics/latency.py`; a request arrives when it is due, even if it is sent late. GuideLLM and AIPerf stay the
+choice for large campaigns.
 """
 
 import argparse
 import asyncio
 import dataclasses
-import itertools
 import os
-import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from bench.load.prompts import Ids, measured_texts
 from bench.load.rate import Probe, best, find_max_rate, judge
 from bench.load.view import LiveView
 from jaxserve.commands.tables import table
+from jaxserve.commands.workload_flags import add_workload, read_workload
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.metrics.distribution import Distribution
 from jaxserve.metrics.slo import Bound, per_request
 from jaxserve.metrics.summary import Summary
 from jaxserve.sim.arrivals import Arrival
-from jaxserve.sim.sources import ClosedLoop, OpenLoop, Source
-from jaxserve.sim.traces import read_trace
+from jaxserve.sim.sources import OpenLoop, Source
+from jaxserve.sim.workload import Workload
 
 COLUMNS = (
     ("server", "name"), ("rate", "rate"), ("ok", "completed"), ("refused", "refused"), ("failed", "failed"),
@@ -44,17 +45,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
+PROMPT_TOKENS, OUTPUT_TOKENS = "fixed:128", "fixed:64"
 PROBE = " probe "
 """In the name of a row that is a step of a search."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    if given.rate is None and not given.trace and not given.users:
+    if given.rate is None and (given.find_max_rate or not (given.trace or given.arrivals)):
         given.rate = 1.0
     try:
-        if given.find_max_rate and (not given.slo or given.users):
-            raise ConfigError("--find-max-rate needs --slo, and requests that come at a rate (no --users)")
+        if given.find_max_rate and not given.slo:
+            raise ConfigError("--find-max-rate needs --slo: the highest rate at which what holds?")
+        source(requested(given), given.rate)  # before a server is asked anything
         bounds = Bound.parse_all(given.slo) if given.slo else ()
         result = asyncio.run(_all_servers(given, bounds))
         print(results_file.show(result, COLUMNS))
@@ -78,7 +81,7 @@ async def _all_servers(given: argparse.Namespace, bounds: tuple[Bound, ...]) -> 
             session = Session(given, client, bounds)
             await session.prepare()
             rows += await session.search() if given.find_max_rate else [await session.measure(given.rate)]
-    return results_file.record("serve", given, rows, seeds=[given.seed])
+    return results_file.record("serve", given, rows, seeds=[given.workload_seed])
 
 
 class Session:
@@ -95,9 +98,9 @@ class Session:
         self._wire = Wire(model=model, chat=given.chat, ignore_eos=given.ignore_eos, temperature=given.temperature)
         if given.ids:
             low, high = _span(given.ids, "ids")
-            self._prompts: Callable[[Arrival, int], str | list[int]] = Ids(given.seed, low, high)
+            self._prompts: Callable[[Arrival, int], str | list[int]] = Ids(given.workload_seed, low, high)
         else:
-            self._prompts = await measured_texts(self._client, self._wire, given.seed)
+            self._prompts = await measured_texts(self._client, self._wire, given.workload_seed)
 
     async def measure(self, rate: float | None, quiet: bool = False) -> results_file.Row:
         summary, answers = await self._load(rate)
@@ -114,9 +117,7 @@ class Session:
             print(f"{rate:8.3g} requests/s: {'holds' if found.holds else found.why}", file=sys.stderr)
             return found
 
-        found = best(
-            await find_max_rate(probe, self._given.rate or 1.0, self._given.tolerance, self._given.most_probes)
-        )
+        found = best(await find_max_rate(probe, self._given.rate, self._given.tolerance, self._given.most_probes))
         if found is None:
             raise ConfigError(f"{self._client.url}: {self._given.slo} does not hold at any rate: loosen it")
         answer = next(r for r in rows if r["rate"] == found.rate)
@@ -125,33 +126,38 @@ class Session:
     async def _load(self, rate: float | None) -> tuple[Summary, list[Answer]]:
         summary = Summary(per_request(self._bounds) if self._bounds else None)
         async with LiveView(self._client.url, self._given.requests, summary) as view:
-            answers = await run_load(source(self._given, rate), self._send, view.watch)
+            answers = await run_load(source(requested(self._given), rate), self._send, view.watch)
         return summary, answers
 
     async def _send(self, answer: Answer, now: Callable[[], float]) -> None:
         await self._client.stream(self._wire, self._prompts(answer.arrival, answer.number), answer, now)
 
 
-def source(given: argparse.Namespace, rate: float | None) -> Source:
-    """The requests as the flags say; at `rate` a second if it is given."""
-    if given.trace:
-        arrivals = list(itertools.islice(read_trace(given.trace), given.requests))
-        if rate is not None and len(arrivals) > 1:  # the same pattern, faster or slower
-            factor = (len(arrivals) - 1) / rate / max(arrivals[-1].at_s - arrivals[0].at_s, 1e-9)
-            arrivals = [dataclasses.replace(a, at_s=(a.at_s - arrivals[0].at_s) * factor) for a in arrivals]
-    else:
-        arrivals = list(itertools.islice(_made_up(given, rate if rate is not None else 1.0), given.requests))
-    return ClosedLoop(arrivals, given.users) if given.users else OpenLoop(arrivals)
+def requested(given: argparse.Namespace) -> Workload:
+    """The requests as the flags say; made-up ones are of one length, so that two servers are easily compared."""
+    workload = read_workload(given)
+    if workload.trace:
+        return workload
+    return dataclasses.replace(
+        workload, prompt_tokens=workload.prompt_tokens or PROMPT_TOKENS,
+        output_tokens=workload.output_tokens or OUTPUT_TOKENS,
+    )  # fmt: skip
 
 
-def _made_up(given: argparse.Namespace, rate: float) -> Iterator[Arrival]:
-    """Gamma gaps of shape `burstiness`: 1 is a Poisson process, less is burstier (as in vLLM's benchmark)."""
-    rng = random.Random(given.seed)
-    prompt, output = _span(given.prompt_tokens, "prompt-tokens"), _span(given.output_tokens, "output-tokens")
-    at = 0.0
-    while True:
-        yield Arrival(at, rng.randint(*prompt), rng.randint(*output))
-        at += rng.gammavariate(given.burstiness, 1.0 / (rate * given.burstiness))
+def source(workload: Workload, rate: float | None) -> Source:
+    """The requests; at `rate` a second if it is given: the same pattern, faster or slower."""
+    if rate is None:
+        return workload.source()
+    if (workload.arrivals or "").startswith("closed"):
+        raise ConfigError(f"rate = {rate:g}: users who wait for their answers ({workload.arrivals}) come at no rate")
+    arrivals = list(workload.list())
+    seconds = arrivals[-1].at_s - arrivals[0].at_s if arrivals else 0.0
+    if len(arrivals) < 2:
+        return OpenLoop(arrivals)
+    if seconds <= 0.0:
+        raise ConfigError(f"rate = {rate:g}: the requests all come at once: give --arrivals poisson:1 beside it")
+    factor = (len(arrivals) - 1) / rate / seconds
+    return OpenLoop(dataclasses.replace(a, at_s=(a.at_s - arrivals[0].at_s) * factor) for a in arrivals)
 
 
 def row(name: str, rate: float | None, summary: Summary, answers: Sequence[Answer]) -> results_file.Row:
@@ -235,18 +241,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("url", nargs="+", help="http://HOST:PORT; several: the same requests to each, in turn")
-    group = parser.add_argument_group("requests")
-    group.add_argument("--trace", metavar="FILE", help="JSONL: arrival_s, prompt_tokens, output_tokens")
-    group.add_argument("--requests", type=_count, default=100, metavar="N", help="how many (default 100)")
+    add_workload(parser, requests=100)
+    group = parser.add_argument_group("load")
     group.add_argument(
-        "--rate", type=_positive, metavar="R", help="requests a second; of a trace: replay it at this rate"
+        "--rate", type=_positive, metavar="R", help="so many requests a second, in the pattern of the trace or arrivals"
     )
-    group.add_argument("--burstiness", type=_positive, default=1.0, metavar="SHAPE", help="1: Poisson; less: bursts")
-    group.add_argument("--users", type=_count, metavar="N", help="N users who each wait for their answer, no rate")
-    group.add_argument("--prompt-tokens", default="128", metavar="N", help="a number or a span like 32-512")
-    group.add_argument("--output-tokens", default="64", metavar="N", help="likewise")
     group.add_argument("--ids", metavar="LOW-HIGH", help="prompts of token ids in this span, not text")
-    group.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("wire")
     group.add_argument("--model", help="default: the first that the server lists")
     group.add_argument("--chat", action="store_true", help="/v1/chat/completions; default /v1/completions")

@@ -13,14 +13,15 @@ from jaxserve.sim.workload import ARRIVALS, LENGTHS, Workload
 DEFAULT_COST = "h200_8b_roofline"
 
 
-def add_workload(parser: argparse.ArgumentParser) -> None:
-    """The fields of `Workload`, as flags."""
+def add_workload(parser: argparse.ArgumentParser, requests: int | None = None) -> None:
+    """The fields of `Workload`, as flags. `requests`: how many, where no flag says it."""
+    first = "the first N; without a trace: 1000" if requests is None else f"the first N (default {requests})"
     group = parser.add_argument_group("requests")
     group.add_argument("--trace", metavar="FILE", help="JSONL: arrival_s, prompt_tokens, output_tokens; or a record")
     group.add_argument("--window", metavar="FROM:SECONDS", help="a stretch of the trace, from 0 on")
     group.add_argument("--speed", type=float, default=1.0, metavar="K", help="the trace's time, K times faster")
     group.add_argument("--spread-stamps", action="store_true", help="strew requests with one time stamp up to the next")
-    group.add_argument("--requests", type=int, metavar="N", help="the first N; without a trace: 1000")
+    group.add_argument("--requests", type=int, default=requests, metavar="N", help=first)
     group.add_argument("--arrivals", metavar="SPEC", help=f"not a trace's times: {', '.join(ARRIVALS.values())}")
     group.add_argument("--prompt-tokens", metavar="SPEC", help=f"prompt lengths: {', '.join(LENGTHS.values())}")
     group.add_argument("--output-tokens", metavar="SPEC", help="output lengths, likewise")

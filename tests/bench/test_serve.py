@@ -18,7 +18,8 @@ from bench.load.view import LiveView, sparkline
 from jaxserve.metrics.slo import Bound
 from jaxserve.metrics.summary import Summary
 from jaxserve.sim.arrivals import Arrival
-from jaxserve.sim.sources import ClosedLoop, OpenLoop
+from jaxserve.sim.sources import ClosedLoop, OpenLoop, Source
+from jaxserve.sim.workload import Workload
 from tests.engine.conftest import build_engine
 from tests.server import conftest as servers
 from tests.server.conftest import Running
@@ -135,11 +136,30 @@ def test_an_objective_that_never_holds_ends_the_search() -> None:
     assert best(probes) is None and "refused" in probes[0].why
 
 
+@pytest.mark.parametrize("arrivals", ["poisson:1", "gamma:3,2", "on-off:1,9,4,1,2"])
+def test_a_rate_keeps_the_pattern(arrivals: str) -> None:
+    workload = Workload(arrivals=arrivals, requests=201)
+    own, faster = (taken(serve.source(workload, rate)) for rate in (None, 20.0))
+    assert faster[-1].at_s - faster[0].at_s == pytest.approx(200 / 20.0)
+    scale = (own[-1].at_s - own[0].at_s) / 10.0
+    assert [a.at_s * scale for a in faster] == pytest.approx([a.at_s - own[0].at_s for a in own])
+    assert [a.prompt_tokens for a in faster] == [a.prompt_tokens for a in own]
+
+
+def taken(source: Source) -> list[Arrival]:
+    return [source.take()[1] for _ in iter(lambda: source.more, False)]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--find-max-rate"], "needs --slo"),
-        (["--prompt-tokens=9-3"], "span"),
+        (["--prompt-tokens=uniform:9,3"], "HIGH from LOW on"),
+        (["--ids=9-3"], "span"),
+        (["--arrivals=closed:4,0", "--rate=2"], "come at no rate"),
+        (["--arrivals=closed:4,0", "--find-max-rate", "--slo=ttft<1"], "come at no rate"),
+        (["--arrivals=saturation", "--rate=2"], "all come at once"),
+        (["--requests=0"], "requests = 0"),
         (["--slo=speed<1"], "metrics: ttft"),
         (["--trace=nowhere.jsonl"], "cannot be read"),
     ],
@@ -155,7 +175,8 @@ def test_no_server_is_no_traceback(capsys) -> None:
 
 
 def test_a_server_is_measured(fake: Running, tmp_path, capsys) -> None:
-    common = ["--requests=12", "--prompt-tokens=5-9", "--output-tokens=3-6", "--users=4", "--slo=ttft<60,tpot<60"]
+    common = ["--requests=12", "--arrivals=closed:4,0", "--slo=ttft<60,tpot<60"]
+    common += ["--prompt-tokens=uniform:5,9", "--output-tokens=uniform:3,6"]
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     assert serve.main([fake.url, *common, "--ids=10-90", "--json", str(first)]) == 0
     stored = json.loads(first.read_text())
@@ -165,7 +186,7 @@ def test_a_server_is_measured(fake: Running, tmp_path, capsys) -> None:
     assert stored["seeds"] == [0] and "cpu" in stored["machine"] and "api_key" not in stored["arguments"]
     assert 12 * 3 <= row["output_tokens"] <= 12 * 6
     capsys.readouterr()
-    options = ["--requests=3", "--rate=50", "--output-tokens=4", "--against", str(first), "--json", str(second)]
+    options = ["--requests=3", "--rate=50", "--output-tokens=fixed:4", "--against", str(first), "--json", str(second)]
     assert serve.main([fake.url, *options]) == 0
     assert "last / first" in capsys.readouterr().out
 
@@ -173,13 +194,13 @@ def test_a_server_is_measured(fake: Running, tmp_path, capsys) -> None:
 def test_texts_come_out_as_long_as_the_server_counts(fake: Running, tmp_path) -> None:
     """There a character is a token: words are several."""
     path = tmp_path / "a.json"
-    assert serve.main([fake.url, "--requests=4", "--rate=50", "--prompt-tokens=40", "--json", str(path)]) == 0
+    assert serve.main([fake.url, "--requests=4", "--rate=50", "--prompt-tokens=fixed:40", "--json", str(path)]) == 0
     assert json.loads(path.read_text())["rows"][0]["prompt_tokens"] == pytest.approx(4 * 40, rel=0.25)
 
 
 def test_the_search_runs_on_a_server(fake: Running, tmp_path, capsys) -> None:
     path = tmp_path / "a.json"
-    options = ["--requests=3", "--rate=20", "--find-max-rate", "--slo=ttft_p99<60", "--output-tokens=2"]
+    options = ["--requests=3", "--rate=20", "--find-max-rate", "--slo=ttft_p99<60", "--output-tokens=fixed:2"]
     assert serve.main([fake.url, *options, "--json", str(path), "--most-probes=3"]) == 0
     rows = json.loads(path.read_text())["rows"]
     assert [row["rate"] for row in rows] == [20.0, 40.0, 80.0, 80.0] and "probe 1" in rows[0]["name"]
