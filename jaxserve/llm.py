@@ -8,8 +8,8 @@ for output in llm.generate(["Enter HAMLET.", "Exeunt"], SamplingParams(max_token
 """
 
 import itertools
-import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.offline import run
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.generation_config import read_generation_config
@@ -36,16 +37,16 @@ from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
 from jaxserve.runtime.capacity import estimate_programs
 from jaxserve.runtime.kv_cache import size_pool, tier_blocks
-from jaxserve.runtime.programs import ProgramTable, use_compilation_cache
+from jaxserve.runtime.programs import compile_in_background, use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_file import load_cost
 from jaxserve.sched.scheduler import Scheduler
 from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import CheapestFirst
+from jaxserve.text.prompts import Prompt, as_prompts, token_ids
 from jaxserve.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -78,6 +79,8 @@ class LLM:
         **settings: Any,
     ) -> None:
         if model is not None:
+            if params is not None:
+                raise ConfigError(f"model = {str(model)!r} and params exclude each other: give one of them")
             settings["model"] = str(model)
         self.config = (config or EngineConfig()).replace(**settings)
         self._progress = progress
@@ -106,7 +109,7 @@ class LLM:
 
         `sampling_params`: one for all or one each; None: `get_default_sampling_params()`, here and in `chat`, `stream`.
         """
-        batch = _as_prompts(prompts)
+        batch = as_prompts(prompts)
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(batch))
         requests = [self.make_request(prompt, p) for prompt, p in zip(batch, params, strict=True)]
         texts = [prompt if isinstance(prompt, str) else None for prompt in batch]
@@ -129,18 +132,8 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[SequenceOutput]:
         """The pieces of one request as they come. Leaving the loop early aborts it."""
-        request = self.make_request(prompt, sampling_params or self.get_default_sampling_params())
-        left = len(self.engine.add(request))
-        try:
-            while left:
-                for piece in self.engine.step():
-                    if piece.request_id == request.id:
-                        left -= piece.finish_reason is not None
-                        yield piece
-        finally:
-            if left:
-                self.engine.abort(request.id)
-                self.engine.step()
+        params = sampling_params or self.get_default_sampling_params()
+        yield from run(self.engine, [self.make_request(prompt, params)])
 
     def score(self, prompts: Prompt | Sequence[Prompt], *, top: int = 0) -> list[list[TokenLogprobs | None]]:
         """Log-probability of every token of each prompt given those before it; None for the first."""
@@ -161,7 +154,7 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams, request_id: str | None = None, cache_salt: str = ""
     ) -> Request:
         """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`."""
-        tokens = self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else token_ids(prompt)
         return Request(
             id=request_id if request_id is not None else f"request-{next(self._ids)}",
             prompt=tuple(tokens),
@@ -177,7 +170,8 @@ class LLM:
         Raises:
           JaxserveError: requests are under way. ParamsMismatch: shapes or types are not those of the old weights.
         """
-        if self.engine.has_work:
+        self.engine.drain()
+        if self.engine.scheduler.live():
             raise JaxserveError("weights can change between requests only: finish or abort those under way first")
         check_params(params, self.model_config)
         self._runner.update_params(_like(params, self._runner.params))
@@ -215,6 +209,8 @@ class LLM:
             raise ConfigError("params and model_config go together: give both, or a model")
         if params is not None and model_config is not None:
             check_params(params, model_config)
+            held, wanted = str(jax.tree.leaves(params)[0].dtype), self.config.model.dtype
+            require(wanted in ("auto", held), "dtype", wanted, f"auto, or params cast to it (they are {held})")
             return model_config, jax.tree.map(jax.numpy.asarray, params), None
         section = self.config.model
         source = str(EMBEDDED) if section.model == "embedded" else section.model
@@ -302,7 +298,7 @@ class LLM:
         with progress_bar(len(now), "Compiling", "program", show=self._progress) as bar:
             runner.compile(now, lambda key: bar.update() and None)
         if len(now) < len(keys):
-            threading.Thread(target=_compile_rest, args=(keys,), name="jaxserve-warmup", daemon=True).start()
+            compile_in_background(keys)
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -311,41 +307,26 @@ class LLM:
 
     def _run(self, requests: list[Request], texts: list[str | None], show: bool) -> list[RequestOutput]:
         collectors = {r.id: Collector(r, text) for r, text in zip(requests, texts, strict=True)}
-        added: list[Request] = []
-        try:
-            with progress_bar(len(requests), "Generating", "request", show=show) as bar:
-                for request in requests:
-                    self.engine.add(request)
-                    added.append(request)
-                tokens = 0
-                while self.engine.has_work:
-                    for piece in self.engine.step():
-                        collector = collectors.get(piece.request_id)
-                        tokens += len(piece.tokens)
-                        if collector is not None and collector.add(piece):
-                            bar.update()
-                            bar.set_postfix(output_tokens=tokens, refresh=False)
-        except BaseException:
-            for request in added:
-                self.engine.abort(request.id)
-            raise
+        tokens = 0
+        with (
+            progress_bar(len(requests), "Generating", "request", show=show) as bar,
+            closing(run(self.engine, requests)) as outputs,
+        ):
+            for output in outputs:
+                tokens += len(output.tokens)
+                if collectors[output.request_id].add(output):
+                    bar.update()
+                    bar.set_postfix(output_tokens=tokens, refresh=False)
         return [collectors[r.id].output for r in requests]
-
-
-def _compile_rest(keys: list[tuple[ProgramTable, Any]]) -> None:
-    for table, key in keys:
-        table.compile_here(key)
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> Sequence[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest(
+            f"sampling_params = {params!r}: give a SamplingParams, or a list of them", "sampling_params"
+        )
     if len(params) != count:
         raise InvalidRequest(
             f"{len(params)} sampling_params for {count} prompts: give one, or one each", "sampling_params"

@@ -34,6 +34,9 @@ def test_help_shows_every_setting_and_examples(capsys: pytest.CaptureFixture[str
         (["generate", "--prompt", "x", "--block-size", "33"], "block_size"),
         (["generate", "--prompt", "x", "--max-model-len", "1000000"], "max_model_len"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (["generate", "--prompt", "x", "--max-model-len", "0"], "max_model_len"),
+        (["generate", "--prompt", "x", "--compile-threads", "-1"], "compile_threads"),
+        (["generate", "--config", str(ROOT / "jaxserve" / "embedded" / "model.safetensors")], "not TOML"),
         (["convert", "/no/such/model", "not-there-yet"], "/no/such/model"),
     ],
 )
@@ -45,6 +48,18 @@ def test_what_the_caller_can_fix_is_one_line(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("jaxserve: ") and words in error and "Traceback" not in error
+
+
+def test_a_bad_list_of_sizes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--decode-buckets", "a,b"])
+    assert "'a,b': give whole numbers separated by commas" in capsys.readouterr().err
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["generate", "--prompt", "x", "--compilation-cache-dir", str(tmp_path / "file" / "below")]) == 2
+    assert "compilation_cache_dir" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -38,8 +38,15 @@ def _reader(setting: Setting) -> Any:
     if setting.choices or str in kinds:
         return str
     if setting.default == ():
-        return lambda text: tuple(int(part) for part in text.split(","))
+        return _sizes
     return float if float in kinds else int
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers separated by commas, as in 8,64") from error
 
 
 def given_settings(given: argparse.Namespace) -> dict[str, Any]:

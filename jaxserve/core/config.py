@@ -45,6 +45,10 @@ class ModelConfigSection:
         "auto", "sampling defaults: auto: the model's generation_config.json; none; or a folder that has such a file"
     )
 
+    def __post_init__(self) -> None:
+        longest = self.max_model_len
+        require(longest is None or longest > 0, "max_model_len", longest, "a positive number of tokens")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
@@ -176,6 +180,9 @@ class RuntimeConfig:
     compile_threads: int = setting(0, "programs built at the same time; 0: one a processor")
     on_compile_after_warmup: Literal["count", "error"] = setting("count", "what a compilation while serving does")
 
+    def __post_init__(self) -> None:
+        require(self.compile_threads >= 0, "compile_threads", self.compile_threads, "a number of threads, or 0")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
@@ -265,7 +272,7 @@ class EngineConfig:
             tables = tomllib.loads(Path(path).read_text())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}); configs/ holds examples") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not TOML: {error}") from error
         flat: dict[str, Any] = {}
         sections = _sections()

@@ -15,6 +15,17 @@ MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 300
 MAX_N = 128
 
+_NUMBERS = (
+    "max_tokens", "min_tokens", "n", "temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "logprobs", "prompt_logprobs",
+)  # fmt: skip
+_FLAGS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")
+_LISTS: tuple[tuple[str, type, str], ...] = (
+    ("stop", tuple, "a string, or a list of strings"),
+    ("stop_token_ids", tuple, "a list of token ids"),
+    ("logit_bias", dict, "a mapping from token ids to numbers"),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -53,16 +64,24 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the record is frozen; these spellings are folded into one
+        for name in _NUMBERS + _FLAGS:
+            if getattr(value := getattr(self, name), "ndim", None) == 0:  # of NumPy or JAX
+                put(self, name, value.item())
         if isinstance(self.stop, str):
             put(self, "stop", (self.stop,))
-        put(self, "stop", tuple(self.stop or ()))
-        put(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        put(self, "logit_bias", dict(self.logit_bias or {}))
+        for name, kind, accepted in _LISTS:
+            try:
+                put(self, name, kind(getattr(self, name) or ()))
+            except (TypeError, ValueError) as error:
+                raise InvalidParameter(name, getattr(self, name), accepted) from error
         if self.top_k == -1:
             put(self, "top_k", 0)
         self._check_lengths()
         self._check_distribution()
         self._check_lists()
+        for name in _FLAGS:
+            if not isinstance(value := getattr(self, name), bool):
+                raise InvalidParameter(name, value, "true or false")
 
     @property
     def greedy(self) -> bool:

@@ -32,8 +32,9 @@ class Limits:
         limit, name = self.max_len
         if not prompt:
             raise EmptyPrompt
-        if len(prompt) + (params.max_tokens != 0) > limit:
-            raise PromptTooLong(len(prompt), limit - 1, name)
+        room = limit - (params.max_tokens != 0)
+        if len(prompt) > room:
+            raise PromptTooLong(len(prompt), room, name)
         self._check_tokens(prompt, "prompt")
         self._check_tokens(params.stop_token_ids, "stop_token_ids")
         self._check_tokens(params.logit_bias, "logit_bias")

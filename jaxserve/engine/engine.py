@@ -49,6 +49,7 @@ class Engine:
         self._flying: deque[tuple[StepPlan, Pending, float]] = deque()
         self._live: dict[str, list[Sequence]] = {}
         self._events: list[Event] = []
+        self._kept: list[SequenceOutput] = []
         self._seeds = random.Random(seed)
         self._idle = False
         self.observers: list[Observer] = []
@@ -56,6 +57,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """There is something to step for, or outputs to fetch."""
+        return self.under_way or bool(self._kept)
+
+    @property
+    def under_way(self) -> bool:
+        """Something waits, runs, or has ended and not been told."""
         return self.scheduler.has_work or bool(self._flying) or bool(self._events)
 
     @property
@@ -97,11 +104,19 @@ class Engine:
             self._tell(StepRecord([refused], self._clock.now()))
             raise
 
-    def _add(self, request: Request) -> list[Sequence]:
+    def check(self, request: Request) -> int:
+        """The most tokens that its prompt and an output may reach together.
+
+        Raises:
+          InvalidRequest: `add` would refuse it, now and later.
+        """
         if request.id in self._live:
             raise DuplicateRequest(request.id)
-        max_len = self.limits.check(request)
         self._outputs.check(request)
+        return self.limits.check(request)
+
+    def _add(self, request: Request) -> list[Sequence]:
+        max_len = self.check(request)
         params = request.params
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         sequences = [Sequence(request, i, max_len, (seed + i) % 2**64) for i in range(params.n)]
@@ -141,7 +156,12 @@ class Engine:
         for output in outputs:
             if output.finish_reason is not None:
                 self._forget(output.sequence)
-        return outputs
+        kept, self._kept = self._kept, []
+        return kept + outputs
+
+    def give_back(self, outputs: list[SequenceOutput]) -> None:
+        """Outputs of a step that are another's: the next step returns them again, before its own."""
+        self._kept += outputs
 
     def replace_executor(self, executor: Executor) -> None:
         """Drive another executor from the next step on: one that records, say, around the one there was."""

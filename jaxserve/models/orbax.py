@@ -63,6 +63,6 @@ def restore(directory: Path, config: ModelConfig, dtype: np.dtype) -> Params:
             return checkpointer.restore(path, expected)
     except ParamsMismatch as error:
         raise CheckpointError(path, str(error), "config.json and parameters must be of one conversion") from error
-    except (OSError, ValueError, LookupError, AttributeError) as error:
+    except Exception as error:  # TensorStore raises bare ones for a damaged file
         reason = str(error).strip().partition("\n")[0][:300]
         raise CheckpointError(path, f"not a whole checkpoint ({reason})", _AGAIN) from error

@@ -21,6 +21,7 @@ import jax
 import jax.monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -31,7 +32,11 @@ def use_compilation_cache(directory: str | None) -> None:
     """Keep compiled programs in `directory` between runs; short compilations too, which JAX leaves out by default."""
     if directory:
         folder = Path(directory).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            accepted = f'a folder that can be made ({error.strerror}), or "" for none'
+            raise ConfigError(f"compilation_cache_dir = {directory!r} cannot work: give {accepted}") from error
         set_compilation_cache_folder(str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
@@ -96,15 +101,34 @@ class ProgramTable:
     def compile(self, keys: list[Any], progress: Callable[[Any], None] = lambda key: None) -> None:
         """Build what is missing, several at a time; `progress(key)` after each, from this thread."""
         missing = [key for key in keys if key not in self._programs]
-        previous = threading.stack_size(_STACK_BYTES)
-        try:
-            with ThreadPoolExecutor(self._threads, "compile") as pool:
-                futures = [(key, pool.submit(self._build, key)) for key in missing]
-                for key, future in futures:
-                    self._programs[key] = future.result()
-                    progress(key)
-        finally:
-            threading.stack_size(previous)
+        with _deep_stacks(), ThreadPoolExecutor(self._threads, "compile") as pool:
+            futures = [(key, pool.submit(self._build, key)) for key in missing]
+            for key, future in futures:
+                self._programs[key] = future.result()
+                progress(key)
+
+
+def compile_in_background(keys: list[tuple[ProgramTable, Any]]) -> threading.Thread:
+    """Build what is missing one after the other, in a thread that does not keep the process alive."""
+
+    def build() -> None:
+        for table, key in keys:
+            table.compile_here(key)
+
+    thread = threading.Thread(target=build, name="jaxserve-warmup", daemon=True)
+    with _deep_stacks():
+        thread.start()
+    return thread
+
+
+@contextmanager
+def _deep_stacks() -> Iterator[None]:
+    """Threads that start inside have room for XLA's passes."""
+    previous = threading.stack_size(_STACK_BYTES)
+    try:
+        yield
+    finally:
+        threading.stack_size(previous)
 
 
 def smallest_holding(bucket: Bucket, ready: Callable[[Bucket], bool], buckets: list[Bucket]) -> Bucket:

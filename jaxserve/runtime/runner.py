@@ -86,15 +86,16 @@ class ModelRunner:
     # --- programs ---------------------------------------------------------------------------------------------
 
     def program_keys(self) -> list[tuple[ProgramTable, Any]]:
-        """Every program, those that can serve anything first."""
+        """Every program, those that can serve anything first; a bucket's model after what samples and scores its rows,
+        so that a bucket with a model is whole."""
         keys: list[tuple[ProgramTable, Any]] = [(self._loaders, "load")]
         if self._offloads:
             keys += [(self._movers, key) for key in mover_keys()]
         for bucket in self._buckets:
-            keys.append((self._models, bucket))
             keys += [(self._samplers, (bucket.sample_rows, variant)) for variant in Variant]
             if bucket.prefill_tokens:
                 keys.append((self._scorers, bucket.prefill_tokens))
+            keys.append((self._models, bucket))
         return list(dict.fromkeys(keys))
 
     @property

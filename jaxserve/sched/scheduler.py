@@ -22,7 +22,7 @@ from collections.abc import Collection
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.config import SchedulerConfig
-from jaxserve.core.errors import QueueFull
+from jaxserve.core.errors import InvalidParameter, QueueFull
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
 from jaxserve.core.plan import NO_BUCKET, StepPlan, StepResult, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Sequence, Status
@@ -98,6 +98,12 @@ class Scheduler:
         """Tenants that have something waiting or running."""
         return self._ledger.active()
 
+    def has_room(self, count: int, tokens: int) -> bool:
+        """Whether so many more sequences, of so many tokens together, may wait."""
+        waiting, most_tokens = self._roster.waiting, self._config.max_waiting_tokens
+        fits = most_tokens is None or not waiting or waiting.tokens + tokens <= most_tokens
+        return fits and len(waiting) + count <= self._config.max_waiting
+
     @property
     def num_running(self) -> int:
         return len(self._roster.running)
@@ -146,6 +152,7 @@ class Scheduler:
         Raises:
           QueueFull, TooBusy: a waiting queue or a rate is at its bound, or the first token would come too late.
           PromptTooLong, RequestTooLarge: it is over its tenant's share of the blocks.
+          InvalidParameter: more sequences than may ever wait.
         """
         self._check_queue(sequences)
         for i, sequence in enumerate(sequences, self._arrivals + 1):
@@ -164,7 +171,10 @@ class Scheduler:
             self.journal.queued(sequence, now)
 
     def _check_queue(self, sequences: list[Sequence]) -> None:
-        """Raises QueueFull. Into an empty queue any number of tokens may come, or they never could."""
+        """Raises QueueFull; InvalidParameter for more sequences than may ever wait. Into an empty queue any number of
+        tokens may come, or they never could."""
+        if len(sequences) > self._config.max_waiting:
+            raise InvalidParameter("n", len(sequences), f"at most max_waiting ({self._config.max_waiting})")
         waiting, most_tokens = self._roster.waiting, self._config.max_waiting_tokens
         if len(waiting) + len(sequences) > self._config.max_waiting:
             raise QueueFull(len(waiting), self._config.max_waiting)

@@ -37,7 +37,7 @@ class Tokenizer:
         self._special = special or {}
         self._source = chat_template
         self.token_bytes = TokenBytes(backend)
-        self._template = None if chat_template is None else _environment().from_string(chat_template)
+        self._template = None if chat_template is None else _compiled(chat_template)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "Tokenizer":
@@ -157,6 +157,15 @@ def _plain(message: Message, index: int) -> Message:
     return message | {"content": "\n".join(texts)}
 
 
+def _compiled(template: str) -> Any:
+    import jinja2
+
+    try:
+        return _environment().from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise CheckpointError("chat template", f"line {error.lineno}: {error.message}", "expected Jinja") from error
+
+
 def _environment() -> Any:
     """As Hugging Face renders templates: trimmed blocks, loop controls, and three functions."""
     import jinja2.ext  # here, so that who has no chat template needs no jinja2
@@ -204,6 +213,9 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
+        held = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(path, f"not JSON ({error})", "repair the file or leave it out") from error
+    if not isinstance(held, dict):
+        raise CheckpointError(path, f"holds a {type(held).__name__}", "expected a JSON object")
+    return cast(dict[str, Any], held)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from jaxserve.core.errors import InvalidParameter
@@ -15,6 +16,8 @@ BAD = [
     ("repetition_penalty", 0.0), ("logit_bias", {1: 101.0}), ("logit_bias", {-1: 1.0}), ("logit_bias", {1: math.nan}),
     ("logit_bias", dict.fromkeys(range(301), 0.0)), ("stop", ("",)), ("stop", ("a",) * 17), ("stop_token_ids", (-1,)),
     ("stop_token_ids", tuple(range(65))), ("logprobs", -1), ("logprobs", 21), ("prompt_logprobs", 21),
+    ("stop", 5), ("stop", b"x"), ("stop_token_ids", 5), ("logit_bias", [1, 2]), ("ignore_eos", "yes"),
+    ("skip_special_tokens", None), ("include_stop_str_in_output", 1), ("temperature", np.float32("nan")),
 ]  # fmt: skip
 
 
@@ -33,3 +36,9 @@ def test_min_tokens_is_at_most_max_tokens() -> None:
 def test_spellings_are_folded_into_one() -> None:
     params = SamplingParams(stop="end", top_k=-1, stop_token_ids=[1, 2])  # type: ignore[arg-type]
     assert params.stop == ("end",) and params.top_k == 0 and params.stop_token_ids == (1, 2)
+
+
+def test_numbers_of_numpy_become_pythons_own() -> None:
+    params = SamplingParams(temperature=np.float32(0.5), seed=np.int64(7), max_tokens=np.int32(3))  # type: ignore[arg-type]
+    assert params == SamplingParams(temperature=0.5, seed=7, max_tokens=3)
+    assert [type(value) for value in (params.temperature, params.seed, params.max_tokens)] == [float, int, int]

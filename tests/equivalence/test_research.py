@@ -12,6 +12,7 @@ from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
+from jaxserve.runtime.sampling_variant import Variant
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 
@@ -35,7 +36,7 @@ def test_new_weights_between_requests(make_llm: Callable[..., LLM], tiny: tuple[
 
 
 def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
-    _, params = tiny
+    config, params = tiny
     with pytest.raises(ParamsMismatch, match="norm"):
         base.update_params({**params, "norm": jnp.zeros(5)})
     with pytest.raises(ParamsMismatch):
@@ -47,6 +48,25 @@ def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig,
         base.engine.step()
     with pytest.raises(ConfigError):
         LLM(params=params)
+    with pytest.raises(ConfigError, match="exclude"):
+        LLM("embedded", params=params, model_config=config)
+    with pytest.raises(ConfigError, match="dtype"):
+        LLM(params=params, model_config=config, dtype="bfloat16")
+
+
+def test_new_weights_after_a_stream_was_left(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
+    stream = base.stream([1, 2, 3], SamplingParams(max_tokens=100))
+    next(stream)
+    stream.close()
+    base.update_params(tiny[1])
+
+
+def test_a_stream_is_read_while_others_are_generated(base: LLM) -> None:
+    found = []
+    for output in base.stream([9, 8, 7], GREEDY):
+        found += output.tokens
+        assert len(tokens(base, [1, 2])) == 12
+    assert found == tokens(base, [9, 8, 7])
 
 
 @pytest.mark.slow
@@ -81,6 +101,16 @@ def test_text_needs_a_tokenizer(base: LLM) -> None:
 def test_progressive_warmup_serves_before_all_is_compiled(make_llm: Callable[..., LLM], base: LLM) -> None:
     llm = make_llm(warmup="progressive", decode_buckets=(1, 4, 8), on_compile_after_warmup="count")
     assert tokens(llm, list(range(30))) == tokens(base, list(range(30)))
+
+
+def test_a_bucket_with_a_model_has_all_its_programs(base: LLM) -> None:
+    """In whatever moment a step finds it, while others are still being compiled."""
+    runner, ready = base.runner, set()
+    for table, key in runner.program_keys():
+        ready.add((table, key))
+        if table is runner._models:
+            assert all((runner._samplers, (key.sample_rows, variant)) in ready for variant in Variant)
+            assert not key.prefill_tokens or (runner._scorers, key.prefill_tokens) in ready
 
 
 @pytest.mark.slow

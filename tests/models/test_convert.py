@@ -70,6 +70,14 @@ def test_an_incomplete_checkpoint_is_refused(copy, name):
         load(copy)
 
 
+def test_cut_files_are_refused(copy):
+    for path in (copy / "params").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        load(copy)
+
+
 def test_a_checkpoint_without_parameters_is_refused(copy):
     shutil.rmtree(copy / "params")
     with pytest.raises(CheckpointError, match="no weights"):

@@ -75,3 +75,14 @@ def test_missing_and_corrupt_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not a tokenizer"):
         Tokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer_config.json", "[]"), ("generation_config.json", "[]"), ("chat_template.jinja", "{% if %}")],
+)
+def test_files_that_hold_something_else(directory: Path, tmp_path: Path, name: str, content: str) -> None:
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    (copy / name).write_text(content)
+    with pytest.raises(CheckpointError, match="expected"):
+        Tokenizer.from_directory(copy)
