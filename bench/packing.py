@@ -1,20 +1,27 @@
-"""What packing to the buckets' edges saves: `python -m bench.packing`.
+"""What packing to the buckets' edges saves: `python -m bench.packing`, and `--real` on the embedded model.
 
 The same seeded arrivals with `fill_buckets` on and off, on the scheduler alone; a step costs `base + per_token x padded
 tokens`, by default the CPU figures of the embedded model's size class. Counted: steps, padded over real tokens, and
 output tokens over the summed cost.
+
+`--real`: the engine on the embedded model, the same kind of requests from clients that each send their next one when
+the last is answered, so that prompts and decodes mix; on and off take turns. Counted: the same, by the clock.
 """
 
 import argparse
 import random
+import statistics
+import time
 
 import numpy as np
 
+from bench.step_times import StepTimes
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.config import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.plan import StepResult
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request, Sequence
+from jaxserve.llm import LLM
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.scheduler import Scheduler
 
@@ -52,12 +59,57 @@ def run(
     return {"steps": steps, "padding": padded / real, "tokens_per_s": 1e3 * outputs / clock_ms}
 
 
+def run_real(llm: LLM, seed: int, requests: int, clients: int) -> dict[str, float]:
+    rng = random.Random(seed)
+    left = []
+    for _ in range(requests):
+        prompt = [rng.randrange(llm.model_config.vocab_size) for _ in range(rng.randint(16, 700))]
+        params = SamplingParams(max_tokens=rng.randint(8, 128), temperature=0.0, ignore_eos=True)
+        left.append(llm.make_request(prompt, params))
+    times = StepTimes(llm.runner)
+    llm.engine.replace_executor(times)
+    for _ in range(clients):
+        llm.engine.add(left.pop())
+    outputs, begin = 0, time.perf_counter()
+    while llm.engine.has_work:
+        for output in llm.engine.step():
+            outputs += len(output.tokens)
+            if output.finish_reason is not None and left:
+                llm.engine.add(left.pop())
+    wall = time.perf_counter() - begin
+    llm.engine.replace_executor(llm.runner)
+    return {"steps": times.steps, "padding": times.padded_tokens / times.real_tokens, "tokens_per_s": outputs / wall}
+
+
+def real(rounds: int, requests: int, clients: int) -> None:
+    sizes = {"max_num_seqs": clients, "max_num_batched_tokens": 512}
+    llms = {fill: LLM("embedded", fill_buckets=fill, progress=False, **sizes) for fill in (False, True)}
+    runs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    for i in range(rounds):
+        for fill in (False, True) if i % 2 else (True, False):
+            runs[fill].append(run_real(llms[fill], i, requests, clients))
+    print(f"embedded model, {requests} requests from {clients} clients, median of {rounds} rounds (and their range)")
+    print(f"{'fill':>5} {'steps':>7} {'padded/real':>12} {'tokens/s':>9}")
+    for fill, found in runs.items():
+        steps, padding, rates = ([run[name] for run in found] for name in found[0])
+        print(
+            f"{'on' if fill else 'off':>5} {statistics.median(steps):7.0f} {statistics.median(padding):12.3f} "
+            f"{statistics.median(rates):9.0f}   ({min(rates):.0f}-{max(rates):.0f})"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--base-ms", type=float, default=1.3, help="cost of any step (default 1.3)")
     parser.add_argument("--token-ms", type=float, default=0.09, help="cost of a padded token (default 0.09)")
+    parser.add_argument("--real", action="store_true", help="the engine on the embedded model; --requests a round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of --real (default 5)")
+    parser.add_argument("--clients", type=int, default=16, help="clients of --real (default 16)")
     arguments = parser.parse_args()
+    if arguments.real:
+        real(arguments.rounds, arguments.requests, arguments.clients)
+        return
     print(f"{'chunk_size':>10} {'fill':>5} {'steps':>7} {'padded/real':>12} {'tokens/s':>9}   (mean of 3 seeds)")
     for chunk_size in (None, 256, 100):
         for fill in (False, True):

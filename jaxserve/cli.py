@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxserve import __version__
-from jaxserve.commands import buckets, calibrate, doctor, plan, replay, simulate, timeline, tune
+from jaxserve.commands import buckets, calibrate, doctor, generate, plan, replay, simulate, timeline, tune
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.tenants import Tenants
@@ -23,6 +23,18 @@ examples:
 
 Settings come from --config (TOML, one table a section) and from flags, which go over it.
 Every setting is documented in docs/settings.md.
+"""
+
+
+_CONVERT = """\
+Write a Hugging Face model as an Orbax checkpoint: weights fused as the engine holds them, in the type in which they are
+stored, beside the configuration, the tokenizer and the chat template. Whatever takes a model takes the new folder."""
+
+_CONVERT_EXAMPLES = """\
+examples:
+  jaxserve convert ./Qwen3-0.6B ./qwen3-orbax
+  jaxserve convert Qwen/Qwen3-0.6B ./qwen3-orbax     a hub id is downloaded first
+  jaxserve serve --model ./qwen3-orbax
 """
 
 
@@ -62,24 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--record-tokens", action="store_true", help="token ids of prompts and outputs, too")
     add_settings(serve)
 
-    generate = commands.add_parser(
-        "generate", help="complete prompts and print them as they come", epilog=_EXAMPLES, formatter_class=WideFormatter
-    )
-    generate.set_defaults(run=_generate)
-    group = generate.add_argument_group("generation")
-    group.add_argument("--prompt", action="append", help="a prompt; may be repeated; default: standard input")
-    group.add_argument("--chat", action="store_true", help="send each prompt as a user's message through the template")
-    group.add_argument("--max-tokens", type=int, default=128, help="most output tokens (default 128)")
-    group.add_argument("--temperature", type=float, help="0 is greedy (default: the model's own)")
-    group.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0: all (default: the model's own)")
-    group.add_argument("--top-p", type=float, help="keep this much probability (default: the model's own)")
-    group.add_argument("--sampling-seed", type=int, help="the same tokens every time")
-    group.add_argument("--stop", action="append", default=[], help="end at this text; may be repeated")
-    add_settings(generate)
+    generate.add(commands)
 
-    convert = commands.add_parser("convert", help="turn a Hugging Face directory into an Orbax checkpoint")
+    convert = commands.add_parser(
+        "convert",
+        help="turn a Hugging Face directory into an Orbax checkpoint",
+        description=_CONVERT,
+        epilog=_CONVERT_EXAMPLES,
+        formatter_class=WideFormatter,
+    )
     convert.add_argument("source", help="a Hugging Face directory or hub id")
-    convert.add_argument("destination", help="a folder that does not exist yet")
+    convert.add_argument("destination", help="a folder that does not exist yet; it appears when it is whole")
     convert.set_defaults(run=_convert)
 
     for command in (plan, simulate, replay, buckets, tune, calibrate, timeline, doctor):
@@ -130,28 +135,6 @@ def _serve(given: argparse.Namespace) -> int:
     finally:
         for stop in stop_recording:  # the engine's thread has ended: what waits still is written down, without an end
             stop()
-
-
-def _generate(given: argparse.Namespace) -> int:
-    from jaxserve.core.sampling import SamplingParams
-    from jaxserve.llm import LLM
-
-    config = read_config(given)
-    asked = {"temperature": given.temperature, "top_k": given.top_k, "top_p": given.top_p, "seed": given.sampling_seed}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    asked |= {"max_tokens": given.max_tokens, "stop": tuple(given.stop)}
-    SamplingParams(**asked)  # a flag out of range is told before the model is loaded
-    prompts = given.prompt or [sys.stdin.read().rstrip("\n")]
-    llm = LLM(config=config, progress=sys.stderr.isatty())
-    params = SamplingParams(**(dict(llm.sampling_defaults) | asked))
-    for prompt in prompts:
-        tokens = llm.encode_chat([{"role": "user", "content": prompt}]) if given.chat else prompt
-        if not given.chat:
-            print(prompt, end="")
-        for piece in llm.stream(tokens, params):
-            print(piece.text, end="", flush=True)
-        print()
-    return 0
 
 
 def _convert(given: argparse.Namespace) -> int:

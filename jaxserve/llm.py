@@ -44,7 +44,7 @@ from jaxserve.sched.cost_file import load_cost
 from jaxserve.sched.scheduler import Scheduler
 from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import CheapestFirst
-from jaxserve.text.prompts import Prompt, as_prompts, token_ids
+from jaxserve.text.prompts import Prompt, as_prompts, content_of
 from jaxserve.text.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -107,12 +107,15 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete prompts (text or token ids), batched continuously; outputs in the prompts' order.
 
+        A prompt may bring a salt of its own, which keeps its prefix from requests with another: see `text.prompts`.
+
         `sampling_params`: one for all or one each; None: `get_default_sampling_params()`, here and in `chat`, `stream`.
         """
         batch = as_prompts(prompts)
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(batch))
         requests = [self.make_request(prompt, p) for prompt, p in zip(batch, params, strict=True)]
-        texts = [prompt if isinstance(prompt, str) else None for prompt in batch]
+        contents = [content_of(prompt)[0] for prompt in batch]
+        texts = [content if isinstance(content, str) else None for content in contents]
         return self._run(requests, texts, self._progress if use_tqdm is None else use_tqdm)
 
     def chat(
@@ -154,13 +157,15 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams, request_id: str | None = None, cache_salt: str = ""
     ) -> Request:
         """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`."""
-        tokens = self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else token_ids(prompt)
+        content, salt = content_of(prompt)
+        if isinstance(content, str):
+            content = self._need_tokenizer("a text prompt").encode(content)
         return Request(
             id=request_id if request_id is not None else f"request-{next(self._ids)}",
-            prompt=tuple(tokens),
+            prompt=tuple(content),
             params=params,
             arrival_s=self._clock.now(),
-            cache_salt=cache_salt,
+            cache_salt=cache_salt or salt,
             eos_token_ids=self._eos_token_ids,
         )
 
@@ -211,6 +216,8 @@ class LLM:
             check_params(params, model_config)
             held, wanted = str(jax.tree.leaves(params)[0].dtype), self.config.model.dtype
             require(wanted in ("auto", held), "dtype", wanted, f"auto, or params cast to it (they are {held})")
+            revision = self.config.model.revision
+            require(revision is None, "revision", revision, "none beside params: revisions belong to hub ids")
             return model_config, jax.tree.map(jax.numpy.asarray, params), None
         section = self.config.model
         source = str(EMBEDDED) if section.model == "embedded" else section.model

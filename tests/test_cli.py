@@ -1,7 +1,9 @@
 """The command line: it teaches, it refuses in one line, and it runs the model that ships with the package."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 from jaxserve.cli import main
 from jaxserve.core.config import all_settings
+from jaxserve.core.sampling import SamplingParams
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--max-num-seqs=2", "--max-num-batched-tokens=64", "--decode-buckets=2", "--prefill-buckets=64"]
@@ -34,6 +37,10 @@ def test_help_shows_every_setting_and_examples(capsys: pytest.CaptureFixture[str
         (["generate", "--prompt", "x", "--block-size", "33"], "block_size"),
         (["generate", "--prompt", "x", "--max-model-len", "1000000"], "max_model_len"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (["generate", "--prompt", "x", "--n", "0"], "n = 0"),
+        (["generate", "--prompt", "x", "--revision", "v1"], "revision"),
+        (["generate", "--prompt", "x", "--attention-backend", "triton"], "attention_backend = 'triton'"),
+        (["convert", "/no/such/model", __file__ + "/below"], "test_cli.py is not a directory"),
         (["generate", "--prompt", "x", "--max-model-len", "0"], "max_model_len"),
         (["generate", "--prompt", "x", "--compile-threads", "-1"], "compile_threads"),
         (["generate", "--config", str(ROOT / "jaxserve" / "embedded" / "model.safetensors")], "not TOML"),
@@ -48,6 +55,21 @@ def test_what_the_caller_can_fix_is_one_line(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("jaxserve: ") and words in error and "Traceback" not in error
+
+
+def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("serve", "generate", "convert"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"  jaxserve {command} " in capsys.readouterr().out.partition("examples:")[2]
+
+
+def test_generate_has_a_flag_for_every_field_of_sampling(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = capsys.readouterr().out
+    fields = {field.name for field in dataclasses.fields(SamplingParams)} - {"logit_bias", "prompt_logprobs", "seed"}
+    assert [name for name in [*fields, "sampling_seed"] if f"--{name.replace('_', '-')} " not in text] == []
 
 
 def test_a_bad_list_of_sizes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +94,10 @@ def test_generate_prints_the_prompt_and_what_follows(
     assert once.startswith("ROMEO:\n") and len(once) > 10
     assert main(["generate", "--prompt", "ROMEO:\n", *options]) == 0
     assert capsys.readouterr().out == once
+    assert main(["generate", "--prompt", "ROMEO:\n", *options, "--n=2", "--logprobs=2", "--ignore-eos"]) == 0
+    both = capsys.readouterr().out
+    assert both.count(once) == 2 and both.startswith("--- 1 of 2\n")
+    assert len(re.findall(r"^ +-?\d+\.\d{3}  '", both, re.MULTILINE)) == 16
 
 
 @pytest.mark.slow

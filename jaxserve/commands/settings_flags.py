@@ -38,11 +38,12 @@ def _reader(setting: Setting) -> Any:
     if setting.choices or str in kinds:
         return str
     if setting.default == ():
-        return _sizes
+        return whole_numbers
     return float if float in kinds else int
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """ "8,64" as (8, 64)."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:

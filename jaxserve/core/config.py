@@ -178,7 +178,9 @@ class RuntimeConfig:
         "~/.cache/jaxserve/xla", "folder of JAX's persistent compilation cache; empty: none"
     )
     compile_threads: int = setting(0, "programs built at the same time; 0: one a processor")
-    on_compile_after_warmup: Literal["count", "error"] = setting("count", "what a compilation while serving does")
+    on_compile_after_warmup: Literal["count", "error"] = setting(
+        "count", "a step that compiles a program: count it; or error: fail its requests too"
+    )
 
     def __post_init__(self) -> None:
         require(self.compile_threads >= 0, "compile_threads", self.compile_threads, "a number of threads, or 0")

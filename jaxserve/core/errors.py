@@ -135,7 +135,7 @@ class CompilerMissing(JaxserveError):
 
 
 class UnexpectedCompilation(JaxserveError):
-    """A program was compiled after warm-up, while `on_compile_after_warmup` is "error"."""
+    """A step compiled a program, while `on_compile_after_warmup` is "error": what that step ran fails with this."""
 
 
 class EngineStopped(JaxserveError):

@@ -10,7 +10,7 @@ import random
 from collections import deque
 
 from jaxserve.core.clock import Clock
-from jaxserve.core.errors import DuplicateRequest, InvalidRequest, JaxserveError, TooBusy
+from jaxserve.core.errors import DuplicateRequest, InvalidRequest, TooBusy
 from jaxserve.core.events import Event, Refused
 from jaxserve.core.plan import StepPlan
 from jaxserve.core.sequence import FinishReason, Request, Sequence
@@ -136,8 +136,7 @@ class Engine:
     def step(self) -> list[SequenceOutput]:
         """Run one step and return what became known: the outputs of this step, or, overlapped, of the one before.
 
-        Raises:
-          UnexpectedCompilation: a program was missing, and the configuration makes that an error.
+        A step that fails ends what ran with `FinishReason.ERROR`; what waits is served by the next ones.
         """
         now = self._clock.now()
         plan = self.scheduler.plan(now)
@@ -176,8 +175,6 @@ class Engine:
     def _submit(self, plan: StepPlan, now: float) -> None:
         try:
             self._flying.append((plan, self._executor.submit(plan), now))
-        except JaxserveError:
-            raise
         except Exception as error:
             self._recover(error)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxserve.core.errors import CheckpointError
+from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.hf_config import read_config
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,12 +23,16 @@ def resolve(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """The directory of `source`, downloaded where it is a hub id; CheckpointError if there is neither.
+    """The directory of `source`, downloaded where it is a hub id; CheckpointError if there is neither, ConfigError for
+    a `revision` of a directory.
 
     `endpoint` is the hub's address; by default what huggingface_hub uses, which the variable HF_ENDPOINT sets.
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        if revision is not None:
+            accepted = f"none for {path}, a directory on this machine: revisions belong to hub ids"
+            raise ConfigError(f"revision = {revision!r} cannot work: give {accepted}")
         return path
     if path.exists():
         raise CheckpointError(path, "a file", "expected the directory that holds config.json and the weights")

@@ -4,6 +4,7 @@
 parameters are those of `Decoder.leaf_axes`, in the type in which the source had them.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from jaxserve.models.safetensors_files import INDEX
 _PARAMS = "params"
 _REQUIRED = ("_METADATA", "manifest.ocdbt")
 _AGAIN = "run jaxserve convert again"
+_CREATABLE = "give a directory that convert can create"
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "tokenizer*", "LICENSE*", "USE_POLICY*")
 
 
@@ -28,8 +30,28 @@ def is_converted(directory: Path) -> bool:
     return (directory / _PARAMS).is_dir()
 
 
+def check_destination(destination: Path) -> None:
+    """CheckpointError unless a folder can be made there: asked before minutes go into the reading of weights."""
+    for place in (destination, *destination.parents):
+        if os.path.lexists(place):
+            break
+    if place == destination:
+        raise CheckpointError(destination, "it exists already", _CREATABLE)
+    if not place.is_dir():
+        raise CheckpointError(destination, f"{place} is not a directory", _CREATABLE)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise CheckpointError(destination, f"{place} cannot be written to", _CREATABLE)
+
+
 def save(params: Params, source: Path, destination: Path) -> None:
     """Write `params`, and beside them the files of `source` that are no weights. `destination` appears when whole."""
+    try:
+        _save(params, source, destination)
+    except OSError as error:
+        raise CheckpointError(destination, f"cannot be written ({error.strerror or error})", _CREATABLE) from error
+
+
+def _save(params: Params, source: Path, destination: Path) -> None:
     import orbax.checkpoint as ocp  # seconds to import
 
     partial = destination.with_name(destination.name + ".partial")

@@ -63,11 +63,10 @@ def load(
 def convert(source: str | Path, destination: str | Path) -> None:
     """Write a Hugging Face model as an Orbax checkpoint that `load` reads, keeping the type of its weights.
 
-    CheckpointError as from `load`, and if `destination` exists.
+    CheckpointError as from `load`, and if `destination` exists or cannot be created.
     """
     target = Path(destination).expanduser()
-    if target.exists():
-        raise CheckpointError(target, "it exists already", "give a directory that convert can create")
+    orbax.check_destination(target)
     directory = hub.resolve(source)
     if orbax.is_converted(directory):
         raise CheckpointError(directory, "it is converted already", "give a Hugging Face directory or a hub id")

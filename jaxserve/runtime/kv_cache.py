@@ -8,6 +8,7 @@ Blocks of 8 bits have float32 scales beside them, one a block and head: see `ker
 """
 
 import os
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +75,8 @@ def size_pool(
     """How many blocks to allocate, the scratch block included.
 
     By `num_blocks`, else by `kv_cache_bytes`, else what `gpu_memory_utilization` leaves beside weights and the largest
-    program's temporaries; on the CPU at most a quarter of the machine's memory. Never more than `useful_tokens` need.
+    program's temporaries; on the CPU at most a quarter of the machine's memory, and a warning where the user chose
+    another `gpu_memory_utilization`. Never more than `useful_tokens` need.
 
     Raises:
       NotEnoughMemory: not even one block fits.
@@ -86,6 +88,12 @@ def size_pool(
     if config.kv_cache_bytes is not None:
         blocks, said = config.kv_cache_bytes // size, f"kv_cache_bytes = {config.kv_cache_bytes}"
     elif device.platform == "cpu":
+        if (share := config.gpu_memory_utilization) != CacheConfig().gpu_memory_utilization:
+            warnings.warn(
+                f"gpu_memory_utilization = {share} has no effect on the CPU, where the KV pool takes at most a quarter "
+                f"of the machine's memory: set kv_cache_bytes instead",
+                stacklevel=2,
+            )
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         blocks, said = min(useful, memory // 4 // size), f"a quarter of {memory / 2**30:.1f} GiB"
     else:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxserve.core.config import CacheConfig, RuntimeConfig
+from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
@@ -21,6 +22,7 @@ from jaxserve.runtime.offload import lower_mover
 from jaxserve.runtime.sampler import Processor, SlotState, Variant, init_slot_state, load_slot
 from jaxserve.runtime.slots import abstract_row
 from jaxserve.runtime.steps import ModelState, model_step, sample_step, score_step
+from kernels_pallas.paged_attention import UnsupportedByBackend
 
 
 class Lowering:
@@ -65,12 +67,16 @@ class Lowering:
         self.slots: SlotState = _place(slots, where)
 
     def model_program(self, bucket: Bucket) -> jax.stages.Lowered:
+        """Raises ConfigError where the attention backend that was asked for cannot compute this model."""
         step = partial(
             model_step, model=self._model, config=self._config, bucket=bucket, attention=self._attention
         )  # fmt: skip
         packed = self._shape((packed_size(bucket, self.table_width),), jnp.int32)
         step = _named(step, f"model_{bucket}")
-        return jax.jit(step, donate_argnums=1).lower(self.params, self.state, self.slots.tokens, packed)
+        try:
+            return jax.jit(step, donate_argnums=1).lower(self.params, self.state, self.slots.tokens, packed)
+        except UnsupportedByBackend as error:
+            raise ConfigError(f"attention_backend = {self._attention['backend']!r} cannot work: {error}") from error
 
     def sampler(self, rows: int, variant: Variant) -> jax.stages.Lowered:
         step = partial(sample_step, variant=variant, processor=self._processor if variant is Variant.FULL else None)

@@ -124,11 +124,13 @@ class ModelRunner:
 
     def submit(self, plan: StepPlan) -> PendingStep | PendingMoves:
         self._num_steps += 1
+        before = self._counter.count
         with self._counter.watch(), step_named(self._num_steps):
             pending = self._dispatch(plan)
-        if self._counter.count and self._runtime.on_compile_after_warmup == "error":
+        compiled = self._counter.count - before
+        if compiled and self._runtime.on_compile_after_warmup == "error":
             raise UnexpectedCompilation(
-                f"{self._counter.count} programs were compiled while serving: a shape is missing from the buckets"
+                f"{compiled} programs were compiled by a step: a shape is missing from the buckets"
             )
         return pending
 

@@ -1,11 +1,18 @@
-"""The forms in which a prompt may come from Python: text, or token ids as a list or as an array of NumPy or JAX."""
+"""The forms in which a prompt may come from Python: text, or token ids as a list or as an array of NumPy or JAX.
+
+Either may stand in a mapping, in vLLM's words, beside what belongs to this prompt alone:
+
+    {"prompt": "Enter HAMLET.", "cache_salt": "tenant-7"}      {"prompt_token_ids": [5, 17], "cache_salt": "tenant-7"}
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from jaxserve.core.errors import InvalidRequest
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Mapping[str, Any]
+
+_CONTENT = ("prompt", "prompt_token_ids")
 
 
 def as_prompts(prompts: Any) -> list[Prompt]:
@@ -14,14 +21,41 @@ def as_prompts(prompts: Any) -> list[Prompt]:
     Raises:
       InvalidRequest: it is neither.
     """
-    if isinstance(prompts, str) or _is_token_ids(prompts):
+    if isinstance(prompts, str | Mapping) or _is_token_ids(prompts):
         return [cast(Prompt, prompts)]
-    if isinstance(prompts, Mapping | bytes) or not hasattr(prompts, "__iter__") or not hasattr(prompts, "__len__"):
+    if isinstance(prompts, bytes) or not hasattr(prompts, "__iter__") or not hasattr(prompts, "__len__"):
         raise InvalidRequest(
             f"prompts is a {type(prompts).__name__}: give text, a list of token ids, or a list of either",
             "prompt",
         )
     return list(prompts)
+
+
+def content_of(prompt: Prompt) -> tuple[str | Sequence[int], str]:
+    """(text or token ids, cache salt); the salt is "" where the prompt brings none.
+
+    Raises:
+      InvalidRequest: a mapping with other keys than these, or not one flat row of ids.
+    """
+    if isinstance(prompt, str):
+        return prompt, ""
+    if not isinstance(prompt, Mapping):
+        return token_ids(prompt), ""
+    given = [name for name in _CONTENT if name in prompt]
+    unknown = [name for name in prompt if name not in (*_CONTENT, "cache_salt")]
+    if len(given) != 1 or unknown:
+        wrong = f"has {unknown[0]!r}" if unknown else f"has {len(given)} of prompt and prompt_token_ids"
+        raise InvalidRequest(
+            f"a prompt {wrong}: give prompt (text) or prompt_token_ids, and, where wanted, cache_salt", "prompt"
+        )
+    content, salt = prompt[given[0]], prompt.get("cache_salt") or ""
+    if not isinstance(salt, str):
+        raise InvalidRequest(f"cache_salt is a {type(salt).__name__}: give text", "cache_salt")
+    if given[0] == "prompt":
+        if not isinstance(content, str):
+            raise InvalidRequest(f"prompt is a {type(content).__name__}: give text, or prompt_token_ids", "prompt")
+        return content, salt
+    return token_ids(content), salt
 
 
 def token_ids(prompt: Any) -> Sequence[Any]:

@@ -97,6 +97,12 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
 
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that `decode` leaves out with `skip_special_tokens`."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
+
     def token_text(self, token: int) -> str:
         """One token's own text; what is no whole character shows as U+FFFD."""
         return self._backend.decode([token], skip_special_tokens=False)
@@ -199,9 +205,13 @@ def _template_of(folder: Path, config: dict[str, Any]) -> str | None:
 
 def _end_ids(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
-        ids = _json(folder / name).get("eos_token_id")
-        if ids is not None:
-            return tuple(ids) if isinstance(ids, list) else (ids,)
+        found = _json(folder / name).get("eos_token_id")
+        if found is not None:
+            ids = cast(list[Any], found if isinstance(found, list) else [found])
+            if not all(type(token) is int for token in ids):
+                expected = "expected a token id or a list of them"
+                raise CheckpointError(folder / name, f"eos_token_id is {found!r}", expected)
+            return tuple(ids)
     return ()
 
 

@@ -64,6 +64,7 @@ def base(make_llm: Callable[..., LLM]) -> LLM:
 def nothing_compiled_and_nothing_left(base: LLM) -> Iterator[None]:
     yield
     pool = base.engine.scheduler.blocks.pool
+    assert base.runner.compilations_after_warmup == 0
     assert not base.engine.has_work and pool.num_free == pool.capacity
 
 

@@ -1,8 +1,12 @@
 """A step that fails on the device: its requests end with an error, and the next ones find a clean cache."""
 
+from collections.abc import Callable
+
 import jax
+import numpy as np
 import pytest
 
+from jaxserve.core.errors import ConfigError
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.runtime import runner as runner_module
@@ -31,3 +35,36 @@ def test_the_old_cache_is_freed_before_there_is_a_new_one(base: LLM, monkeypatch
         (output,) = base.engine.step()
     assert output.finish_reason == "error" and freed == [True]
     assert tokens() == undisturbed
+
+
+def test_a_step_that_compiles_fails_alone(make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make_llm()
+
+    def run(prompt: list[int]) -> tuple[list[int], str | None]:
+        (completion,) = llm.generate([prompt], GREEDY, use_tqdm=False)[0].outputs
+        return completion.token_ids, completion.error
+
+    def compiling(plan: object) -> object:
+        jax.jit(lambda x: x + 1)(np.float32(1))
+        return dispatch(plan)  # type: ignore[arg-type]
+
+    undisturbed, dispatch = run([4] * 20), llm.runner._dispatch
+    assert undisturbed[1] is None and len(undisturbed[0]) == 6
+    for count in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.runner, "_dispatch", compiling)
+            tokens, error = run([5] * 20)
+        assert tokens == [] and error is not None and "UnexpectedCompilation: 1 program" in error
+        assert llm.runner.compilations_after_warmup == count
+        assert run([4] * 20) == undisturbed
+
+
+@pytest.mark.parametrize("backend", ["triton", "mosaic_gpu"])
+def test_a_backend_that_cannot_is_an_error_of_the_configuration(make_llm: Callable[..., LLM], backend: str) -> None:
+    with pytest.raises(ConfigError, match=f"attention_backend = '{backend}' cannot work"):
+        make_llm(attention_backend=backend)
+
+
+def test_a_share_of_a_gpu_says_nothing_to_the_cpu(make_llm: Callable[..., LLM]) -> None:
+    with pytest.warns(UserWarning, match="gpu_memory_utilization = 0.5 has no effect on the CPU.*kv_cache_bytes"):
+        make_llm(num_blocks=None, gpu_memory_utilization=0.5)

@@ -52,6 +52,18 @@ def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig,
         LLM("embedded", params=params, model_config=config)
     with pytest.raises(ConfigError, match="dtype"):
         LLM(params=params, model_config=config, dtype="bfloat16")
+    with pytest.raises(ConfigError, match="revision"):
+        LLM(params=params, model_config=config, revision="main")
+
+
+def test_prompts_with_another_salt_share_no_blocks(base: LLM) -> None:
+    ids = list(range(50, 90))
+    cached = []
+    for salt in ("one", "two", "one"):
+        (output,) = base.generate({"prompt_token_ids": ids, "cache_salt": salt}, GREEDY, use_tqdm=False)
+        assert output.metrics is not None
+        cached.append(output.metrics.cached_tokens)
+    assert cached == [0, 0, 32]
 
 
 def test_new_weights_after_a_stream_was_left(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:

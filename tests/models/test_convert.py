@@ -13,6 +13,11 @@ from jaxserve.models import convert, load
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "qwen3"
 
+# Orbax gives up at the first array that cannot be read; the others' failures come back to a loop that is closed by then
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(?s)Exception ignored.*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
+)
+
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory) -> Path:
@@ -82,6 +87,22 @@ def test_a_checkpoint_without_parameters_is_refused(copy):
     shutil.rmtree(copy / "params")
     with pytest.raises(CheckpointError, match="no weights"):
         load(copy)
+
+
+def test_a_file_in_the_way_is_named_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    for below in ("x", "x/y"):
+        with pytest.raises(CheckpointError, match="file is not a directory"):
+            convert("/no/such/model", tmp_path / "file" / below)
+
+
+def test_what_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left"):
+        convert(FIXTURE, tmp_path / "new")
 
 
 def test_convert_overwrites_nothing_and_converts_once(converted, tmp_path):

@@ -47,7 +47,13 @@ def test_a_model_without_the_file_has_no_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [('{"top_p": 1.5}', "top_p"), ('{"temperature": "hot"}', "temperature"), ("[]", "JSON object"), ("{", "not JSON")],
+    [
+        ('{"top_p": 1.5}', "top_p"),
+        ('{"temperature": "hot"}', "temperature"),
+        ("[]", "JSON object"),
+        ("{", "not JSON"),
+        ('{"eos_token_id": "x"}', "eos_token_id is 'x'"),
+    ],
 )
 def test_a_value_that_cannot_be_sampled_with_is_refused_with_the_file(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "generation_config.json").write_text(content)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from jaxserve.core.errors import CheckpointError, UnsupportedArchitecture
+from jaxserve.core.errors import CheckpointError, ConfigError, UnsupportedArchitecture
 from jaxserve.models import hub
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -169,3 +169,8 @@ def test_an_unreachable_hub_is_explained(tmp_path):
 def test_what_looks_like_a_path_is_not_looked_up(source):
     with pytest.raises(CheckpointError, match="no such directory"):
         hub.resolve(source)
+
+
+def test_a_directory_has_no_revisions() -> None:
+    with pytest.raises(ConfigError, match=r"revision = 'v1' .* belong to hub ids"):
+        hub.resolve(FIXTURES / "qwen3", revision="v1")

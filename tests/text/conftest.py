@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -37,6 +37,21 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"eos_token": "<|end|>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def byte_fallback() -> Tokenizer:
+    """As SentencePiece's: a few words, and a token for every byte."""
+    words = ["\u2581the", "\u2581", "a", "b", "the", "é"]
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<unk>"])
+    return Tokenizer(backend)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,13 @@ def test_missing_and_corrupt_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("tokenizer_config.json", "[]"), ("generation_config.json", "[]"), ("chat_template.jinja", "{% if %}")],
+    [
+        ("tokenizer_config.json", "[]"),
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"eos_token_id": "x"}'),
+        ("config.json", '{"eos_token_id": [1, null]}'),
+        ("chat_template.jinja", "{% if %}"),
+    ],
 )
 def test_files_that_hold_something_else(directory: Path, tmp_path: Path, name: str, content: str) -> None:
     copy = Path(shutil.copytree(directory, tmp_path / "copy"))

@@ -1,0 +1,107 @@
+"""`jaxserve generate`: prompts completed on the terminal, with a flag for every short field of `SamplingParams`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config, whole_numbers
+from jaxserve.core.errors import StepFailed
+from jaxserve.core.plan import TokenLogprobs
+from jaxserve.core.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM
+    from jaxserve.text.prompts import Prompt
+
+_EXAMPLES = """\
+examples:
+  jaxserve generate --prompt "KING RICHARD:" --max-tokens 60
+  echo "Good morrow, cousin" | jaxserve generate --temperature 0 --logprobs 3
+  jaxserve generate --model ./Qwen3-0.6B --chat --prompt "Hello" --n 3 --sampling-seed 7
+"""
+
+_MODELS_OWN = "default: the model's own"
+_FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("max_tokens", {"type": int, "help": "most output tokens (default 128)"}),
+    ("min_tokens", {"type": int, "help": "no end before so many output tokens"}),
+    ("n", {"type": int, "help": "completions of each prompt (default 1)"}),
+    ("temperature", {"type": float, "help": f"0 is greedy ({_MODELS_OWN})"}),
+    ("top_k", {"type": int, "help": f"keep the k likeliest tokens; 0: all ({_MODELS_OWN})"}),
+    ("top_p", {"type": float, "help": f"keep this much probability ({_MODELS_OWN})"}),
+    ("min_p", {"type": float, "help": f"keep what is at least so likely, relative to the likeliest ({_MODELS_OWN})"}),
+    ("seed", {"type": int, "help": "the same tokens every time"}),
+    ("presence_penalty", {"type": float, "help": "-2 to 2: against tokens that are in the output"}),
+    ("frequency_penalty", {"type": float, "help": "-2 to 2: as often as they are in it"}),
+    ("repetition_penalty", {"type": float, "help": f"above 1: against tokens of prompt and output ({_MODELS_OWN})"}),
+    ("stop", {"action": "append", "help": "end at this text; may be repeated"}),
+    ("stop_token_ids", {"type": whole_numbers, "metavar": "IDS", "help": "end at these tokens: 2,13"}),
+    ("include_stop_str_in_output", {"action": "store_true", "help": "keep what ended it"}),
+    ("ignore_eos", {"action": "store_true", "help": "go on after the model's own end"}),
+    ("skip_special_tokens", {"action": argparse.BooleanOptionalAction, "help": "leave them out of the text (default)"}),
+    ("logprobs", {"type": int, "metavar": "K", "help": "print each token's log-probability, and the K likeliest"}),
+)
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "generate", help="complete prompts and print them as they come", epilog=_EXAMPLES, formatter_class=WideFormatter
+    )
+    parser.set_defaults(run=_run)
+    group = parser.add_argument_group("generation")
+    group.add_argument("--prompt", action="append", help="a prompt; may be repeated; default: standard input")
+    group.add_argument("--chat", action="store_true", help="send each prompt as a user's message through the template")
+    for name, options in _FLAGS:
+        flag = "sampling-seed" if name == "seed" else name.replace("_", "-")  # --seed is the engine's
+        if "type" in options:
+            options = {"metavar": name.split("_")[-1].upper()} | options
+        group.add_argument(f"--{flag}", dest=f"sample_{name}", default=argparse.SUPPRESS, **options)
+    add_settings(parser)
+
+
+def _run(given: argparse.Namespace) -> int:
+    from jaxserve.llm import LLM
+
+    config = read_config(given)
+    asked = {name[7:]: value for name, value in vars(given).items() if name.startswith("sample_")}
+    asked = {"max_tokens": 128} | asked
+    SamplingParams(**asked)  # a flag out of range is told before the model is loaded
+    prompts = given.prompt or [sys.stdin.read().rstrip("\n")]
+    llm = LLM(config=config, progress=sys.stderr.isatty())
+    params = SamplingParams(**(dict(llm.sampling_defaults) | asked))
+    for prompt in prompts:
+        if given.chat:
+            _complete(llm, llm.encode_chat([{"role": "user", "content": prompt}]), "", params)
+        else:
+            _complete(llm, prompt, prompt, params)
+    return 0
+
+
+def _complete(llm: "LLM", prompt: "Prompt", shown: str, params: SamplingParams) -> None:
+    """One completion streams; several are printed one below the other."""
+    if params.n == 1:
+        entries: list[TokenLogprobs] = []
+        print(shown, end="", flush=True)
+        for piece in llm.stream(prompt, params):
+            print(piece.text, end="", flush=True)
+            entries += piece.logprobs
+            if piece.error is not None:
+                raise StepFailed(piece.error)
+        print()
+        _print_logprobs(llm, entries)
+        return
+    (output,) = llm.generate([prompt], params)
+    for completion in output.outputs:
+        if completion.error is not None:
+            raise StepFailed(completion.error)
+        print(f"--- {completion.index + 1} of {params.n}\n{shown}{completion.text}")
+        _print_logprobs(llm, completion.logprobs or [])
+
+
+def _print_logprobs(llm: "LLM", entries: Sequence[TokenLogprobs]) -> None:
+    def named(token: int) -> str:
+        return str(token) if llm.tokenizer is None else repr(llm.tokenizer.token_text(token))
+
+    for entry in entries:
+        likeliest = "  ".join(f"{named(token)} {logprob:.3f}" for token, logprob in entry.top)
+        print(f"{entry.logprob:9.3f}  {named(entry.token):<14} {likeliest}".rstrip())
