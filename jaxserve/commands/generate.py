@@ -34,7 +34,7 @@ _FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("presence_penalty", {"type": float, "help": "-2 to 2: against tokens that are in the output"}),
     ("frequency_penalty", {"type": float, "help": "-2 to 2: as often as they are in it"}),
     ("repetition_penalty", {"type": float, "help": f"above 1: against tokens of prompt and output ({_MODELS_OWN})"}),
-    ("stop", {"action": "append", "help": "end at this text; may be repeated"}),
+    ("stop", {"action": "append", "metavar": "TEXT", "help": "end at this text; may be repeated"}),
     ("stop_token_ids", {"type": whole_numbers, "metavar": "IDS", "help": "end at these tokens: 2,13"}),
     ("include_stop_str_in_output", {"action": "store_true", "help": "keep what ended it"}),
     ("ignore_eos", {"action": "store_true", "help": "go on after the model's own end"}),
