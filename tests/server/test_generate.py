@@ -105,9 +105,11 @@ def test_a_body_over_the_limit(running: Running) -> None:
         assert response.status_code == 413 and "max_body_bytes" in response.json()["error"]["message"]
 
 
-def test_the_queue_bound_is_429(running: Running) -> None:
+def test_more_completions_than_may_ever_wait_are_refused_for_good(running: Running) -> None:
+    """No 429: to come back later would not help. (A queue that is full now: test_limits.)"""
     response = running.client.post("/generate", json={"prompt": [1], "n": 21})
-    assert response.status_code == 429 and response.headers["retry-after"]
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == "n" and "max_waiting (20)" in error["message"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
