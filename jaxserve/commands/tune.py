@@ -17,10 +17,12 @@ from jaxserve.core.config import require
 from jaxserve.core.config_file import to_toml
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.progress import progress_bar
+from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Bound
+from jaxserve.tune.kv_splits import splits
 from jaxserve.tune.search import Found, expected_trials, search
 from jaxserve.tune.space import DEFAULT, Space, parse_choice
-from jaxserve.tune.trial import OBJECTIVES, Problem, Trial, build
+from jaxserve.tune.trial import OBJECTIVES, Problem, Trial, build, shares
 
 _EXAMPLE = """\
 example:
@@ -30,7 +32,8 @@ example:
 
 Tries policies, token budgets, chunk sizes, max_num_seqs, bucket sets and the split of the KV pool: many on the first
 requests, the better ones on more, the finalists on all of them. --choose NAME=VALUE,.. narrows a choice or adds one:
-any setting, policy (chunked/shortest), buckets (powers2, fitted-24, ..) or replicas.
+any setting, policy (chunked/shortest), buckets (powers2, fitted-24, ..) or replicas. With --tenants and requests of
+several of them, their shares of the KV pool are searched as well: kv_split (given, shared, chat:0.5..1+batch:0..0.9).
 """
 
 
@@ -66,11 +69,19 @@ def run(given: argparse.Namespace) -> int:
     workload = read_workload(given)
     if (workload.arrivals or "").startswith("closed"):
         raise ConfigError("arrivals: tuning takes an open loop: users who wait would slow down with the engine")
+    config = read_config(given)
+    tenants = Tenants.from_toml(config.scheduler.tenants) if config.scheduler.tenants else None
     problem = Problem(
-        read_config(given), workload, read_cost(given), bounds, given.objective, given.compile_s, given.restart_s
+        config, workload, read_cost(given), bounds, given.objective, given.compile_s, given.restart_s, tenants=tenants
     )
-    space = Space(({} if given.only_chosen else DEFAULT) | dict(map(parse_choice, given.choose)))
-    requests = sum(1 for _ in workload.list())
+    asked = Counter(arrival.tenant for arrival in workload.list())
+    choices = {} if given.only_chosen else DEFAULT
+    if tenants and not given.only_chosen and (some := splits(tenants, asked)):
+        choices = choices | {"kv_split": some}
+    space = Space(choices | dict(map(parse_choice, given.choose)))
+    for text in space.choices.get("kv_split", ()):
+        shares(problem, {"kv_split": text})
+    requests = asked.total()
     most = given.candidates or None
     count = sum(1 for _ in space.candidates(problem.base))
     count = min(count, most or count)
@@ -151,7 +162,7 @@ def _word(value: Any) -> str:
 
 
 def write(folder: Path, problem: Problem, found: Found) -> None:
-    """config.toml, tune.json, pareto.png."""
+    """config.toml, tune.json, pareto.png; tenants.toml if their shares are not those of the file that was given."""
     folder.mkdir(parents=True, exist_ok=True)
     best = found.best
     heading = (
@@ -161,7 +172,14 @@ def write(folder: Path, problem: Problem, found: Found) -> None:
     )
     if best.choice.get("replicas", 1) > 1:
         heading += f"\nFor each of {best.choice['replicas']} replicas."
-    (folder / "config.toml").write_text(to_toml(build(problem, best.choice), heading))
+    written = ["config.toml", "tune.json"]
+    config = build(problem, best.choice)
+    if (tenants := shares(problem, best.choice)) is not None and tenants is not problem.tenants:
+        heading += f"\nkv_split {best.choice['kv_split']}: tenants.toml beside this file; it holds their keys."
+        config = config.replace(tenants=str((folder / "tenants.toml").resolve()))
+        write_private(folder / "tenants.toml", tenants.to_toml())
+        written.append("tenants.toml")
+    (folder / "config.toml").write_text(to_toml(config, heading))
     stored = {
         "objective": problem.objective,
         "bounds": [str(bound) for bound in problem.bounds],
@@ -174,13 +192,19 @@ def write(folder: Path, problem: Problem, found: Found) -> None:
         "trials": [dataclasses.asdict(trial) for trial in found.trials],
     }
     (folder / "tune.json").write_text(json.dumps(stored, indent=1) + "\n")
-    written = ["config.toml", "tune.json"]
     try:
         draw(folder / "pareto.png", problem, found)
         written.append("pareto.png")
     except ConfigError as error:
         print(f"jaxserve: no plot: {error}", file=sys.stderr)
     print(f"\nwrote {', '.join(str(folder / name) for name in written)}")
+
+
+def write_private(path: Path, text: str) -> None:
+    """A file for its owner's eyes."""
+    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        os.fchmod(file.fileno(), 0o600)  # where it existed, the opener changes nothing
+        file.write(text)
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

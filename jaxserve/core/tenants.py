@@ -9,6 +9,7 @@ A request names its tenant by an API key or by a field; whoever is unknown is `d
 """
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -82,6 +83,18 @@ class Tenants:
     def of_key(self, key: str | None) -> Tenant:
         """The tenant that an API key belongs to, else `default`."""
         return self._by_key.get(key or "") or self._by_name[DEFAULT]
+
+    def to_toml(self) -> str:
+        """A file that `from_toml` reads back, keys included; fields that are not the defaults."""
+        lines: list[str] = []
+        for tenant in self:
+            lines.append(f"[tenants.{json.dumps(tenant.name, ensure_ascii=False)}]")
+            for field in dataclasses.fields(Tenant)[1:]:
+                value = getattr(tenant, field.name)
+                if value != field.default:
+                    lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}")
+            lines.append("")
+        return "\n".join(lines)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Tenants":

@@ -1,12 +1,13 @@
 """The search: halving over the space, then every choice of the winner tried the other way.
 
-The second part is what each choice is worth, and a step uphill: a neighbour that does better on a part of the requests
-is tried on all of them, and takes over if it does better there too.
+Where a finalist does not hold on all requests, others are tried on them: those that a part of the requests showed
+further from the bounds. The second part of the search is what each choice is worth, and a step uphill: a neighbour that
+does better on a part of the requests is tried on all of them, and takes over if it does better there too.
 """
 
 import random
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,13 @@ from typing import Any
 from jaxserve.core.errors import ConfigError
 from jaxserve.tune.halving import Evaluate, halve, rungs
 from jaxserve.tune.space import Choice, Space
-from jaxserve.tune.trial import Problem, Trial, evaluate
+from jaxserve.tune.trial import Evaluated, Problem, Trial, evaluated
 
 Told = Callable[[Trial], None]
+Evaluator = Callable[[Problem, Choice, int], Evaluated]
+Run = Callable[[Sequence[Choice], int], Iterable[Evaluated]]
+RESERVES = 2
+"""Most that are tried after finalists that do not hold; one more while nobody does."""
 HALVING_SHARE = 0.75
 """Of the time; the rest is for the neighbours."""
 
@@ -48,7 +53,7 @@ class Found:
 
     @property
     def evaluations(self) -> float:
-        """Runs of the whole workload that all the trials together come to."""
+        """Runs of the whole workload that everything simulated comes to: a trial on a quarter of it is a quarter."""
         return self.simulated_requests / self.requests
 
 
@@ -62,9 +67,11 @@ def search(
     budget_s: float = float("inf"),
     seed: int = 0,
     told: Told = lambda trial: None,
+    evaluate: Evaluator = evaluated,
     now: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """`most`: candidates that are drawn from a larger space. `told` of every trial as it ends.
+    """`most`: candidates that are drawn from a larger space. `told` of every trial as it ends. `seed`: which are drawn,
+    and who goes first between equals.
 
     Raises:
       ConfigError: no candidate makes sense.
@@ -75,24 +82,31 @@ def search(
         raise ConfigError("choose: no combination can work: a budget must be more than max_num_seqs and than the chunk")
     plan = rungs(len(candidates), requests)
     last: dict[str, Trial] = {}
+    known: dict[tuple[str, int], Trial] = {}
     count = 0
 
-    with _evaluator(problem, jobs) as run:
+    with _running(problem, jobs, evaluate) as run:
 
         def watched(choices: Sequence[Choice], part: int) -> Iterator[Trial]:
             nonlocal count
-            for trial in run(choices, part):
-                count += part
+            yield from (known[key] for choice in choices if (key := (repr(choice), part)) in known)
+            for trial, simulated in run([choice for choice in choices if (repr(choice), part) not in known], part):
+                count += simulated
                 key = repr(trial.choice)
+                known[key, part] = trial
                 if key not in last or trial.requests >= last[key].requests:
                     last[key] = trial
                 told(trial)
                 yield trial
 
         ranked = list(halve(candidates, plan, watched, budget_s=HALVING_SHARE * budget_s, now=now))
-        best = ranked[-1][0]
-        part = plan[-2].requests if len(plan) > 1 else requests
-        best, worths = _neighbours(space, best, part, requests, watched, lambda: now() - begin > budget_s)
+        best, part, failed = ranked[-1][0], requests, 0.0
+        if len(plan) > 1:
+            part = plan[-2].requests
+            tried = _reserves(ranked[-1], ranked[-2], watched, lambda: now() - begin > HALVING_SHARE * budget_s)
+            best = max(tried, key=lambda trial: trial.rank)
+            failed = _failed(tried, {repr(trial.choice): trial for trial in ranked[-2]})
+        best, worths = _neighbours(space, best, part, requests, failed, watched, lambda: now() - begin > budget_s)
     trials = sorted(last.values(), key=lambda t: (t.requests, t.rank), reverse=True)
     return Found(best, trials, worths, len(candidates), count, requests)
 
@@ -105,10 +119,43 @@ def expected_trials(candidates: int, requests: int) -> int:
     return total
 
 
+def _reserves(finals: list[Trial], before: list[Trial], run: Evaluate, late: Callable[[], bool]) -> list[Trial]:
+    """Those on all requests. `finals`: the finalists there; `before`: they and others on a part.
+
+    Where a finalist did not hold, the line between who does and who does not is searched by halves, along the front of
+    those that hold on the part and are worth most for their margin there:
+
+        worth    fails  ?  ?  ?  ?  holds     margin        a trial in the middle leaves half of the doubts
+    """
+    tried = list(finals)
+    parts = {repr(trial.choice): trial for trial in before}
+    while len(tried) < len(finals) + RESERVES + (not any(trial.holds for trial in tried)) and not late():
+        failed = _failed(tried, parts)
+        held = max((parts[repr(trial.choice)].rank for trial in tried if trial.holds), default=None)
+        front: list[Trial] = []
+        for trial in sorted(before, key=lambda t: t.rank, reverse=True):
+            further = trial.margin > (front[-1].margin if front else failed)
+            if trial.holds and further and (held is None or trial.rank > held):
+                front.append(trial)
+        if not failed or not front:
+            break
+        tried += run([front[len(front) // 2].choice], finals[0].requests)
+    return tried
+
+
+def _failed(tried: Iterable[Trial], parts: Mapping[str, Trial]) -> float:
+    """The largest margin on the part of those that do not hold on all requests: less promises nothing. 0: all hold."""
+    return max((parts[key].margin for trial in tried if not trial.holds and (key := repr(trial.choice)) in parts),
+               default=0.0)  # fmt: skip
+
+
 def _neighbours(
-    space: Space, best: Trial, part: int, requests: int, run: Evaluate, late: Callable[[], bool]
+    space: Space, best: Trial, part: int, requests: int, failed: float, run: Evaluate, late: Callable[[], bool]
 ) -> tuple[Trial, list[Worth]]:
-    """The best of the winner and its neighbours, and the neighbours beside the first winner."""
+    """The best of the winner and its neighbours, and the neighbours beside the first winner.
+
+    `failed`: a margin on the part that has not held on all requests; a neighbour with no more is not tried on them.
+    """
     others = list(space.neighbours(best.choice))
     if not others or late():
         return best, []
@@ -129,21 +176,22 @@ def _neighbours(
         )
         for name, t in tried
     ]
-    better = sorted((t for _, t in tried if t.rank > reference.rank), key=lambda t: t.rank, reverse=True)[:1]
+    better = [t for _, t in tried if t.rank > reference.rank and (t.margin > failed or part == requests)]
+    better = sorted(better, key=lambda t: t.rank, reverse=True)[:1]
     if part < requests and better and not late():
         better = list(run([t.choice for t in better], requests))
     return max([best, *(t for t in better if t.requests == requests)], key=lambda t: t.rank), worths
 
 
 @contextmanager
-def _evaluator(problem: Problem, jobs: int) -> Generator[Evaluate]:
+def _running(problem: Problem, jobs: int, evaluate: Evaluator) -> Generator[Run]:
     """In this process, or in `jobs` of them."""
     if jobs <= 1:
         yield lambda choices, requests: (evaluate(problem, choice, requests) for choice in choices)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
 
-        def parallel(choices: Sequence[Choice], requests: int) -> Iterable[Trial]:
+        def parallel(choices: Sequence[Choice], requests: int) -> Iterable[Evaluated]:
             futures = [pool.submit(evaluate, problem, choice, requests) for choice in choices]
             try:
                 for future in as_completed(futures):

@@ -1,7 +1,8 @@
 """The choices a search has. A candidate takes one value of each; not every combination makes sense.
 
 `policy` is a batch policy with an ordering, "chunked/shortest"; `buckets` a set by name (`tune.bucket_sets`);
-`replicas` so many engines behind a router; every other choice is a setting of `core.config` by its flat name.
+`replicas` so many engines behind a router; `kv_split` how tenants share the KV pool (`tune.kv_splits`); every other
+choice is a setting of `core.config` by its flat name.
 """
 
 import itertools
@@ -25,8 +26,11 @@ DEFAULT: dict[str, tuple[Any, ...]] = {
     "buckets": ("powers4", "powers2", "fitted-12", "fitted-24"),
     "watermark": (0.01, 0.05),
 }
-"""`watermark` splits the KV pool: what admission leaves to the sequences that run."""
-SPECIAL = ("policy", "buckets", "replicas")
+"""`watermark` splits the KV pool: what admission leaves to the sequences that run. With tenants, `kv_split` is searched
+as well: what each of them has of it."""
+_BESIDE = ("buckets", "replicas", "kv_split")
+"""Choices that no setting holds."""
+SPECIAL = ("policy", *_BESIDE)
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,22 @@ class Space:
     def candidates(self, base: EngineConfig) -> Iterator[Choice]:
         """All combinations that differ and can work: a chunk within the budget, a budget with room for the decodes."""
         seen: set[tuple[Any, ...]] = set()
+        known: dict[tuple[Any, ...], EngineConfig] = {}  # a space has many choices to each configuration
         for values in itertools.product(*self.choices.values()):
             choice = dict(zip(self.choices, values, strict=True))
             if _sensible(choice):
-                key = settings(base, choice), choice.get("buckets"), choice.get("replicas")
+                plain = tuple(value for name, value in choice.items() if name not in _BESIDE)
+                if plain not in known:
+                    known[plain] = settings(base, choice)
+                key = known[plain], *(choice.get(name) for name in _BESIDE)
                 if key not in seen:
                     seen.add(key)
                     yield choice
 
     def sample(self, base: EngineConfig, most: int | None, rng: random.Random) -> list[Choice]:
-        """All candidates, or `most` of them drawn at random."""
+        """All candidates, or `most` of them drawn at random; in a drawn order, which decides between equals."""
         found = list(self.candidates(base))
-        return found if most is None or most >= len(found) else rng.sample(found, most)
+        return rng.sample(found, len(found) if most is None else min(most, len(found)))
 
     def neighbours(self, choice: Choice) -> Iterator[tuple[str, Choice]]:
         """The choice with one value changed: (what, changed)."""

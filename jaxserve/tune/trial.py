@@ -10,10 +10,11 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Bound, per_request
 from jaxserve.metrics.summary import GroupSummary
 from jaxserve.sched.buckets import BucketTable
@@ -23,11 +24,12 @@ from jaxserve.sim.simulate import simulate
 from jaxserve.sim.step_sizes import padded, step_sizes
 from jaxserve.sim.workload import Workload
 from jaxserve.tune.bucket_sets import fitted, fitted_programs, plain_sets
+from jaxserve.tune.kv_splits import GIVEN, split
 from jaxserve.tune.space import Choice, settings
 
 OBJECTIVES = ("goodput", "throughput", "cost")
 FIT_REQUESTS = 400
-"""Fitted sets are fitted to the first so many requests."""
+"""Fitted sets are fitted to the first so many requests; a trial on fewer to its own, or fitting would be its price."""
 MOST_LOST = 0.01
 """Share of the requests that may be refused or fail."""
 
@@ -49,6 +51,8 @@ class Problem:
     compile_s: float = 2.0
     restart_s: float = 3600.0
     router: str = "least-loaded"
+    tenants: Tenants | None = None
+    """Goodput holds each one's requests to what it was promised; what that leaves open, `bounds` say."""
 
     def __post_init__(self) -> None:
         require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
@@ -82,14 +86,31 @@ class Trial:
         return self.holds, round(self.worth if self.holds else self.goodput, 9), self.margin
 
 
+class Evaluated(NamedTuple):
+    """A trial and its price."""
+
+    trial: Trial
+    simulated: int
+    """Requests that were simulated for it: its own, and those that its buckets were fitted to, if nobody had yet."""
+
+
+def evaluated(problem: Problem, choice: Choice, requests: int) -> Evaluated:
+    """`evaluate` with what it cost."""
+    fits = _steps.cache_info().misses
+    trial = evaluate(problem, choice, requests)
+    count = len(_arrivals(problem.workload))
+    fitted_to = min(FIT_REQUESTS, requests, -(-count // choice.get("replicas", 1)))
+    return Evaluated(trial, min(requests, count) + fitted_to * (_steps.cache_info().misses - fits))
+
+
 def evaluate(problem: Problem, choice: Choice, requests: int) -> Trial:
     """A configuration that cannot work is a trial that fails, and says why."""
     arrivals = _arrivals(problem.workload)[:requests]
     try:
-        config = build(problem, choice)
+        config = build(problem, choice, min(FIT_REQUESTS, requests))
         report = simulate(
             config, arrivals, padded(problem.cost), replicas=choice.get("replicas", 1), router=problem.router,
-            slo=per_request(problem.bounds),
+            slo=per_request(problem.bounds), tenants=shares(problem, choice),
         )  # fmt: skip
     except ConfigError as error:
         return Trial(choice, requests, 0.0, 0.0, 0.0, str(error), 0.0, {})
@@ -105,8 +126,12 @@ def evaluate(problem: Problem, choice: Choice, requests: int) -> Trial:
     )  # fmt: skip
 
 
-def build(problem: Problem, choice: Choice) -> EngineConfig:
-    """The whole configuration of a choice, with its buckets. Raises ConfigError for what cannot work."""
+def build(problem: Problem, choice: Choice, fitted_to: int = FIT_REQUESTS) -> EngineConfig:
+    """The whole configuration of a choice, with its buckets. `fitted_to`: requests a replica that a set is fitted to.
+
+    Raises:
+      ConfigError: it cannot work.
+    """
     config = settings(problem.base, _with_objectives(problem, choice))
     if "buckets" not in choice:
         return config
@@ -114,9 +139,18 @@ def build(problem: Problem, choice: Choice) -> EngineConfig:
     if programs is None:
         chosen = plain_sets(config)[choice["buckets"]]
     else:
-        chosen = fitted(config, _steps(config, problem.workload, problem.cost, choice.get("replicas", 1)),
-                        problem.cost, programs)  # fmt: skip
+        steps = _steps(config, problem.workload, problem.cost, choice.get("replicas", 1), fitted_to)
+        chosen = fitted(config, steps, problem.cost, programs)
     return replace(config, buckets=chosen.config(config.buckets.prefill_rows))
+
+
+def shares(problem: Problem, choice: Choice) -> Tenants | None:
+    """The tenants with the choice's shares of the KV pool. Raises ConfigError for shares that cannot work."""
+    text = str(choice.get("kv_split", GIVEN))
+    if problem.tenants is None:
+        require(text == GIVEN, "kv_split", text, "tenants beside it: a file of them (--tenants)")
+        return None
+    return split(problem.tenants, text)
 
 
 def _with_objectives(problem: Problem, choice: Choice) -> Choice:
@@ -152,6 +186,8 @@ def _arrivals(workload: Workload) -> list[Arrival]:
 
 
 @functools.lru_cache(maxsize=512)
-def _steps(config: EngineConfig, workload: Workload, cost: CostModel, replicas: int) -> Counter[tuple[int, int]]:
+def _steps(
+    config: EngineConfig, workload: Workload, cost: CostModel, replicas: int, requests: int
+) -> Counter[tuple[int, int]]:
     """Step sizes of one replica's share: sets of several sizes are fitted to one histogram."""
-    return step_sizes(config, _arrivals(workload)[: FIT_REQUESTS * replicas : replicas], cost).steps
+    return step_sizes(config, _arrivals(workload)[: requests * replicas : replicas], cost).steps

@@ -8,6 +8,7 @@ import pytest
 from jaxserve.cli import main
 from jaxserve.commands.tune import front
 from jaxserve.core.config import EngineConfig
+from jaxserve.core.tenants import Tenants
 
 LIMITS = ["--num-blocks=500", "--no-enable-prefix-caching", "--cost=cpu_tiny_3M", "--jobs=1", "--only-chosen"]
 CHOICES = [
@@ -39,6 +40,33 @@ def test_nothing_that_holds_is_said_and_is_status_1(trace: Path, tmp_path: Path,
     assert run(trace, *CHOICES, "--slo=ttft_p99<0.0001", "--out", str(tmp_path / "tuned")) == 1
     text = capsys.readouterr().out
     assert "NOTHING HOLDS" in text and "ttft_p99<0.0001 does not hold" in text
+
+
+def test_the_split_between_tenants_is_chosen_and_written(trace: Path, tmp_path: Path, capsys) -> None:
+    """`chat` wants its first tokens at once, and every third request, of `batch`, fills a pool of 24 blocks."""
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    for number, fields in enumerate(lines):
+        fields |= {"tenant": "chat", "prompt_tokens": 20} if number % 3 else {"tenant": "batch", "output_tokens": 200}
+    trace.write_text("".join(json.dumps(fields) + "\n" for fields in lines))
+    tenants, out = tmp_path / "tenants.toml", tmp_path / "tuned"
+    tenants.write_text('[tenants.chat]\nkeys = ["secret"]\nttft_slo_s = 0.05\n[tenants.batch]\nttft_slo_s = 60\n')
+    options = ["--slo=tpot<5", f"--tenants={tenants}", "--max-num-seqs=8", "--out", str(out)]
+    splits = "--choose=kv_split=given,shared,chat:0.4..1+batch:0..0.9"
+    assert run(trace, splits, *options, "--num-blocks=24") == 0
+    best = json.loads((out / "tune.json").read_text())["best"]
+    config = EngineConfig.from_toml(out / "config.toml")
+    assert best["choice"] == {"kv_split": "chat:0.4..1+batch:0..0.9"}
+    assert (
+        config.scheduler.tenants == str(out / "tenants.toml") and (out / "tenants.toml").stat().st_mode & 0o777 == 0o600
+    )
+    written = Tenants.from_toml(config.scheduler.tenants)
+    assert (written["chat"].kv_guaranteed, written["batch"].kv_max) == (0.4, 0.9)
+    assert written.of_key("secret").ttft_slo_s == 0.05
+    capsys.readouterr()
+    assert run(trace, "--choose=kv_split=half", *options) == 2
+    assert "no tenant" in capsys.readouterr().err
+    assert run(trace, "--choose=kv_split=shared", "--slo=tpot<5", "--out", str(out)) == 2
+    assert "--tenants" in capsys.readouterr().err
 
 
 @pytest.mark.slow
