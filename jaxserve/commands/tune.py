@@ -230,7 +230,7 @@ def draw(path: Path, problem: Problem, found: Found) -> None:
         # rates of parts of a trace are not those of the whole; shares are
         return 100 * trial.goodput if problem.objective == "goodput" else trial.worth
 
-    label = "good requests, %" if problem.objective == "goodput" else problem.objective
+    worth = "good requests, %" if problem.objective == "goodput" else problem.objective
     with plot(
         path, f"{problem.objective.capitalize()} against what it costs", f"step times: {problem.cost.source}"
     ) as axes:
@@ -247,5 +247,5 @@ def draw(path: Path, problem: Problem, found: Found) -> None:
         axes.scatter([x(found.best)], [y(found.best)], s=260, marker="*", color="#edae49", label="chosen", zorder=5)
         if problem.bounds:
             axes.axvline(1e3 * problem.bounds[0].limit, color="#7f8c8d", linestyle=":")
-        axes.set(xlabel=f"{bound.partition('<')[0]}, ms" if bound else "programs", ylabel=label, xscale="log")
+        axes.set(xlabel=f"{bound.partition('<')[0]}, ms" if bound else "programs", ylabel=worth, xscale="log")
         axes.legend()
