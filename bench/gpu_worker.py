@@ -35,6 +35,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     if given.dry_run:
         os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.setdefault("PJRT_NPROC", "8")  # kernels_pallas' make_room_for_interpreter, before JAX is loaded
     if given.part in ("steps", "shipping"):  # what XLA says of command buffers and of its target
         dump = given.out / f"dump-{given.part}"
         dump.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.setdefault("PJRT_NPROC", "8")  # kernels_pallas' make_room_for_interpreter, without importing JAX
 
 TESTS = Path(__file__).parent
 SHARING = ("equivalence", "server")
