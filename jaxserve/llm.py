@@ -19,7 +19,7 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig, require
-from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
+from jaxserve.core.errors import ConfigError, EmptyPrompt, InvalidRequest, JaxserveError, ParamsMismatch
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.progress import progress_bar
 from jaxserve.core.sampling import SamplingParams
@@ -159,6 +159,8 @@ class LLM:
         """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`."""
         content, salt = content_of(prompt)
         if isinstance(content, str):
+            if not content:  # a tokenizer that begins every text would make a prompt of it
+                raise EmptyPrompt
             content = self._need_tokenizer("a text prompt").encode(content)
         return Request(
             id=request_id if request_id is not None else f"request-{next(self._ids)}",

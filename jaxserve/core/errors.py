@@ -30,7 +30,7 @@ class InvalidParameter(InvalidRequest):
 
 class EmptyPrompt(InvalidRequest):
     def __init__(self) -> None:
-        super().__init__("the prompt has no tokens: give at least one", "prompt")
+        super().__init__("the prompt has no tokens: give text, or at least one token id", "prompt")
 
 
 class TokenOutOfRange(InvalidRequest):

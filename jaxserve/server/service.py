@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from jaxserve.core.config import CacheConfig, ServerConfig
-from jaxserve.core.errors import InvalidRequest, PromptTooLong, UnknownModel
+from jaxserve.core.errors import EmptyPrompt, InvalidRequest, PromptTooLong, UnknownModel
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.engine.loop import EngineLoop
@@ -109,6 +109,8 @@ class Service:
         if not isinstance(prompt, str):
             return prompt
         tokenizer = self.need_tokenizer("a text prompt")
+        if not prompt:  # a tokenizer that begins every text would make a prompt of it
+            raise EmptyPrompt
         at_least = len(prompt) // tokenizer.max_token_chars
         if at_least > self.max_model_len:
             raise PromptTooLong(at_least, self.max_model_len - 1, self.loop.engine.limits.max_len[1])

@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from jaxserve.core.errors import EmptyPrompt
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from tests.server.conftest import Running, assert_idle, log_lines
@@ -179,6 +180,15 @@ def test_content_in_parts_and_a_message_fed_back(client: openai.OpenAI) -> None:
     assert done.choices[0].message == plain.choices[0].message
     turn = [*parts, done.choices[0].message.model_dump(), {"role": "user", "content": "And then?"}]
     assert client.chat.completions.create(messages=turn, **asked).choices[0].message.content is not None
+
+
+def test_an_empty_text_is_no_prompt(client: openai.OpenAI, llm: LLM) -> None:
+    """Though this tokenizer, which begins every text with a token, could make one of it."""
+    assert llm.tokenizer is not None and llm.tokenizer.encode("")
+    with pytest.raises(openai.BadRequestError, match="give text, or at least one token id"):
+        client.completions.create(model="embedded", prompt="")
+    with pytest.raises(EmptyPrompt):
+        llm.generate(["ROMEO:", ""])
 
 
 def test_errors_have_the_clients_own_types(client: openai.OpenAI) -> None:
