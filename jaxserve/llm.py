@@ -19,7 +19,7 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig, require
-from jaxserve.core.errors import ConfigError, EmptyPrompt, InvalidRequest, JaxserveError, ParamsMismatch
+from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.progress import progress_bar
 from jaxserve.core.sampling import SamplingParams
@@ -44,7 +44,7 @@ from jaxserve.sched.cost_file import load_cost
 from jaxserve.sched.scheduler import Scheduler
 from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import CheapestFirst
-from jaxserve.text.prompts import Prompt, as_prompts, content_of
+from jaxserve.text.prompts import Prompt, as_prompts, content_of, text_of
 from jaxserve.text.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -114,8 +114,7 @@ class LLM:
         batch = as_prompts(prompts)
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(batch))
         requests = [self.make_request(prompt, p) for prompt, p in zip(batch, params, strict=True)]
-        contents = [content_of(prompt)[0] for prompt in batch]
-        texts = [content if isinstance(content, str) else None for content in contents]
+        texts = [text_of(prompt) for prompt in batch]
         return self._run(requests, texts, self._progress if use_tqdm is None else use_tqdm)
 
     def chat(
@@ -159,8 +158,6 @@ class LLM:
         """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`."""
         content, salt = content_of(prompt)
         if isinstance(content, str):
-            if not content:  # a tokenizer that begins every text would make a prompt of it
-                raise EmptyPrompt
             content = self._need_tokenizer("a text prompt").encode(content)
         return Request(
             id=request_id if request_id is not None else f"request-{next(self._ids)}",

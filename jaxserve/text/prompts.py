@@ -8,7 +8,7 @@ Either may stand in a mapping, in vLLM's words, beside what belongs to this prom
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.errors import EmptyPrompt, InvalidRequest
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
@@ -35,8 +35,11 @@ def content_of(prompt: Prompt) -> tuple[str | Sequence[int], str]:
     """(text or token ids, cache salt); the salt is "" where the prompt brings none.
 
     Raises:
+      EmptyPrompt: a text of no characters, though a tokenizer that begins every text would make a prompt of it.
       InvalidRequest: a mapping with other keys than these, or not one flat row of ids.
     """
+    if text_of(prompt) == "":
+        raise EmptyPrompt
     if isinstance(prompt, str):
         return prompt, ""
     if not isinstance(prompt, Mapping):
@@ -56,6 +59,12 @@ def content_of(prompt: Prompt) -> tuple[str | Sequence[int], str]:
             raise InvalidRequest(f"prompt is a {type(content).__name__}: give text, or prompt_token_ids", "prompt")
         return content, salt
     return token_ids(content), salt
+
+
+def text_of(prompt: Prompt) -> str | None:
+    """Its text; None where it is token ids."""
+    content = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+    return content if isinstance(content, str) else None
 
 
 def token_ids(prompt: Any) -> Sequence[Any]:
