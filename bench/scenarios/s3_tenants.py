@@ -50,7 +50,7 @@ class Plan:
         self.period, self.spike = (20.0, (8.0, 15.0)) if real else (40.0, (15.0, 30.0))
         self.rates = (2.0, 8.0) if real else (2.0, 10.0)
         self.common: Settings = {
-            "num_blocks": self.cap // 16 + real, "max_preemptions": 50, "policy": "chunked",
+            "num_blocks": self.cap // 32 + 1 if real else self.cap // 16, "max_preemptions": 50, "policy": "chunked",
             "chunk_size": 64 if real else 512, "max_num_batched_tokens": 96 if real else 512,
             "max_num_seqs": 32 if real else 256, "priority_ageing_s": 3600.0,
         }  # fmt: skip

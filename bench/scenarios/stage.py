@@ -161,7 +161,7 @@ class Real:
         until_s: float | None = None,
     ) -> Run:
         base: Settings = {
-            "block_size": 16, "num_blocks": 2049, "enable_prefix_caching": False, "max_waiting": 1_000_000,
+            "num_blocks": 1025, "enable_prefix_caching": False, "max_waiting": 1_000_000,
             "prefill_rows": 8, "max_model_len": 512, "progress": False,
         }  # fmt: skip
         key = repr((sorted(settings.items()), tenants and [*tenants]))

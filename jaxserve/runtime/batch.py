@@ -12,6 +12,7 @@ step sends only its chunks'. Padding rows use the scratch slot, whose table is a
 The arrays are made anew each step: on the CPU, JAX may read a NumPy array in place while the next step is prepared.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ def model_fields(bucket: Bucket, table_width: int) -> Iterator[tuple[str, tuple[
 
 
 def packed_size(bucket: Bucket, table_width: int) -> int:
-    return sum(int(np.prod(shape)) for _, shape in model_fields(bucket, table_width))
+    return sum(math.prod(shape) for _, shape in model_fields(bucket, table_width))
 
 
 def unpack_model(packed: Any, bucket: Bucket, table_width: int) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def unpack_model(packed: Any, bucket: Bucket, table_width: int) -> dict[str, Any
     views: dict[str, Any] = {}
     begin = 0
     for name, shape in model_fields(bucket, table_width):
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         views[name] = packed[begin : begin + size].reshape(shape)
         begin += size
     return views
