@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.pop(0)  # bench/, whose http.py would hide Python's own
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.workload import LLAMA_32M, REQUESTS, prompts
 

@@ -1,7 +1,9 @@
-"""Ours beside a peer, in turn on one machine: `python -m bench.peers --peer-python peer/bin/python`.
+"""Ours beside its peers, in turn on one machine.
 
-Machines differ and are noisy: ours and the peer's runs alternate, round after round, and medians are compared. The
-peer's environment and its program are described in `bench/peer_openvino.py`.
+    python -m bench.peers --peer openvino=peer/bin/python --peer llama_cpp=other/bin/python
+
+Machines differ and are noisy: ours and the peers' runs alternate, round after round, and medians are compared. A peer's
+environment and its program are described in `bench/peer_NAME.py`.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+NAMES = sorted(file.stem.removeprefix("peer_") for file in FOLDER.glob("peer_*.py"))
 
 
 def ours(runs: int, scratch: Path) -> dict[str, Any]:
@@ -23,20 +26,29 @@ def ours(runs: int, scratch: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def peer(python: Path, runs: int, scratch: Path, precision: str) -> list[dict[str, Any]]:
-    program = str(FOLDER / "peer_openvino.py")
-    options = ["--runs", str(runs), "--weights", str(scratch), "--precision", precision]
-    done = subprocess.run([str(python), program, *options], check=True, capture_output=True, text=True)
+def peer(name: str, python: Path, runs: int, scratch: Path) -> list[dict[str, Any]]:
+    """One process of `bench/peer_NAME.py`; the lines of JSON that it prints."""
+    command = [str(python), str(FOLDER / f"peer_{name}.py"), "--runs", str(runs), "--weights", str(scratch)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def named(text: str) -> tuple[str, Path]:
+    name, _, python = text.partition("=")
+    if name not in NAMES or not python:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PYTHON; the peers are {', '.join(NAMES)}")
+    return name, Path(python).absolute()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", type=Path, required=True, help="a Python that has openvino-genai")
-    parser.add_argument("--rounds", type=int, default=3, help="times that the two alternate (default 3)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=named, action="append", required=True, metavar="NAME=PYTHON",
+                        help=f"a peer ({', '.join(NAMES)}) and the Python that has it; repeatable")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, help="times that all of them take turns (default 3)")
     parser.add_argument("--runs", type=int, default=3, help="counted runs a round and engine (default 3)")
-    parser.add_argument("--precision", default="f32", choices=["f32", "bf16"], help="of the peer")
-    parser.add_argument("--scratch", type=Path, default=Path("out/peers"), help="where the peer's model is kept")
+    parser.add_argument("--scratch", type=Path, default=Path("out/peers"), help="where the peers' models are kept")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     arguments = parser.parse_args()
     scratch = arguments.scratch.absolute()
@@ -44,27 +56,28 @@ def main() -> None:
     rounds = []
     for _ in range(arguments.rounds):
         mine = ours(arguments.runs, scratch)
-        theirs = peer(arguments.peer_python.absolute(), arguments.runs, scratch, arguments.precision)
-        rounds.append({"ours": mine, "peer": theirs})
+        theirs = {name: peer(name, python, arguments.runs, scratch) for name, python in arguments.peer}
+        rounds.append({"ours": mine, "peers": theirs})
         print(_line(mine, theirs), flush=True)
-    rates = [[run["tokens_per_s"] for r in rounds for run in r["ours"]["runs"]],
-             [run["tokens_per_s"] for r in rounds for run in r["peer"]]]  # fmt: skip
-    mine, theirs = map(statistics.median, rates)
     machine = rounds[0]["ours"]["machine"]
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
-    print(
-        f"jaxserve {mine:.0f}, {rounds[0]['peer'][0]['peer']} {theirs:.0f} output tokens/s: ratio {mine / theirs:.2f}"
-    )
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}; medians, output tokens a second")
+    mine = statistics.median(run["tokens_per_s"] for r in rounds for run in r["ours"]["runs"])
+    print(f"{'jaxserve':<40} {mine:6.0f}")
+    medians = {"jaxserve": mine}
+    for name, _ in arguments.peer:
+        medians[name] = statistics.median(run["tokens_per_s"] for r in rounds for run in r["peers"][name])
+        title = rounds[0]["peers"][name][0]["peer"]
+        print(f"{title:<40} {medians[name]:6.0f}   jaxserve at {mine / medians[name]:.2f} of it")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rounds": rounds, "medians": [mine, theirs]}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"rounds": rounds, "medians": medians}, indent=1) + "\n")
 
 
-def _line(mine: dict[str, Any], theirs: list[dict[str, Any]]) -> str:
-    rate = statistics.median(run["tokens_per_s"] for run in theirs)
+def _line(mine: dict[str, Any], theirs: dict[str, list[dict[str, Any]]]) -> str:
+    rates = {name: statistics.median(run["tokens_per_s"] for run in runs) for name, runs in theirs.items()}
+    each = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
     return (
-        f"jaxserve {mine['median']['tokens_per_s']:.0f}, peer {rate:.0f} output tokens/s; "
-        f"float32 matmul {mine['matmul_gflops_64_rows']:.0f} GFLOP/s at 64 rows, "
-        f"{mine['matmul_gflops_512_rows']:.0f} at 512"
+        f"jaxserve {mine['median']['tokens_per_s']:.0f}, {each}; float32 matmul "
+        f"{mine['matmul_gflops_64_rows']:.0f} GFLOP/s at 64 rows, {mine['matmul_gflops_512_rows']:.0f} at 512"
     )
 
 
