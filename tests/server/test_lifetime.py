@@ -1,6 +1,8 @@
 """`jaxserve serve` as a process: it answers while it loads, drains on SIGTERM, exits at once on a second one."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 from jaxserve.cli import main
+from jaxserve.server import serve
 from jaxserve.sim.record_reader import read_record
 from jaxserve.sim.replay import replay
 
@@ -71,6 +74,27 @@ def start(compilation_cache: str) -> Iterator:
         one.process.kill()
         one.process.wait(10)
         one.process.stderr.close()
+
+
+def test_what_lives_as_long_as_the_server_is_frozen_before_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, frozen = serve.Loader(lambda: None), []  # type: ignore[arg-type]
+
+    async def opened(app, service) -> None:
+        frozen.append(gc.get_freeze_count())
+
+    async def life() -> None:
+        loader.attach(None, None)  # type: ignore[arg-type]
+        loader.begin()
+        while loader.alive:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(serve, "open_service", opened)
+    try:
+        asyncio.run(life())
+    finally:
+        gc.unfreeze()
+    assert loader.error is None
+    assert frozen[0] > 10_000, "the modules at least"
 
 
 @pytest.mark.slow
