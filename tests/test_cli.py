@@ -64,6 +64,17 @@ def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"  jaxserve {command} " in capsys.readouterr().out.partition("examples:")[2]
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["serve", "--help"], ["convert", "--help"]])
+def test_help_loads_neither_jax_nor_a_web_server(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom jaxserve.cli import main\n"
+        f"try: main({arguments})\nexcept SystemExit: print('loaded', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.rpartition("loaded")[2].split()}
+    assert "jaxserve" in loaded and not loaded & {"jax", "jaxlib", "flax", "starlette", "uvicorn"}
+
+
 def test_generate_has_a_flag_for_every_field_of_sampling(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
