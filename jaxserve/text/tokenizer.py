@@ -14,6 +14,11 @@ from jaxserve.text.token_bytes import TokenBytes
 
 Message = dict[str, Any]
 
+_NOT_GIVEN = {"tools": None, "documents": None}
+"""What Hugging Face gives templates that nobody gave these: they ask `tools is not none`."""
+_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Behind the message that is to be continued while it is rendered; as Hugging Face does it, with the same mark."""
+
 
 class Tokenizer:
     """Text to token ids and back.
@@ -130,18 +135,14 @@ class Tokenizer:
                 "continue_final_message and add_generation_prompt exclude each other: set one to false",
                 "continue_final_message",
             )
+        if continue_final_message:
+            conversation[-1] = conversation[-1] | {"content": (conversation[-1].get("content") or "") + _HERE}
         names: dict[str, Any] = {"messages": conversation, "add_generation_prompt": add_generation_prompt}
         try:
-            text = self._template.render(**(self._special | extra | names))
+            text = self._template.render(**(_NOT_GIVEN | self._special | extra | names))
         except Exception as error:  # a template is a program: it fails in any way that Python knows
             raise InvalidRequest(f"the chat template refuses these messages: {error}", "messages") from error
-        if continue_final_message:
-            last = str(conversation[-1].get("content") or "").strip()
-            end = text.rfind(last)
-            if not last or end < 0:
-                raise InvalidRequest("the last message has no text to continue", "continue_final_message")
-            text = text[: end + len(last)]
-        return text
+        return _until_here(text) if continue_final_message else text
 
     def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """`render_chat`, encoded; the template writes the special tokens itself."""
@@ -163,6 +164,15 @@ def _plain(message: Message, index: int) -> Message:
     return message | {"content": "\n".join(texts)}
 
 
+def _until_here(text: str) -> str:
+    """A conversation up to the mark; spaces before it are the message's own, unless the template trims it."""
+    place = text.rfind(_HERE.strip())
+    if place < 0:
+        raise InvalidRequest("the chat template leaves the last message out: it cannot continue", "messages")
+    kept = text.startswith(_HERE, place)
+    return text[:place] if kept else text[:place].rstrip()
+
+
 def _compiled(template: str) -> Any:
     import jinja2
 
@@ -173,9 +183,18 @@ def _compiled(template: str) -> Any:
 
 
 def _environment() -> Any:
-    """As Hugging Face renders templates: trimmed blocks, loop controls, and three functions."""
+    """As Hugging Face renders templates: trimmed blocks, loop controls, `generation`, and three functions."""
     import jinja2.ext  # here, so that who has no chat template needs no jinja2
     import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` marks, for training, what the model says: its inside is rendered as it stands."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -184,7 +203,7 @@ def _environment() -> Any:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception

@@ -59,6 +59,45 @@ def test_a_template_that_refuses_or_escapes(directory: Path, tmp_path: Path, tem
         tokenizer.render_chat([{"role": "user", "content": "x"}])
 
 
+BEGUN = [{"role": "user", "content": " to be? "}, {"role": "assistant", "content": "or not "}]
+PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+TRIMMED = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>{% endfor %}"
+MARKED = """\
+{% for m in messages %}
+    {%- if m.role == "assistant" %}
+        {%- generation %}{{ m.content }}<|end|>{% endgeneration %}
+
+    {%- else %}
+{{ m.content }}
+    {% endif %}
+{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "continues", "expected"),
+    [
+        (PLAIN, True, "<|user|> to be? <|end|><|assistant|>or not "),
+        (TRIMMED, True, "<|user|>to be?<|end|><|assistant|>or not"),
+        (MARKED, False, " to be? \nor not <|end|>"),
+        ("{% if tools is not none %}tools{% endif %}{{ documents is none }}", False, "True"),
+        ("{{ messages[0] | tojson }}", False, '{"role": "user", "content": " to be? "}'),
+    ],
+)
+def test_as_hugging_face_renders_it(
+    directory: Path, tmp_path: Path, template: str, continues: bool, expected: str
+) -> None:
+    """What `apply_chat_template` of transformers 5 makes of the same."""
+    tokenizer = with_template(directory, tmp_path, template)
+    text = tokenizer.render_chat(BEGUN, add_generation_prompt=False, continue_final_message=continues)
+    assert text == expected
+
+
+def test_a_message_that_the_template_drops_cannot_be_continued(directory: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(directory, tmp_path, "{{ messages[0].content }}")
+    with pytest.raises(InvalidRequest, match="leaves the last message out"):
+        tokenizer.render_chat(BEGUN, add_generation_prompt=False, continue_final_message=True)
+
+
 def test_several_ends(directory: Path, tmp_path: Path) -> None:
     folder = tmp_path / "t"
     shutil.copytree(directory, folder)
