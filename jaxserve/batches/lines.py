@@ -1,10 +1,13 @@
 """A batch's input: one JSON object a line, `{"custom_id", "method", "url", "body"}`."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import pydantic_core
+
+from jaxserve.core.sampling import MAX_N
 
 MAX_ERRORS = 20
 MAX_LINE_BYTES = 4 << 20
@@ -17,11 +20,18 @@ class Line:
     custom_id: str
     body: dict[str, Any]
 
+    @property
+    def sequences(self) -> int:
+        """How many it has the engine run: `n` of each prompt. Nobody has checked its body yet."""
+        n, prompt = self.body.get("n"), self.body.get("prompt")
+        several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+        return (len(cast(list[Any], prompt)) if several else 1) * (n if type(n) is int and 1 <= n <= MAX_N else 1)
+
 
 def read_lines(path: Path) -> Iterator[Line]:
     """The lines of a file that `find_errors` found good."""
     for number, _, text in _texts(path):
-        entry = json.loads(text)
+        entry = _json(text)
         yield Line(number, entry["custom_id"], entry["body"])
 
 
@@ -60,8 +70,8 @@ def _check(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, str, str | 
     if len(text) > MAX_LINE_BYTES:
         return "line_too_long", f"a line has at most {MAX_LINE_BYTES} bytes", None
     try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
+        entry = _json(text)
+    except ValueError:
         return "invalid_json_line", "this line is not JSON", None
     if not isinstance(entry, dict):
         return "invalid_json_line", "this line is not a JSON object", None
@@ -81,6 +91,11 @@ def _check(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, str, str | 
     if cast(dict[str, Any], fields["body"]).get("stream"):
         return "invalid_body", "a line of a batch cannot stream: leave stream out", "body.stream"
     return None
+
+
+def _json(text: bytes) -> Any:
+    """As bodies are read: without NaN and half characters, which no answer could hold. Raises ValueError."""
+    return pydantic_core.from_json(text, allow_inf_nan=False)
 
 
 def _error(code: str, message: str, param: str | None, line: int | None) -> dict[str, Any]:

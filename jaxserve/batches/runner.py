@@ -1,20 +1,23 @@
-"""Runs batches, oldest first, in whatever capacity is left, and survives anything but the loss of the disk.
+"""Runs batches in whatever capacity is left, and survives anything but the loss of the disk.
 
-One task. It moves a batch from status to status; while one is in progress it keeps as many lines running as `room` says
-are free, and writes finished lines to the store in groups. A line is run again only if its result was not committed.
+One task, in turns. A turn commits the lines that have ended; takes every batch as far as it goes without running lines
+(a new one is checked, one that is cancelled or out of time ends); starts lines while there is room, those of the batch
+that must end first before others'; and waits until there is news. A line is run again only if its result was not
+committed.
 """
 
 import asyncio
 import contextlib
-import itertools
 import json
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxserve.batches.errors import StoreFull
-from jaxserve.batches.lines import Line, find_errors, read_lines
+from jaxserve.batches.lines import Line, find_errors
+from jaxserve.batches.progress import Progress, lines_left
 from jaxserve.batches.records import Batch
 from jaxserve.batches.store import Store
 
@@ -34,23 +37,14 @@ class LineResult:
     request_id: str
 
 
-RunLine = Callable[[str, dict[str, Any]], Awaitable[LineResult]]
-"""(endpoint, body) -> result. Retries what may go better later by itself; raises only when the server stops."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    """One batch while it runs."""
-
-    batch: Batch
-    lines: AsyncIterator[Line]
-    running: dict["asyncio.Task[LineResult]", Line] = field(default_factory=dict)
-    written: list[tuple[str, int, bool, str]] = field(default_factory=list)
-    exhausted: bool = False
+RunLine = Callable[[Batch, Line], Awaitable[LineResult]]
+"""Retries what may go better later by itself; raises only when the server stops."""
+_Task = asyncio.Task[LineResult]
 
 
 class BatchRunner:
-    """`room()`: how many lines may run now, those that run included. `now`: seconds since the epoch."""
+    """`room()`: how many sequences lines may have now, of those that run included. `now`: seconds since the epoch.
+    `changed` is told of every batch that gets another status, `report` of what is wrong."""
 
     def __init__(
         self,
@@ -60,13 +54,21 @@ class BatchRunner:
         *,
         max_lines: int,
         now: Callable[[], float] = time.time,
+        changed: Callable[[Batch], None] = lambda batch: None,
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._store, self._run_line, self._room = store, run_line, room
-        self._max_lines, self._now, self._report = max_lines, now, report
+        self._max_lines, self._now, self._changed, self._report = max_lines, now, changed, report
         self._news = asyncio.Event()
-        self.num_running = 0
-        """Lines that run at this moment."""
+        self._progress: dict[str, Progress] = {}
+        self._running: dict[_Task, tuple[Progress, Line]] = {}
+        self._ended: list[tuple[str, int, bool, str]] = []
+        """Results that are not committed yet."""
+
+    @property
+    def num_running(self) -> int:
+        """Sequences of the lines that run at this moment."""
+        return sum(line.sequences for _, line in self._running.values())
 
     def wake(self) -> None:
         """Something changed: a new batch, a cancellation."""
@@ -74,35 +76,104 @@ class BatchRunner:
 
     async def run(self) -> None:
         """For ever; cancel it to stop. Lines that run are dropped, and run again by the next runner."""
-        while True:
+        try:
+            while True:
+                try:
+                    await self._turn()
+                except StoreFull as error:
+                    self._report(str(error))
+                    await asyncio.sleep(FULL_S)
+                except Exception as error:  # the engine stopped under it; what is not committed runs again
+                    await self._drop(list(self._running))
+                    self._progress.clear()
+                    self._report(f"batches pause: {type(error).__name__}: {error}")
+                    await asyncio.sleep(FULL_S)
+        finally:
+            await self._drop(list(self._running))
+
+    async def _turn(self) -> None:
+        self._gather()
+        await self._write()
+        batches = [await self._advance(batch) for batch in await asyncio.to_thread(self._store.unfinished)]
+        batches = [batch for batch in batches if batch.status == "in_progress"]
+        await self._start_lines(batches)
+        busy = {id(progress) for progress, _ in self._running.values()}
+        through = [one for one in self._progress.values() if one.exhausted and id(one) not in busy]
+        for progress in through:
+            await self._end(progress.batch, "completed")
+        if not through:
+            await self._wait(batches)
+
+    # --- lines ------------------------------------------------------------------------------------------------
+
+    async def _start_lines(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            progress = await self._progress_of(batch)
+            while (line := await progress.peek()) is not None:
+                room = self._room()
+                if self.num_running + line.sequences > room and (self._running or room < 1):
+                    return  # a line that is larger than all the room there is runs alone
+                progress.take()
+                work = asyncio.ensure_future(self._run_line(batch, line))
+                self._running[work] = progress, line
+
+    async def _progress_of(self, batch: Batch) -> Progress:
+        if batch.id not in self._progress:
+            done = await asyncio.to_thread(self._store.done_lines, batch.id)
+            self._progress[batch.id] = Progress(batch, self._store.path(batch.input_file_id), done)
+        return self._progress[batch.id]
+
+    def _gather(self) -> None:
+        """Take the results of lines that have ended. Raises what ended them, if it was no result."""
+        failure: BaseException | None = None
+        for task in [task for task in self._running if task.done()]:
+            progress, line = self._running.pop(task)
+            if (error := task.exception()) is not None:
+                failure = error
+                continue
+            result = task.result()
+            response = {"status_code": result.status, "request_id": result.request_id, "body": result.body}
+            content = _content(progress.batch, line, response, None)
+            self._ended.append((progress.batch.id, line.number, result.status == 200, content))
+        if failure is not None:
+            raise failure
+
+    async def _write(self) -> None:
+        """Commit what has ended; a full disk is waited out, and meanwhile no new line starts."""
+        while self._ended:
+            group = self._ended[:GROUP]
             try:
-                batches = await asyncio.to_thread(self._store.unfinished)
-                for batch in batches:
-                    await self._advance(batch)
+                await asyncio.to_thread(self._store.add_results, group)
             except StoreFull as error:
                 self._report(str(error))
                 await asyncio.sleep(FULL_S)
                 continue
-            except Exception as error:  # the engine stopped under it; what is not committed runs again
-                self._report(f"batches pause: {type(error).__name__}: {error}")
-                await asyncio.sleep(FULL_S)
-                continue
-            if not batches:
-                await self._wait(IDLE_S)
+            del self._ended[: len(group)]
 
-    async def _advance(self, batch: Batch) -> None:
-        """Take a batch as far as it goes now."""
-        match batch.status:
-            case "validating":
-                await self._validate(batch)
-            case "in_progress":
-                await self._progress(batch)
-            case "cancelling":
-                await self._end(batch.id, "cancelled")
-            case _:  # finalizing, before a crash or a full disk
-                await self._end(batch.id, batch.ends_as or "completed")
+    async def _drop(self, tasks: Sequence[_Task]) -> None:
+        for task in tasks:
+            self._running.pop(task)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _validate(self, batch: Batch) -> None:
+    # --- batches ----------------------------------------------------------------------------------------------
+
+    async def _advance(self, batch: Batch) -> Batch:
+        """Take a batch as far as it goes without running lines."""
+        if batch.status == "validating":
+            batch = await self._validate(batch)
+        if batch.status == "cancelling":
+            await self._leave(batch)
+            return await self._end(batch, "cancelled")
+        if batch.status == "finalizing":  # before a crash or a full disk
+            return await self._end(batch, batch.ends_as or "completed")
+        if batch.status == "in_progress" and self._now() >= batch.expires_at:
+            await self._leave(batch)
+            await self._expire(batch)
+            return await self._end(batch, "expired")
+        return batch
+
+    async def _validate(self, batch: Batch) -> Batch:
         path = self._store.path(batch.input_file_id)
         try:
             total, errors = await asyncio.to_thread(find_errors, path, batch.endpoint, self._max_lines)
@@ -112,112 +183,52 @@ class BatchRunner:
                 [{"code": "no_such_file", "message": "the input file is gone", "param": None, "line": None}],
             )
         if errors:
-            await self._move(batch.id, "failed", errors=json.dumps(errors), total=total)
-        elif (await self._move(batch.id, "in_progress", total=total)).status == "in_progress":
-            await self._progress(await asyncio.to_thread(self._store.batch, batch.id))
+            return await self._move(batch, "failed", errors=json.dumps(errors), total=total)
+        return await self._move(batch, "in_progress", total=total)
 
-    # --- a batch in progress ----------------------------------------------------------------------------------
+    async def _leave(self, batch: Batch) -> None:
+        """Run no more lines of a batch; those that have ended meanwhile count."""
+        self._gather()
+        await self._drop([task for task, (progress, _) in self._running.items() if progress.batch.id == batch.id])
+        await self._write()
 
-    async def _progress(self, batch: Batch) -> None:
-        done = await asyncio.to_thread(self._store.done_lines, batch.id)
-        progress = _Progress(batch, self._lines_left(batch, done))
-        try:
-            ends_as = await self._run_all(progress)
-        finally:
-            for task in progress.running:
-                task.cancel()
-            await asyncio.gather(*progress.running, return_exceptions=True)
-            self.num_running = 0
-        await self._end(batch.id, ends_as)
-
-    async def _run_all(self, progress: _Progress) -> str:
-        """Run lines until all are done, or the batch is cancelled or expires. What it ends as."""
-        while True:
-            batch = await asyncio.to_thread(self._store.batch, progress.batch.id)
-            if batch.status == "cancelling":
-                await self._write(progress)
-                return "cancelled"
-            if self._now() >= batch.expires_at:
-                await self._write(progress)
-                await self._expire(progress)
-                return "expired"
-            await self._start_lines(progress)
-            if progress.running:
-                timeout = min(IDLE_S, max(0.0, batch.expires_at - self._now()))
-                finished, _ = await asyncio.wait(progress.running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
-                    self._note(progress, progress.running.pop(task), task.result())
-                self.num_running = len(progress.running)
-                await self._write(progress)
-            elif progress.exhausted:
-                await self._write(progress)
-                return "completed"
-            else:
-                await self._wait(IDLE_S / 5)  # no room: somebody else is served
-
-    async def _start_lines(self, progress: _Progress) -> None:
-        while not progress.exhausted and len(progress.running) < self._room():
-            line = await anext(progress.lines, None)
-            if line is None:
-                progress.exhausted = True
-                return
-            work = self._run_line(progress.batch.endpoint, line.body)
-            progress.running[asyncio.ensure_future(work)] = line
-            self.num_running = len(progress.running)
-
-    def _note(self, progress: _Progress, line: Line, result: LineResult) -> None:
-        response = {"status_code": result.status, "request_id": result.request_id, "body": result.body}
-        content = _content(progress.batch, line, response, None)
-        progress.written.append((progress.batch.id, line.number, result.status == 200, content))
-
-    async def _write(self, progress: _Progress) -> None:
-        """Commit what is finished; a full disk is waited out, and meanwhile no new line starts."""
-        while progress.written:
-            group = progress.written[:GROUP]
-            try:
-                await asyncio.to_thread(self._store.add_results, group)
-            except StoreFull as error:
-                self._report(str(error))
-                await asyncio.sleep(FULL_S)
-                continue
-            del progress.written[: len(group)]
-
-    async def _expire(self, progress: _Progress) -> None:
+    async def _expire(self, batch: Batch) -> None:
         """Lines that did not run say so in the error file."""
-        done = await asyncio.to_thread(self._store.done_lines, progress.batch.id)
+        done = await asyncio.to_thread(self._store.done_lines, batch.id)
         error = {"code": "batch_expired", "message": "not executed before the completion window ended"}
-        async for line in self._lines_left(progress.batch, done):
-            content = _content(progress.batch, line, None, error)
-            progress.written.append((progress.batch.id, line.number, False, content))
-            if len(progress.written) >= GROUP:
-                await self._write(progress)
-        await self._write(progress)
+        async for line in lines_left(self._store.path(batch.input_file_id), done):
+            self._ended.append((batch.id, line.number, False, _content(batch, line, None, error)))
+            if len(self._ended) >= GROUP:
+                await self._write()
+        await self._write()
 
-    async def _lines_left(self, batch: Batch, done: set[int]) -> AsyncIterator[Line]:
-        """Lines without a result, read a few at a time on a thread."""
-        lines = read_lines(self._store.path(batch.input_file_id))
-        while True:
-            some = await asyncio.to_thread(lambda: list(itertools.islice(lines, GROUP)))
-            for line in some:
-                if line.number not in done:
-                    yield line
-            if len(some) < GROUP:
-                return
+    async def _end(self, batch: Batch, status: str) -> Batch:
+        self._progress.pop(batch.id, None)
+        if status != "cancelled" and batch.status != "finalizing":
+            batch = await self._move(batch, "finalizing", ends_as=status)
+        ended = await asyncio.to_thread(self._store.finalize, batch.id, status, self._now())
+        self._changed(ended)
+        return ended
 
-    # --- ends -------------------------------------------------------------------------------------------------
+    async def _move(self, batch: Batch, status: str, **columns: Any) -> Batch:
+        moved = await asyncio.to_thread(lambda: self._store.move(batch.id, status, self._now(), **columns))
+        if moved.status == status:  # and not one that has been cancelled meanwhile
+            self._changed(moved)
+        return moved
 
-    async def _end(self, batch_id: str, status: str) -> None:
-        if status != "cancelled":
-            await self._move(batch_id, "finalizing", ends_as=status)
-        await asyncio.to_thread(self._store.finalize, batch_id, status, self._now())
+    # --- waiting ----------------------------------------------------------------------------------------------
 
-    async def _move(self, batch_id: str, status: str, **columns: Any) -> Batch:
-        return await asyncio.to_thread(lambda: self._store.move(batch_id, status, self._now(), **columns))
-
-    async def _wait(self, seconds: float) -> None:
+    async def _wait(self, batches: Sequence[Batch]) -> None:
+        """Until a line ends, a batch runs out of time, there is news, or it is time to look for room again."""
+        left_s = min((batch.expires_at - self._now() for batch in batches), default=math.inf)
+        idle_s = IDLE_S if self._running or not batches else IDLE_S / 5  # no room: somebody else is served
+        timeout = min(idle_s, max(left_s, 0.0))
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            return
         # not `wait_for`: before Python 3.12 it loses a cancellation that comes in the same turn as the news
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout):
                 await self._news.wait()
         self._news.clear()
 

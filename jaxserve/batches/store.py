@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from jaxserve.batches.contents import Contents, full_is_known
 from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile
 from jaxserve.batches.records import ENDED, TIMES, Batch, StoredFile
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.errors import ConfigError, InvalidRequest
 
 _SCHEMA = """
 create table if not exists files (
@@ -108,12 +108,12 @@ class Store:
             raise NoSuchFile(file_id, param)
         return StoredFile(**row)
 
-    def files(self, tenant: str, purpose: str | None, after: str | None, limit: int) -> tuple[list[StoredFile], bool]:
-        """Newest first, from the one after `after`; and whether there are more."""
-        where, values = "tenant = ?", [tenant]
-        if purpose is not None:
-            where, values = where + " and purpose = ?", [*values, purpose]
-        rows, more = self._page("files", where, values, after, limit)
+    def files(
+        self, tenant: str, purpose: str | None, after: str | None, limit: int, oldest_first: bool = False
+    ) -> tuple[list[StoredFile], bool]:
+        """From the one after `after`, newest first unless told otherwise; and whether there are more."""
+        equal = {} if purpose is None else {"purpose": purpose}
+        rows, more = self._page("files", tenant, after, limit, equal, oldest_first)
         return [StoredFile(**row) for row in rows], more
 
     def path(self, file_id: str) -> Path:
@@ -159,15 +159,15 @@ class Store:
         return _batch(row)
 
     def batches(self, tenant: str, after: str | None, limit: int) -> tuple[list[Batch], bool]:
-        rows, more = self._page("batches", "tenant = ?", [tenant], after, limit)
+        rows, more = self._page("batches", tenant, after, limit, {})
         return [_batch(row) for row in rows], more
 
     def unfinished(self) -> list[Batch]:
-        """Oldest first."""
+        """Those that must end first, first."""
         marks = ", ".join("?" * len(ENDED))
         with self._mutex:
             rows = self._db.execute(
-                f"select * from batches where status not in ({marks}) order by created_at, rowid", tuple(ENDED)
+                f"select * from batches where status not in ({marks}) order by expires_at, rowid", tuple(ENDED)
             ).fetchall()
         return [_batch(row) for row in rows]
 
@@ -257,14 +257,27 @@ class Store:
         return self._max_bytes - contents - pages * _PAGE_BYTES
 
     def _page(
-        self, table: str, where: str, values: list[str], after: str | None, limit: int
+        self,
+        table: str,
+        tenant: str,
+        after: str | None,
+        limit: int,
+        equal: dict[str, str],
+        oldest_first: bool = False,
     ) -> tuple[list[sqlite3.Row], bool]:
+        """Rows of a tenant. Raises InvalidRequest for an `after` that is none of its ids."""
+        beyond, order = (">", "asc") if oldest_first else ("<", "desc")
+        equal = {"tenant": tenant} | equal
+        where = " and ".join(f"{column} = ?" for column in equal)
+        values: list[Any] = list(equal.values())
         with self._mutex:
             if after is not None:
-                where += f" and rowid < (select rowid from {table} where id = ?)"
-                values = [*values, after]
+                found = self._db.execute(f"select rowid from {table} where id = ? and tenant = ?", (after, tenant))
+                if (row := found.fetchone()) is None:
+                    raise InvalidRequest(f"after: there is no {after[:80]!r} here: give an id of this list", "after")
+                where, values = f"{where} and rowid {beyond} ?", [*values, row["rowid"]]
             rows = self._db.execute(
-                f"select * from {table} where {where} order by rowid desc limit ?", (*values, limit + 1)
+                f"select * from {table} where {where} order by rowid {order} limit ?", (*values, limit + 1)
             ).fetchall()
         return rows[:limit], len(rows) > limit
 

@@ -242,7 +242,7 @@ class BatchConfig:
     batch_store_bytes: int = setting(16 << 30, "most bytes of that folder")
     batch_max_file_bytes: int = setting(200 << 20, "largest upload")
     batch_max_lines: int = setting(50_000, "most lines of a batch")
-    batch_concurrency: int = setting(32, "most lines that run at once, in slots that nobody else uses")
+    batch_concurrency: int = setting(32, "most sequences that lines have at once, in slots that nobody else uses")
     batch_tenant: str = setting("batch", "the tenant whose share and priority lines run under")
 
     def __post_init__(self) -> None:

@@ -60,8 +60,8 @@ class EngineLoop:
 
     @property
     def num_open(self) -> int:
-        """Requests that have not ended."""
-        return len(self._streams)
+        """Sequences that have not ended, of all requests."""
+        return sum(stream.num_open(request_id) for request_id, stream in self._streams.items())
 
     @property
     def step_age_s(self) -> float:

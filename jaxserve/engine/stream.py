@@ -96,6 +96,10 @@ class OutputStream:
         """Whether a request of the stream has not ended."""
         return request_id in self._open
 
+    def num_open(self, request_id: str) -> int:
+        """Sequences of a request that have not ended."""
+        return self._open.get(request_id, 0)
+
     # --- for the loop -----------------------------------------------------------------------------------------
 
     def push(self, output: SequenceOutput) -> None:

@@ -118,7 +118,7 @@ async def open_service(app: Starlette, service: Service) -> None:
     app.state.running.callback(app.state.server.telemetry.leave)
     app.state.running.push_async_callback(service.loop.stop)
     if app.state.batches is not None:
-        await app.state.running.enter_async_context(app.state.batches.running(service))
+        await app.state.running.enter_async_context(app.state.batches.running(service, app.state.server))
 
 
 async def _known(request: Request, error: Exception) -> Response:
@@ -131,5 +131,8 @@ async def _known(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = "invalid_request_error" if error.status_code < 500 else "internal_server_error"
-    body = {"message": error.detail, "type": kind, "param": None, "code": error.status_code}
+    message = error.detail
+    if error.status_code in (404, 405):
+        message = f"there is no {request.method} {request.url.path[:200]} here: /openapi.json tells what there is"
+    body = {"message": message, "type": kind, "param": None, "code": error.status_code}
     return JSONResponse({"error": body}, error.status_code, headers=error.headers)

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jaxserve.batches.errors import InUse
+from jaxserve.batches.lines import Line
+from jaxserve.batches.records import Batch
 from jaxserve.batches.runner import BatchRunner, LineResult
 from jaxserve.batches.store import Store
 from jaxserve.core.config import BatchConfig
@@ -20,12 +22,13 @@ from jaxserve.server.body import read_body
 from jaxserve.server.context import Call
 from jaxserve.server.errors import error_body, status_of
 from jaxserve.server.files import list_response, page_of, store_of
-from jaxserve.server.generation import whole
+from jaxserve.server.generation import Job, note, whole
 from jaxserve.server.log import logger
 from jaxserve.server.schemas.batches import BatchBody
 from jaxserve.server.schemas.chat import ChatBody
 from jaxserve.server.schemas.completions import CompletionsBody
 from jaxserve.server.service import Service
+from jaxserve.server.state import ServerState
 
 STEP_RETRIES = 2
 """A line whose step failed is run so many times more before the failure is its result."""
@@ -38,24 +41,28 @@ class Batches:
         self.store, self.config = store, config
         self.runner: BatchRunner | None = None
 
-    def room(self, service: Service) -> int:
-        """Lines that may run: what is left of the slots that nobody else uses."""
+    def room(self, service: Service, state: ServerState) -> int:
+        """Sequences that lines may have: what is left of the slots that nobody else uses. A server that drains begins
+        no line."""
+        if state.phase != "ready":
+            return 0
         running = self.runner.num_running if self.runner is not None else 0
-        others = service.loop.num_open - running
+        others = max(0, service.loop.num_open - running)  # a line that waits to try again has none open
         return max(0, min(self.config.batch_concurrency, service.max_num_seqs - others))
 
     @asynccontextmanager
-    async def running(self, service: Service) -> AsyncIterator[None]:
+    async def running(self, service: Service, state: ServerState) -> AsyncIterator[None]:
         """Run batches until the context ends."""
 
-        async def run_line(endpoint: str, body: dict[str, Any]) -> LineResult:
-            return await self._run_line(service, endpoint, body)
+        async def run_line(batch: Batch, line: Line) -> LineResult:
+            return await self.run_line(service, batch, line)
 
         self.runner = BatchRunner(
             self.store,
             run_line,
-            lambda: self.room(service),
+            lambda: self.room(service, state),
             max_lines=self.config.batch_max_lines,
+            changed=tell,
             report=logger.warning,
         )
         task = asyncio.create_task(self.runner.run())
@@ -65,25 +72,63 @@ class Batches:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _run_line(self, service: Service, endpoint: str, body: dict[str, Any]) -> LineResult:
-        """As the endpoint would answer; waits and tries again while the server is too busy."""
-        call = Call(f"req-{uuid.uuid4().hex}", tenant=self.config.batch_tenant, tenant_by="a batch")
-        failures = 0
+    async def run_line(self, service: Service, batch: Batch, line: Line) -> LineResult:
+        """As the endpoint would answer, with a line in the log; waits and tries again while the server is too busy.
+
+        Raises EngineStopped; whatever else goes wrong is the line's result, or it would keep its batch from ending.
+        """
+        request_id, began_s, failures = f"req-{uuid.uuid4().hex}", time.monotonic(), 0
         while True:
+            call = Call(request_id, tenant=self.config.batch_tenant, tenant_by="a batch", began_s=began_s)
             try:
-                if endpoint == "/v1/chat/completions":
-                    job = await chat.job_of(service, ChatBody.check(body), call)
-                else:
-                    job = await completions.job_of(service, CompletionsBody.check(body), call)
-                return LineResult(200, await whole(service, job), call.request_id)
+                job = await _job_of(service, batch.endpoint, line.body, call)
+                note(call, service, job)
+                answer = await whole(service, job, call)
+                _tell_line(batch, line, call, 200)
+                return LineResult(200, answer, request_id)
             except TooBusy as error:
                 await asyncio.sleep(min(error.retry_after_s, 30.0))
             except EngineStopped:
                 raise
-            except JaxserveError as error:
+            except Exception as error:
                 failures += isinstance(error, StepFailed)
-                if not isinstance(error, StepFailed) or failures > STEP_RETRIES:
-                    return LineResult(status_of(error)[0], error_body(error), call.request_id)
+                if isinstance(error, StepFailed) and failures <= STEP_RETRIES:
+                    continue
+                if not isinstance(error, JaxserveError):
+                    logger.error("batch line failed", exc_info=error, extra={"fields": {"request_id": request_id}})
+                call.failure = type(error).__name__
+                status, _ = status_of(error)
+                _tell_line(batch, line, call, status)
+                return LineResult(status, error_body(error), request_id)
+
+
+async def _job_of(service: Service, endpoint: str, body: dict[str, Any], call: Call) -> Job:
+    if endpoint == "/v1/chat/completions":
+        return await chat.job_of(service, ChatBody.check(body), call)
+    return await completions.job_of(service, CompletionsBody.check(body), call)
+
+
+def tell(batch: Batch) -> None:
+    """A batch has another status: a line in the log."""
+    fields: dict[str, Any] = {
+        "batch_id": batch.id,
+        "tenant": batch.tenant,
+        "status": batch.status,
+        "lines": batch.total,
+        "completed": batch.completed,
+        "failed": batch.failed,
+    }
+    logger.info("batch", extra={"fields": fields})
+
+
+def _tell_line(batch: Batch, line: Line, call: Call, status: int) -> None:
+    fields: dict[str, Any] = {
+        "request_id": call.request_id,
+        "tenant": call.tenant,
+        "batch_id": batch.id,
+        "line": line.number + 1,
+    }
+    logger.info("batch line", extra={"fields": fields | call.log_fields(status)})
 
 
 async def create(request: Request) -> Response:
@@ -93,6 +138,7 @@ async def create(request: Request) -> Response:
         store.add_batch, request.state.call.tenant, body.endpoint, body.input_file_id, body.completion_window,
         body.window_s, body.metadata, time.time(),
     )  # fmt: skip
+    tell(batch)
     _wake(request)
     return JSONResponse(batch.body())
 
@@ -114,6 +160,7 @@ async def cancel(request: Request) -> Response:
     batch = await asyncio.to_thread(store.batch, batch_id, request.state.call.tenant)
     if batch.status in ("validating", "in_progress"):
         batch = await asyncio.to_thread(store.move, batch_id, "cancelling", time.time())
+        tell(batch)
         _wake(request)
     elif batch.status != "cancelling":
         raise InUse(f"batch {batch_id} is {batch.status}: only one that has not ended can be cancelled", "batch_id")

@@ -71,3 +71,21 @@ class Call:
             self.text.add(output)
         if output.finish_reason is not None:
             self.finish_reasons.append(output.finish_reason)
+
+    def log_fields(self, status: int) -> dict[str, Any]:
+        """What a log line says of it, now that it has ended."""
+        fields: dict[str, Any] = {
+            "status": status,
+            "duration_s": round(time.monotonic() - self.began_s, 6),
+        }
+        if self.prompt_tokens:
+            fields |= {
+                "prompt_tokens": self.prompt_tokens,
+                "cached_tokens": self.cached_tokens,
+                "output_tokens": self.output_tokens,
+                "ttft_s": None if self.first_token_s is None else round(self.first_token_s - self.began_s, 6),
+                "finish_reasons": self.finish_reasons,
+            }
+        named = {"error": self.failure, "trace_id": self.trace_id, "user": self.user}
+        fields |= {name: value for name, value in named.items() if value is not None}
+        return fields if self.text is None else fields | self.text.fields()

@@ -17,7 +17,8 @@ from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.errors import BodyTooLarge, NoSuchThing
 
 PURPOSES = ("batch", "batch_output", "user_data", "evals")
-MAX_PAGE = 100
+MAX_PAGE, MAX_FILES = 100, 10_000
+"""Most entries of a list, of files and of others; as OpenAI has it."""
 
 
 def store_of(request: Request) -> Store:
@@ -56,9 +57,13 @@ async def upload(request: Request) -> Response:
 
 async def listing(request: Request) -> Response:
     store = store_of(request)
-    purpose = request.query_params.get("purpose")
-    after, limit = page_of(request)
-    files, more = await asyncio.to_thread(store.files, request.state.call.tenant, purpose, after, limit)
+    after, limit = page_of(request, MAX_FILES, "purpose", "order")
+    purpose, order = request.query_params.get("purpose"), request.query_params.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest(f"order must be asc or desc, not {order[:80]!r}", "order")
+    files, more = await asyncio.to_thread(
+        store.files, request.state.call.tenant, purpose, after, limit, oldest_first=order == "asc"
+    )
     return list_response([file.body() for file in files], more)
 
 
@@ -80,11 +85,15 @@ async def delete(request: Request) -> Response:
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
-def page_of(request: Request) -> tuple[str | None, int]:
-    """(after, limit) of a list's query."""
+def page_of(request: Request, most: int = MAX_PAGE, *more: str) -> tuple[str | None, int]:
+    """(after, limit) of a list's query, which may have `more` beside them. Raises InvalidRequest."""
+    known = ("after", "limit", *more)
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(f"unknown parameter {name[:80]!r}; known: {', '.join(known)}", name[:80])
     text = request.query_params.get("limit", "20")
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_PAGE):
-        raise InvalidRequest(f"limit must be a whole number from 1 to {MAX_PAGE}", "limit")
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= most):
+        raise InvalidRequest(f"limit must be a whole number from 1 to {most}", "limit")
     return request.query_params.get("after"), int(text)
 
 

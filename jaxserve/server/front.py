@@ -100,29 +100,13 @@ class Front:
     def _log(self, scope: Scope, call: Call, status: int) -> None:
         if scope["path"] in OPEN_PATHS | FEED_PATHS:
             return
-        now = time.monotonic()
         fields: dict[str, Any] = {
             "request_id": call.request_id,
             "tenant": call.tenant,
             "method": scope["method"],
             "path": scope["path"],
-            "status": status,
-            "duration_s": round(now - call.began_s, 6),
         }
-        if call.prompt_tokens:
-            fields |= {
-                "prompt_tokens": call.prompt_tokens,
-                "cached_tokens": call.cached_tokens,
-                "output_tokens": call.output_tokens,
-                "ttft_s": None if call.first_token_s is None else round(call.first_token_s - call.began_s, 6),
-                "finish_reasons": call.finish_reasons,
-            }
-        if call.trace_id is not None:
-            fields["trace_id"] = call.trace_id
-        if call.user is not None:
-            fields["user"] = call.user
-        if call.text is not None:
-            fields |= call.text.fields()
+        fields |= call.log_fields(status)
         logger.info("request", extra={"fields": fields})
 
 

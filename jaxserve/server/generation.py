@@ -55,11 +55,7 @@ class Job:
 async def respond(request: Request, service: Service, job: Job, stream: bool) -> Response:
     """The HTTP response to a job; a client that leaves first aborts it."""
     call: Call = request.state.call
-    call.requests, call.stream, call.response_id = job.requests, stream, job.id
-    call.prompt_tokens = sum(len(wanted.prompt) for wanted in job.requests)
-    if service.config.log_text:
-        most = service.config.max_log_len
-        call.text = LoggedText([service.shown(wanted.prompt[: most + 1]) for wanted in job.requests], most)
+    note(call, service, job, stream)
     if not stream:
         done = await unless_left(request, whole(service, job, call))
         return done if isinstance(done, Response) else JSONResponse(done)
@@ -69,8 +65,17 @@ async def respond(request: Request, service: Service, job: Job, stream: bool) ->
     return first if isinstance(first, Response) else EventStream(outputs, _payloads(first, outputs, job, call))
 
 
-async def whole(service: Service, job: Job, call: Call | None = None) -> dict[str, Any]:
-    """A job's whole answer, for whoever is no HTTP client.
+def note(call: Call, service: Service, job: Job, stream: bool = False) -> None:
+    """A call remembers what it asks of the engine, for the log and its trace."""
+    call.requests, call.stream, call.response_id = job.requests, stream, job.id
+    call.prompt_tokens = sum(len(wanted.prompt) for wanted in job.requests)
+    if service.config.log_text:
+        most = service.config.max_log_len
+        call.text = LoggedText([service.shown(wanted.prompt[: most + 1]) for wanted in job.requests], most)
+
+
+async def whole(service: Service, job: Job, call: Call) -> dict[str, Any]:
+    """A job's whole answer, also for whoever is no HTTP client; `call` counts what comes.
 
     Raises:
       StepFailed: the engine's step failed under it. All that `OutputStream.next` raises.
@@ -82,8 +87,7 @@ async def whole(service: Service, job: Job, call: Call | None = None) -> dict[st
             for output in outputs:
                 check_step(output)
                 collectors[output.request_id].add(output)
-                if call is not None:
-                    call.count(output)
+                call.count(output)
     finally:
         stream.close()
     return job.answer.whole([collector.output for collector in collectors.values()])

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 logger = logging.getLogger("jaxserve.server")
 
@@ -24,9 +24,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is `sys.stderr` at that moment: whoever replaces it, and closes his own, loses no line."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # not StreamHandler's, which would keep the stream of now
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def set_up(level: str) -> None:
     """Send the server's and uvicorn's log lines to standard error, from `level` on; of OpenTelemetry's, warnings."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardError()
     handler.setFormatter(JsonFormatter())
     for name in ("jaxserve", "uvicorn.error", "opentelemetry"):
         one = logging.getLogger(name)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jaxserve import __version__
-from jaxserve.server.files import MAX_PAGE
+from jaxserve.server.files import MAX_FILES, MAX_PAGE
 from jaxserve.server.schemas import answers, batches
 from jaxserve.server.schemas.chat import ChatBody
 from jaxserve.server.schemas.completions import CompletionsBody
@@ -70,7 +70,11 @@ def _query(name: str, **schema: Any) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "schema": schema}
 
 
-_PAGE = (_query("after", type="string"), _query("limit", type="integer", minimum=1, maximum=MAX_PAGE))
+def _page(most: int) -> tuple[dict[str, Any], ...]:
+    return _query("after", type="string"), _query("limit", type="integer", minimum=1, maximum=most)
+
+
+_FILES = (_query("purpose", type="string"), _query("order", enum=["asc", "desc"]), *_page(MAX_FILES))
 OPERATIONS: list[Operation] = [
     Operation("/v1/completions", "post", "Continue prompts", answers.Completion, CompletionsBody, True, _WORK),
     Operation("/v1/chat/completions", "post", "Answer a conversation", answers.ChatCompletion, ChatBody, True, _WORK),
@@ -82,14 +86,14 @@ OPERATIONS: list[Operation] = [
     Operation("/v1/models", "get", "The served model", answers.ModelList),
     Operation("/v1/models/{model}", "get", "The model, by name", answers.ModelCard, parameters=(_path("model"),)),
     Operation("/v1/files", "post", "Keep a file for batches", batches.FileObject, errors=(*_WORK, 507), form=_UPLOAD),
-    Operation("/v1/files", "get", "The files, newest first", batches.FileList, errors=(400,),
-              parameters=(_query("purpose", type="string"), *_PAGE)),
+    Operation("/v1/files", "get", "The files, newest first", batches.FileList, errors=(400,), parameters=_FILES),
     Operation("/v1/files/{file_id}", "get", "One file", batches.FileObject, parameters=(_path("file_id"),)),
     Operation("/v1/files/{file_id}", "delete", "Delete a file", batches.FileDeleted, errors=(409,),
               parameters=(_path("file_id"),)),
     Operation("/v1/files/{file_id}/content", "get", "What is in it", None, parameters=(_path("file_id"),)),
     Operation("/v1/batches", "post", "Start a batch", batches.BatchObject, batches.BatchBody, errors=(*_WORK, 507)),
-    Operation("/v1/batches", "get", "The batches, newest first", batches.BatchList, errors=(400,), parameters=_PAGE),
+    Operation("/v1/batches", "get", "The batches, newest first", batches.BatchList, errors=(400,),
+              parameters=_page(MAX_PAGE)),
     Operation("/v1/batches/{batch_id}", "get", "One batch", batches.BatchObject, parameters=(_path("batch_id"),)),
     Operation("/v1/batches/{batch_id}/cancel", "post", "Cancel a batch", batches.BatchObject, errors=(*_WORK, 409),
               parameters=(_path("batch_id"),)),

@@ -16,6 +16,7 @@ import pytest
 
 from jaxserve.batches import runner as runner_module
 from jaxserve.batches.errors import StoreFull
+from jaxserve.batches.lines import Line
 from jaxserve.batches.records import Batch
 from jaxserve.batches.runner import BatchRunner, LineResult
 from jaxserve.batches.store import Store
@@ -42,6 +43,8 @@ class Scenario:
         self.store = Store(folder, 1 << 30)
         self.now, self.most, self.room = 1000.0, 0, room
         self.reports: list[str] = []
+        self.changes: list[tuple[str, str]] = []
+        self.began: list[tuple[str, int]] = []
 
     def begin(self, *lines: str, window_s: float = 100.0) -> str:
         content = io.BytesIO("\n".join(lines).encode())
@@ -51,19 +54,20 @@ class Scenario:
     def run(self, run_line: Any = answer, during: Callable[[BatchRunner], Any] | None = None, room: Any = None) -> None:
         running = 0
 
-        async def counted(endpoint: str, body: dict[str, Any]) -> LineResult:
+        async def counted(batch: Batch, line: Line) -> LineResult:
             nonlocal running
             running += 1
             self.most = max(self.most, running)
+            self.began.append((batch.id, line.number))
             try:
-                return await run_line(endpoint, body)
+                return await run_line(batch.endpoint, line.body)
             finally:
                 running -= 1
 
         async def whole() -> None:
             runner = BatchRunner(
                 self.store, counted, room or (lambda: self.room), max_lines=1000, now=lambda: self.now,
-                report=self.reports.append,
+                changed=lambda batch: self.changes.append((batch.id, batch.status)), report=self.reports.append,
             )  # fmt: skip
             task = asyncio.create_task(runner.run())
             for _ in range(4000):
@@ -117,6 +121,8 @@ def test_every_line_once_in_order(scenario: Scenario) -> None:
         ([line(0, custom_id=5)], "missing_required_parameter", 1),
         ([line(0, body=None)], "missing_required_parameter", 1),
         ([line(0, body={"stream": True})], "invalid_body", 1),
+        ([line(0).replace('"c0"', '"\\ud800"')], "invalid_json_line", 1),
+        ([line(0).replace("0}", "NaN}")], "invalid_json_line", 1),
         (["", "  "], "empty_file", None),
         ([line(i) for i in range(1001)], "too_many_lines", None),
     ],
@@ -213,14 +219,93 @@ def test_an_engine_that_stops_loses_nothing(scenario: Scenario) -> None:
     assert batch.status == "completed" and batch.completed + batch.failed == 30 and stopped[0] == 3
 
 
+async def stuck(endpoint: str, body: dict[str, Any]) -> LineResult:
+    """Lines of 100 and more never end."""
+    await asyncio.sleep(0 if body["i"] < 100 else 600)
+    return LineResult(200, {}, "r")
+
+
+def test_no_batch_waits_for_the_end_of_another(scenario: Scenario) -> None:
+    """Behind a batch that takes all the room, others are checked, cancelled, and expire."""
+    ids = {"long": scenario.begin(*map(line, range(100, 150)), window_s=1e6)}
+    statuses = lambda: {name: scenario.store.batch(batch_id).status for name, batch_id in ids.items()}  # noqa: E731
+    seen: list[dict[str, str]] = []
+
+    def during(runner: BatchRunner) -> None:
+        if len(ids) == 1 and scenario.most == 4:
+            ids["wrong"] = scenario.begin("{", window_s=1e5)
+            ids["unwanted"] = scenario.begin(line(1), window_s=1e5)
+            ids["late"] = scenario.begin(line(2), window_s=50.0)
+        if len(ids) == 1 or (seen and statuses() == seen[-1]):
+            return
+        seen.append(statuses())
+        if list(seen[-1].values()) == ["in_progress", "failed", "in_progress", "in_progress"]:
+            scenario.store.move(ids["unwanted"], "cancelling", scenario.now)
+            scenario.now += 60.0
+        elif list(seen[-1].values()) == ["in_progress", "failed", "cancelled", "expired"]:
+            scenario.store.move(ids["long"], "cancelling", scenario.now)
+
+    scenario.run(stuck, during)
+    assert list(statuses().values()) == ["cancelled", "failed", "cancelled", "expired"], seen
+
+
+def test_the_batch_that_must_end_first_goes_first(scenario: Scenario) -> None:
+    slow, fast = scenario.begin(*map(line, range(10)), window_s=900.0), ""
+
+    def during(runner: BatchRunner) -> None:
+        nonlocal fast
+        if not fast and len(scenario.began) >= 2:
+            fast = scenario.begin(*map(line, range(10)), window_s=50.0)
+
+    async def steady(endpoint: str, body: dict[str, Any]) -> LineResult:
+        await asyncio.sleep(0.05)
+        return LineResult(200, {}, "r")
+
+    scenario.room = 1
+    scenario.run(steady, during)
+    order = [batch_id for batch_id, _ in scenario.began]
+    assert order.index(fast) < 8, "it did not wait for the other's end"
+    assert order[order.index(fast) :] == [fast] * 10 + [slow] * (10 - order.index(fast))
+    assert {scenario.store.batch(one).status for one in (slow, fast)} == {"completed"}
+
+
+def test_a_line_takes_as_much_room_as_it_has_sequences(scenario: Scenario) -> None:
+    running, most = [0], [0]
+
+    async def counting(endpoint: str, body: dict[str, Any]) -> LineResult:
+        running[0] += body["weight"]
+        most[0] = max(most[0], running[0])
+        await asyncio.sleep(0.01)
+        running[0] -= body["weight"]
+        return LineResult(200, {}, "r")
+
+    bodies = [{"n": 2, "weight": 2}, {"prompt": ["a"] * 3, "weight": 3}, {"prompt": [1] * 9, "weight": 1}] * 6
+    scenario.begin(*(line(i, body=body | {"i": i}) for i, body in enumerate(bodies)))
+    scenario.run(counting)
+    assert most[0] == 4, "the room"
+    most[0] = 0
+    large = scenario.begin(
+        line(0, body={"n": 3, "prompt": ["a"] * 3, "weight": 9}), line(1, body={"weight": 1, "n": -1})
+    )
+    scenario.run(counting)
+    assert most[0] == 9 and scenario.store.batch(large).completed == 2, "more than there is room for runs alone"
+
+
+def test_every_status_is_told(scenario: Scenario) -> None:
+    good, wrong = scenario.begin(line(0)), scenario.begin("{")
+    scenario.run()
+    told = {one: [status for batch_id, status in scenario.changes if batch_id == one] for one in (good, wrong)}
+    assert told == {good: ["in_progress", "finalizing", "completed"], wrong: ["failed"]}
+
+
 CHILD = """
 import asyncio, sys
 from jaxserve.batches.runner import BatchRunner, LineResult
 from jaxserve.batches.store import Store
 
-async def run_line(endpoint, body):
+async def run_line(batch, line):
     await asyncio.sleep(0.02)
-    return LineResult(200 if body["i"] % 7 else 400, {"echo": body["i"]}, "r")
+    return LineResult(200 if line.body["i"] % 7 else 400, {"echo": line.body["i"]}, "r")
 
 async def main():
     store = Store(sys.argv[1], 1 << 30)

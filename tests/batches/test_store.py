@@ -10,7 +10,7 @@ import pytest
 from bench.soak.disk import run_inside
 from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile, StoreFull
 from jaxserve.batches.store import Store
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.errors import ConfigError, InvalidRequest
 
 MANY = 1 << 30
 
@@ -48,6 +48,10 @@ def test_pages(store: Store) -> None:
     page, more = store.files("a", "batch", ids[1], 3)
     assert [f.id for f in page] == ids[2:] and not more
     assert store.files("a", "other", None, 3) == ([], False)
+    theirs = add(store, tenant="b")
+    for after in ("file-none", theirs):
+        with pytest.raises(InvalidRequest, match="give an id of this list"):
+            store.files("a", None, after, 3)
 
 
 def test_a_batchs_life(store: Store) -> None:

@@ -11,7 +11,7 @@ import openai
 import pytest
 from starlette.formparsers import MultiPartParser
 
-from tests.server.conftest import Running
+from tests.server.conftest import Running, log_lines
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,10 @@ def test_files(client: openai.OpenAI) -> None:
     assert stored.filename == "in.jsonl" and stored.purpose == "batch" and stored.object == "file"
     assert lines(client, file_id) == [entry(0)] and stored.bytes == len(json.dumps(entry(0))) + 1
     assert file_id in [file.id for file in client.files.list(purpose="batch", limit=3)]
+    older, newer = file_id, upload(client, [entry(1)])
+    ids = [file.id for file in client.files.list(purpose="batch", order="asc", limit=1000)]
+    assert ids.index(older) < ids.index(newer)
+    assert [file.id for file in client.files.list(purpose="batch", order="desc")] == ids[::-1]
     assert client.files.delete(file_id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file_id)
@@ -69,6 +73,52 @@ def test_a_batch_answers_as_the_endpoint_does(client: openai.OpenAI) -> None:
     assert begun.id in [one.id for one in client.batches.list(limit=5)]
     with pytest.raises(openai.ConflictError):
         client.batches.cancel(begun.id)
+
+
+def test_what_the_log_says_of_a_batch(client: openai.OpenAI, embedded: Running) -> None:
+    """A line a status, and one for every line that ran, with its numbers and without its text."""
+    entries = [entry(0, user="ada"), entry(1, temperature=-1)]
+    with log_lines(30) as found:
+        asked = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = wait(client, client.batches.create(input_file_id=upload(client, entries), **asked).id)
+    told = [line for line in found if line.get("batch_id") == batch.id]
+    statuses = [line["status"] for line in told if line["event"] == "batch"]
+    assert statuses == ["validating", "in_progress", "finalizing", "completed"]
+    assert told[-1] | {"tenant": "default", "lines": 2, "completed": 1, "failed": 1} == told[-1]
+    good, bad = sorted((line for line in told if line["event"] == "batch line"), key=lambda line: line["line"])
+    assert good["status"] == 200 and good["tenant"] == "batch" and good["user"] == "ada" and good["line"] == 1
+    assert good["output_tokens"] == 4 and good["finish_reasons"] == ["length"] and good["ttft_s"] > 0
+    assert bad["status"] == 400 and bad["error"] == "InvalidParameter" and bad["line"] == 2
+    answers = {one["response"]["request_id"] for one in lines(client, batch.output_file_id)}
+    assert answers == {good["request_id"]} and "Speak" not in json.dumps(told)
+
+
+def test_a_line_that_breaks_the_server_is_its_result(
+    client: openai.OpenAI, embedded: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with a line, its batch ends, and the next one runs."""
+    render = embedded.app.state.service.tokenizer.render_chat
+
+    def breaking(messages: list[dict], **options: object) -> str:
+        if messages[0]["content"] == "Speak 1.":
+            raise MemoryError("no template can do this")
+        return render(messages, **options)
+
+    monkeypatch.setattr(embedded.app.state.service.tokenizer, "render_chat", breaking)
+    asked = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    file_id = upload(client, [entry(i) for i in range(3)])
+    batch = wait(client, client.batches.create(input_file_id=file_id, **asked).id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 1)
+    (bad,) = lines(client, batch.error_file_id)
+    assert bad["custom_id"] == "c1" and bad["response"]["status_code"] == 500
+    assert bad["response"]["body"]["error"]["message"] == "internal error: MemoryError"
+
+
+def test_a_server_that_drains_begins_no_line(embedded: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, state = embedded.app.state.batches, embedded.app.state.server
+    assert kept.room(embedded.app.state.service, state) == 4
+    monkeypatch.setattr(state, "phase", "draining")
+    assert kept.room(embedded.app.state.service, state) == 0
 
 
 def test_cancelling(client: openai.OpenAI, embedded: Running) -> None:
@@ -119,6 +169,10 @@ def test_refusals(client: openai.OpenAI, embedded: Running, running: Running) ->
     big = embedded.client.post("/v1/files", files={"file": ("a", b"x" * 60_000)}, data={"purpose": "batch"})
     assert big.status_code == 413 and "batch_max_file_bytes" in big.json()["error"]["message"]
     assert embedded.client.get("/v1/files?limit=0").status_code == 400
+    for query, param in [("order=upwards", "order"), ("limits=5", "limits"), ("after=file-none", "after")]:
+        response = embedded.client.get(f"/v1/files?{query}")
+        assert response.status_code == 400 and response.json()["error"]["param"] == param
+    assert embedded.client.get("/v1/batches?order=asc").json()["error"]["param"] == "order", "only files have one"
     assert embedded.client.get("/v1/files/nothing/content").status_code == 404
     off = httpx.get(f"{running.url}/v1/files")
     assert off.status_code == 404 and "--batch-dir" in off.json()["error"]["message"]

@@ -1,11 +1,16 @@
 """What the log says of a call: its numbers always, its text only where the server was told to."""
 
+import io
 import json
+import logging
+import sys
 
 import pytest
 
 from jaxserve.llm import LLM
-from tests.server.conftest import llm_service, log_lines, serve
+from jaxserve.server import log
+from tests.engine.conftest import build_engine
+from tests.server.conftest import fake_service, llm_service, log_lines, serve
 
 PROMPT = "JULIET:\nO Romeo"
 
@@ -40,3 +45,31 @@ def test_no_text_otherwise(llm: LLM) -> None:
             running.client.post("/v1/completions", json=body | {"temperature": PROMPT})
         told = json.dumps(found)
         assert len(found) == 2 and "JULIET" not in told and text not in told and found[0]["user"] == "ada"
+
+
+def test_lines_go_where_standard_error_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not to what it was when the log was set up, which may be closed."""
+    loggers = [logging.getLogger(name) for name in ("jaxserve", "uvicorn.error", "opentelemetry")]
+    before = [(one, one.handlers, one.propagate, one.level) for one in loggers]
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    try:
+        log.set_up("info")
+        monkeypatch.setattr(sys, "stderr", second)
+        first.close()
+        log.logger.info("request", extra={"fields": {"status": 200}})
+    finally:
+        for one, handlers, propagate, level in before:
+            one.handlers, one.propagate = handlers, propagate
+            one.setLevel(level)
+    line = json.loads(second.getvalue())
+    assert line["event"] == "request" and line["status"] == 200
+
+
+def test_what_failed_in_mid_stream_is_named() -> None:
+    """Its status was 200 already."""
+    for running in serve(fake_service(build_engine(max_model_len=20_000, blocks=3000))):
+        with log_lines(1) as found:
+            body = {"prompt": [1], "max_tokens": 19_000, "ignore_eos": True, "stream": True, "timeout": 0.3}
+            assert "504" in running.client.post("/generate", json=body).text
+        assert found[0]["status"] == 200 and found[0]["error"] == "DeadlineExceeded"

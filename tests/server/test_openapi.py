@@ -1,6 +1,6 @@
 """The OpenAPI document is true: schemathesis sends what it allows and what it forbids, and reads every answer by it.
 
-Over the fake device, with the embedded model's tokenizer: thousands of requests in seconds.
+Over the fake device, with the embedded model's tokenizer and a folder for batches: thousands of requests in seconds.
 """
 
 import dataclasses
@@ -14,9 +14,12 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS
 
+from jaxserve.batches.store import Store
+from jaxserve.core.config import BatchConfig
 from jaxserve.engine.admission import Limits
 from jaxserve.llm import EMBEDDED
 from jaxserve.server.app import ROUTES, create_app
+from jaxserve.server.batches import Batches
 from jaxserve.server.dashboard.routes import ROUTES as DASHBOARD
 from jaxserve.server.front import ADMIN_PREFIXES
 from jaxserve.server.openapi import OPERATIONS, Operation, document
@@ -32,13 +35,15 @@ UNDECIDABLE = {"positive_data_acceptance", "negative_data_rejection", "not_a_ser
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[schemathesis.BaseSchema]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
     engine = build_engine(max_model_len=64, blocks=400)
     engine.limits = Limits(1536, 64, 3000)
     service = dataclasses.replace(
         fake_service(engine, max_body_bytes=100_000), tokenizer=Tokenizer.from_directory(EMBEDDED)
     )
-    background = Background(create_app(service))
+    folder = tmp_path_factory.mktemp("batches")
+    kept = Batches(Store(folder, 1 << 30), BatchConfig(batch_dir=str(folder)))
+    background = Background(create_app(service, kept=kept))
     yield schemathesis.openapi.from_url(f"{background.url}/openapi.json")
     background.stop()
 

@@ -1,12 +1,15 @@
 """Who asks and what was promised: by an API key, else by the fields of the body; on every generating route."""
 
 import asyncio
+import io
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jaxserve.batches.lines import Line
 from jaxserve.batches.store import Store
 from jaxserve.core.config import BatchConfig
 from jaxserve.core.sequence import Request
@@ -74,13 +77,12 @@ def test_a_key_decides(guarded: Running, monkeypatch: pytest.MonkeyPatch, path: 
 
 
 def test_a_line_of_a_batch_is_of_the_batches_tenant(open_to_all: Running, tmp_path: Path) -> None:
-    store = Store(tmp_path, 1 << 20)
-    line = ROUTES["/v1/completions"] | {"tenant": "chat"}
-    work = Batches(store, BatchConfig(batch_tenant="bulk"))._run_line(
-        open_to_all.app.state.service, "/v1/completions", line
-    )
-    result = asyncio.run(work)
-    store.close()
+    line = Line(0, "c0", ROUTES["/v1/completions"] | {"tenant": "chat"})
+    with closing(Store(tmp_path, 1 << 20)) as store:
+        file = store.add_file(io.BytesIO(b"x"), "default", "in.jsonl", "batch", 0.0)
+        batch = store.add_batch("default", "/v1/completions", file.id, "24h", 86400, None, 0.0)
+        batches = Batches(store, BatchConfig(batch_tenant="bulk"))
+        result = asyncio.run(batches.run_line(open_to_all.app.state.service, batch, line))
     assert result.status == 403 and "a batch is of 'bulk'" in result.body["error"]["message"]
 
 
