@@ -200,7 +200,9 @@ class ServerConfig:
     max_connections: int = setting(4096, "most open connections; one more is closed with 503")
     max_open_requests: int = setting(2048, "most requests under way or waiting; one more is refused with 429")
     max_stream_backlog: int = setting(4096, "tokens a stream's reader may fall behind before it is cut")
-    receive_timeout_s: float = setting(30.0, "longest time for a request's headers and body to come in")
+    receive_timeout_s: float = setting(
+        30.0, "longest time for a request's headers and body to come in; for each max_body_bytes of uploads"
+    )
     write_timeout_s: float = setting(30.0, "longest time that a client may leave an answer unread")
     keep_alive_s: float = setting(65.0, "how long an idle connection stays open")
     request_timeout_s: float = setting(3600.0, "longest time a request may take; its own `timeout` may be shorter")

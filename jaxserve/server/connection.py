@@ -1,7 +1,8 @@
 """One connection: uvicorn's HTTP/1.1 protocol with the bounds that it leaves to others.
 
 headers     at most `max_header_bytes`, else 431
-receiving   headers and body within `receive_timeout_s`, else closed: nobody holds a connection by dripping bytes
+receiving   headers and body within `receive_timeout_s`, and that for each `max_body_bytes` of an upload that have
+            come, else closed: nobody holds a connection by dripping bytes
 writing     a client that takes nothing for `write_timeout_s` is cut, whatever is buffered for it
 number      at most `max_connections`, else 503 and closed
 
@@ -32,7 +33,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, limits: ServerConfig, **options: Any) -> None:
         super().__init__(*args, **options)
         self._limits = limits
-        self._header_bytes = 0
+        self._header_bytes = self._body_bytes = 0
         self._receiving_since: float | None = None
         self._unread = 0
         self._unread_since = 0.0
@@ -54,7 +55,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._header_bytes = 0
+        self._header_bytes = self._body_bytes = 0
         self._receiving_since = self.loop.time()
         self.scope["extensions"] = {"jaxserve.cut": self.cut}  # type: ignore[typeddict-item]
 
@@ -65,6 +66,10 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._receiving_since = None
@@ -84,7 +89,9 @@ class Connection(HttpToolsProtocol):
 
     def sweep(self, now: float) -> None:
         """Cut the connection if its client is too slow, in either direction."""
-        if self._receiving_since is not None and now - self._receiving_since > self._limits.receive_timeout_s:
+        bodies = max(1.0, self._body_bytes / self._limits.max_body_bytes)
+        since = self._receiving_since
+        if since is not None and now - since > self._limits.receive_timeout_s * bodies:
             self.cut()
             return
         unread = self.transport.get_write_buffer_size()

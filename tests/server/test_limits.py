@@ -5,10 +5,14 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
+from jaxserve.batches.store import Store
+from jaxserve.core.config import BatchConfig
+from jaxserve.server.batches import Batches
 from tests.engine.conftest import build_engine
 from tests.server.conftest import Running, assert_idle, fake_service, serve
 
@@ -77,6 +81,27 @@ def test_a_request_that_never_comes_in_whole(tight: Running, sent: bytes) -> Non
         began = time.monotonic()
         assert read_to_end(sock) == b""
         assert time.monotonic() - began < 8
+
+
+def test_a_large_upload_may_take_its_time(tmp_path: Path) -> None:
+    """As long as bytes come: it has `receive_timeout_s` for each `max_body_bytes` of it."""
+    kept = Batches(Store(tmp_path, 1 << 30), BatchConfig(batch_dir=str(tmp_path)))
+    fields = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
+    start = fields + b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    pieces = [start, *[b"y" * 1000] * 60, b"\r\n--x--\r\n"]
+    head = (
+        "POST /v1/files HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        f"Content-Length: {sum(map(len, pieces))}\r\n\r\n"
+    )
+    service = fake_service(build_engine(), max_body_bytes=1000, receive_timeout_s=2.0)
+    for running in serve(service, kept=kept):
+        with raw(running) as sock:
+            sock.sendall(head.encode())
+            for piece in pieces:
+                sock.sendall(piece)
+                time.sleep(0.06)
+            answer = read_to_end(sock)
+    assert answer.startswith(b"HTTP/1.1 200 ") and b'"bytes":60000' in answer
 
 
 def test_too_many_connections(tight: Running) -> None:
@@ -162,11 +187,22 @@ def test_json_depth_and_number_of_prompts(tight: Running) -> None:
     deep = b'{"prompt": [1], "logit_bias": ' + b"[" * 1500 + b"]" * 1500 + b"}"
     response = tight.client.post("/generate", content=deep)
     assert response.status_code == 400 and "JSON" in response.json()["error"]["message"]
+    for depth, words in [(190, "valid number"), (210, "JSON")]:  # as documented: 200
+        content = b'{"prompt": [1], "logit_bias": {"1": %s%s}}' % (b"[" * depth, b"]" * depth)
+        response = tight.client.post("/generate", content=content)
+        assert response.status_code == 400 and words in response.json()["error"]["message"]
     response = tight.client.post("/v1/completions", json={"prompt": ["a"] * 1025, "max_tokens": 1})
     assert response.status_code in (400, 413) and response.json()["error"]["message"]
     response = tight.client.post("/v1/completions", json={"prompt": ["a"] * 30, "max_tokens": 1})
     assert response.status_code == 429, "more sequences than may wait"
     assert_idle(tight.engine)
+
+
+def test_tokens_that_wait_are_bounded() -> None:
+    for running in serve(fake_service(build_engine(max_waiting_tokens=50, max_num_seqs=1))):
+        response = running.client.post("/v1/completions", json={"prompt": [[1] * 40] * 5, "max_tokens": 20})
+        assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+        assert "max_waiting_tokens" in response.json()["error"]["message"]
 
 
 def test_stop_and_n_are_bounded(tight: Running) -> None:
