@@ -91,9 +91,8 @@ def open_traces(endpoint: str | None, environment: Mapping[str, str] = os.enviro
 
         exporter = _exporter(endpoint, protocol)
     except ImportError as error:
-        package = "opentelemetry-exporter-otlp-proto-grpc" if protocol == "grpc" else '"jaxserve[otel]"'
         raise ConfigError(
-            f"otlp_traces_endpoint needs OpenTelemetry ({error.name} is missing): pip install {package}"
+            f'otlp_traces_endpoint needs OpenTelemetry ({error.name} is missing): pip install "jaxserve[otel]"'
         ) from error
     own = Resource({"service.name": "jaxserve", "service.version": __version__})
     provider = TracerProvider(resource=own.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
@@ -103,9 +102,7 @@ def open_traces(endpoint: str | None, environment: Mapping[str, str] = os.enviro
 
 def _exporter(endpoint: str, protocol: str) -> Any:
     if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # pyright: ignore[reportMissingImports]
-            OTLPSpanExporter as GrpcExporter,
-        )
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
         return GrpcExporter(endpoint=endpoint, insecure=endpoint.startswith("http:"))
     if protocol != "http/protobuf":

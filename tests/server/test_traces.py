@@ -5,11 +5,20 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -190,6 +199,33 @@ def test_they_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
         collector.server_close()
     ((path, request),) = got
     assert path == "/v1/traces"
+    assert_told(request)
+
+
+def test_they_reach_a_collector_by_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[ExportTraceServiceRequest] = []
+
+    class Collector(TraceServiceServicer):
+        def Export(self, request: ExportTraceServiceRequest, context: Any) -> ExportTraceServiceResponse:
+            got.append(request)
+            return ExportTraceServiceResponse()
+
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    collector = grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(Collector(), collector)
+    port = collector.add_insecure_port("127.0.0.1:0")
+    collector.start()
+    try:
+        traces = open_traces(f"http://127.0.0.1:{port}", {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+        for running in serve(fake_service(build_engine()), traces=traces):
+            assert running.client.post("/generate", json={"prompt": [1], "max_tokens": 2}).status_code == 200
+    finally:
+        collector.stop(None).wait(10)
+    (request,) = got
+    assert_told(request)
+
+
+def assert_told(request: ExportTraceServiceRequest) -> None:
     resource = {pair.key: pair.value.string_value for pair in request.resource_spans[0].resource.attributes}
     assert resource["service.name"] == "jaxserve" and resource["deployment.environment.name"] == "test"
     (span,) = request.resource_spans[0].scope_spans[0].spans
@@ -225,7 +261,7 @@ def test_none_by_default_and_a_remedy_for_what_is_missing(
     with pytest.raises(ConfigError, match="http/protobuf or grpc"):
         open_traces("http://127.0.0.1:4318", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"})
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
-    with pytest.raises(ConfigError, match="pip install opentelemetry-exporter-otlp-proto-grpc"):
+    with pytest.raises(ConfigError, match=r"grpc.* is missing\): pip install \"jaxserve\[otel\]\""):
         open_traces("http://127.0.0.1:4317", {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"})
     for name in [name for name in sys.modules if name.split(".")[0] == "opentelemetry"]:
         monkeypatch.setitem(sys.modules, name, None)
