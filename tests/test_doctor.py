@@ -10,6 +10,7 @@ import pytest
 
 from jaxserve.cli import main
 from jaxserve.server.keys import Keys
+from jaxserve.server.telemetry import CallFact
 from tests.engine.conftest import build_engine
 from tests.server.conftest import fake_service, serve
 
@@ -62,6 +63,18 @@ def test_a_healthy_server_and_the_network(capsys: pytest.CaptureFixture[str]) ->
         way.close()
         found = json.loads(capsys.readouterr().out)
         assert [finding["cause"] for finding in found] == ["network"] and "ms" in found[0]["evidence"]
+
+
+def test_only_the_calls_of_the_last_minutes_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    for running in serve(fake_service(build_engine())):
+        calls = running.app.state.server.telemetry._calls
+        calls.append(CallFact(time.monotonic() - 400.0, receive_s=3.0, blocked_s=30.0))
+        assert main(["doctor", running.url]) == 0
+        calls.append(CallFact(time.monotonic() - 20.0, receive_s=0.25, blocked_s=30.0))
+        capsys.readouterr()
+        assert main(["doctor", running.url]) == 1
+        told = capsys.readouterr().out
+        assert "1. network:" in told and "250 ms each on coming in" in told and "30000 ms on readers" in told
 
 
 def test_what_cannot_be_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import urllib.request
 from typing import Any
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.metrics.diagnosis import ENOUGH, Finding, diagnose
+from jaxserve.metrics.diagnosis import Finding, diagnose
+from jaxserve.metrics.window import ENOUGH, look
 
 ADMIN_KEY_VARIABLE = "JAXSERVE_ADMIN_KEY"
 PROBES = 9
@@ -20,8 +21,9 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say why a server's requests are slow, and what to change",
-        description=f"{__doc__} It reads the last 512 steps and requests that the server keeps. With API keys it "
-        f"needs the admin key, from {ADMIN_KEY_VARIABLE}. Exit status 1: a cause was found.",
+        description=f"{__doc__} It looks at the last five minutes in which requests ended, of the last 512 that the "
+        f"server keeps. With API keys it needs the admin key, from {ADMIN_KEY_VARIABLE}. Exit status 0: nothing is "
+        "wrong; 1: requests are slow, or a cause was found; 2: there was nothing to ask.",
     )
     parser.add_argument("url", help="http://HOST:PORT of a running server")
     parser.add_argument("--json", action="store_true", help="findings as JSON")
@@ -47,34 +49,28 @@ def examine(url: str) -> tuple[list[Finding], dict[str, Any]]:
         _get(f"{url}/health")
         times.append(time.perf_counter() - began)
     view = json.loads(_get(f"{url}/dashboard/state"))
-    if view.get("model") is None or "requests" not in view:
-        raise ConfigError(f"{url} has no engine to ask yet (it is loading, or a step hangs): see {url}/health")
-    return diagnose(view, statistics.median(times), _http_s(_get(f"{url}/metrics"))), view
+    if view.get("model") is None:
+        raise ConfigError(f"{url} is still loading its model: ask again when {url}/ready says so")
+    if "requests" not in view:
+        raise ConfigError(f"{url} has a step that has been running for {view['step_age_s']:.0f} s: see {url}/health")
+    return diagnose(view, statistics.median(times)), view
 
 
 def report(found: list[Finding], view: dict[str, Any]) -> str:
-    requests, steps = len(view["requests"]), len(view["steps"])
-    lines = [f"{view['model']}: {requests} requests and {steps} steps looked at"]
+    window = look(view)
+    requests = len(window.requests)
+    lines = [
+        f"{view['model']}: {requests} requests and {window.num_steps} steps looked at, from "
+        f"{window.now_s - window.begin_s:.0f} s to {window.now_s - window.end_s:.0f} s ago"
+    ]
     if not found:
         few = f" ({requests} requests are few: {ENOUGH} are needed)" if requests < ENOUGH else ""
         lines.append("nothing is wrong" + few)
+    if before := view["compilations_after_warmup"] - len(window.compilations):
+        lines.append(f"before that time, {before} programs were compiled while serving")
     for i, finding in enumerate(found, 1):
         lines += [f"{i}. {finding.cause}: {finding.evidence}", f"   -> {finding.advice}"]
     return "\n".join(lines)
-
-
-def _http_s(metrics: str) -> float:
-    """Mean seconds that a request spent on its way in, and its answer on waiting for its reader."""
-    spent = 0.0
-    for name in ("http_receive_seconds", "http_blocked_seconds"):
-        sums = {end: 0.0 for end in ("sum", "count")}
-        for line in metrics.splitlines():
-            series, _, value = line.rpartition(" ")
-            for end in sums:
-                if series.split("{")[0].endswith(f"{name}_{end}"):
-                    sums[end] += float(value)
-        spent += sums["sum"] / sums["count"] if sums["count"] else 0.0
-    return spent
 
 
 def _get(url: str) -> str:
@@ -85,7 +81,15 @@ def _get(url: str) -> str:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read().decode()
     except urllib.error.HTTPError as error:
-        hint = f"set {ADMIN_KEY_VARIABLE}" if error.code in (401, 403) else "see the server's log"
+        hint = f"set {ADMIN_KEY_VARIABLE}" if error.code in (401, 403) else _status(error) or "see the server's log"
         raise ConfigError(f"{url} answers {error.code}: {hint}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{url} cannot be reached ({error}): is it http://HOST:PORT of a running server?") from error
+
+
+def _status(error: urllib.error.HTTPError) -> str:
+    """What /health says of the engine."""
+    try:
+        return str(json.loads(error.read())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

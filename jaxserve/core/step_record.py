@@ -1,7 +1,7 @@
 """One step as its observers see it: what was planned, what came of it, and when."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from jaxserve.core.events import Event, Refused
 from jaxserve.core.plan import StepPlan
@@ -21,6 +21,14 @@ class StepRecord:
     """How long the step had the executor: since its plan, or since the step before it ended."""
     predicted_s: float = 0.0
     """What the cost model had said; 0: it had nothing to say yet."""
+
+
+class Compilation(NamedTuple):
+    """A program that a step compiled, or loaded from the persistent cache, because it was not ready."""
+
+    ended_s: float
+    """On the engine's clock."""
+    seconds: float
 
 
 class Observer(Protocol):

@@ -1,22 +1,29 @@
 """Why P99 has gone up: the causes, each with its evidence and its remedy, from a server's own view (`metrics.view`).
 
 A request that missed is slow in its queue, in its prefill or in its decode; the part that the slow requests have more
-of than the usual ones is followed to what filled it. A cause is named only with numbers beyond its threshold; a server
-whose slow requests are not much slower than the others, and within their objectives, has none.
+of than the usual ones is followed to what filled it. A cause is named only with numbers beyond its threshold, all of one
+time (`metrics.window`); a server whose slow requests are not much slower than the others, and within their objectives,
+has none. Where requests are slow and no cause is beyond its threshold, that is said too.
 """
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-ENOUGH = 10
-"""Requests without which nothing is said."""
+from jaxserve.metrics.window import ENOUGH, Window, look
+
 SLOW = 2.0
 """A tail this many times the median, where no objective says what is too slow."""
 LEAST_S = 0.05
 """A difference of less is nobody's trouble."""
+KV_REASONS = ("blocks", "share", "tier")
+KV_SHARE = 1 / 3
+"""Of the time of the first in line; some of the rest always goes to the step that takes in the one before."""
+FEW_STEPS = 20
+"""Steps without which nothing is said of them."""
 
 
 class Cause(enum.StrEnum):
@@ -28,6 +35,7 @@ class Cause(enum.StrEnum):
     RECOMPILATION = "recompilation"
     SLOW_STEPS = "slow steps"
     NETWORK = "network"
+    UNEXPLAINED = "none of the known causes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +48,21 @@ class Finding:
     advice: str
 
 
-def diagnose(view: Mapping[str, Any], round_trip_s: float = 0.0, server_s: float = 0.0) -> list[Finding]:
+def diagnose(view: Mapping[str, Any], round_trip_s: float = 0.0) -> list[Finding]:
     """Causes, the heaviest first; none for a healthy server.
 
-    `round_trip_s`: median time of an empty call as its caller sees it. `server_s`: mean time that answers waited for
-    their readers and bodies took to come in, as the server sees it.
+    `round_trip_s`: median time of an empty call as its caller sees it.
     """
-    findings = [*_network(round_trip_s, server_s), *_recompilation(view)]
-    requests = [r for r in view["requests"] if r["reason"] in ("stop", "length") and r["ttft_s"] is not None]
+    window = look(view)
+    findings = [*_network(view["http"], round_trip_s), *_recompilation(window)]
+    requests = window.requests
     if len(requests) >= ENOUGH:
         slow = _slow(requests)
         if slow:
             usual = [r for r in requests if r not in slow] or requests
-            findings += [*_queue(view, slow), *_prefill(slow, usual), *_preemption(slow), *_steps(view, slow)]
+            findings += [*_queue(view, slow), *_prefill(slow, usual), *_preemption(slow), *_steps(view, window, slow)]
+            if not findings:
+                findings.append(_unexplained(slow, usual))
     return sorted(findings, key=lambda finding: -finding.weight)
 
 
@@ -86,20 +96,16 @@ def _queue(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
     queue, rest = _mid(slow, "queue_s"), _mid(slow, "prefill_s")
     if queue < LEAST_S or queue < rest:
         return
-    reasons: dict[str, int] = {
-        reason: count for reason, count in view["waiting_by_reason"].items() if reason != "order"
-    }
-    most = max(reasons, key=lambda reason: reasons[reason]) if reasons else None
-    kv = view["kv"]["usage"]
-    told = f"slow requests wait {queue:.2f} s in the queue, of {queue + rest:.2f} s to the first token; "
-    told += (
-        f"{view['waiting']} wait now" + (f", the first of them for {most}" if most else "") + f"; KV in use {kv:.0%}"
-    )
-    if most in ("blocks", "share", "tier"):
+    shares = _held_up_by(view, slow)
+    told = f"slow requests wait {queue:.2f} s in the queue, of {queue + rest:.2f} s to the first token"
+    if shares:
+        told += f"; the first in line for {', '.join(f'{reason} ({share:.0%})' for reason, share in shares.items())}"
+    told += f"; {view['waiting']} wait now; KV in use now {view['kv']['usage']:.0%}"
+    if sum(shares.get(reason, 0.0) for reason in KV_REASONS) >= KV_SHARE:
         yield Finding(
             Cause.KV_PRESSURE, queue, told,
             "give the pool more room (gpu_memory_utilization, kv_cache_bytes), or an offload tier; shorten max_tokens"
-            + ("; raise the tenant's kv_max" if most == "share" else ""),
+            + ("; raise the tenant's kv_max" if "share" in shares else ""),
         )  # fmt: skip
     else:
         yield Finding(
@@ -107,6 +113,16 @@ def _queue(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
             f"more comes than is served: raise max_num_seqs (now {view['max_num_seqs']}) if KV has room, refuse early "
             "(--admission slo), weigh tenants (--ordering fair), or add a server",
         )  # fmt: skip
+
+
+def _held_up_by(view: Mapping[str, Any], slow: list[Any]) -> dict[str, float]:
+    """What the first in line waited for, for whom the others wait: shares by reason, the largest first."""
+    held: Counter[str] = Counter()
+    for request in slow:
+        held.update(request["waits"])
+    held = held if held.total() else Counter(view["waiting_by_reason"])
+    del held["order"]
+    return {reason: spent / held.total() for reason, spent in held.most_common() if spent}
 
 
 def _prefill(slow: list[Any], usual: list[Any]) -> Iterable[Finding]:
@@ -135,54 +151,68 @@ def _preemption(slow: list[Any]) -> Iterable[Finding]:
         )  # fmt: skip
 
 
-def _steps(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
-    steps = view["steps"]
-    if len(steps) < 20:
+def _steps(view: Mapping[str, Any], window: Window, slow: list[Any]) -> Iterable[Finding]:
+    if window.num_steps < FEW_STEPS:
         return
-    tokens = sum(s["decodes"] + s["prefill_tokens"] for s in steps)
-    padding = sum(s["padding"] for s in steps)
-    share = padding / max(tokens + padding, 1)
+    padding = window.sum("padding")
+    share = padding / max(padding + window.sum("decode_rows") + window.sum("prompt_tokens"), 1)
     worked = _mid(slow, "prefill_s") + _mid(slow, "decode_s")
     if share > 0.6 and worked > _mid(slow, "queue_s"):
-        buckets = sorted({s["bucket"] for s in steps})
+        buckets = sorted({s["bucket"] for s in view["steps"]})
         yield Finding(
             Cause.PADDING, worked * share,
-            f"{share:.0%} of what the last {len(steps)} steps computed was padding; buckets {', '.join(buckets[:6])}",
+            f"{share:.0%} of what {window.num_steps} steps computed was padding; buckets {', '.join(buckets[:6])}",
             "set decode_buckets and prefill_buckets to the sizes that occur: jaxserve buckets finds them",
         )  # fmt: skip
-    told = [s for s in steps if s["predicted_s"] > 0.0]
-    if len(told) >= 20:
-        ratio = sum(s["seconds"] for s in told) / sum(s["predicted_s"] for s in told)
-        late = [s for s in told if s["seconds"] > 4 * s["predicted_s"] and s["seconds"] - s["predicted_s"] > LEAST_S]
-        lost = sum(s["seconds"] - s["predicted_s"] for s in late)
-        if lost > 0.2 * sum(s["seconds"] for s in told) or ratio > SLOW:
+    count, took = window.sum("predicted_steps"), window.sum("measured_s")
+    if count >= FEW_STEPS:
+        ratio = took / window.sum("predicted_s")
+        if window.sum("late_s") > 0.2 * took or ratio > SLOW:
             yield Finding(
                 Cause.SLOW_STEPS, worked * (1 - 1 / max(ratio, 1.001)),
-                f"the last {len(told)} steps took {ratio:.1f} times what the cost model had learnt to expect; "
-                f"{len(late)} of them took over 4 times",
+                f"{count} steps took {ratio:.1f} times what the cost model had learnt to expect; "
+                f"{window.sum('late_steps')} of them took over 4 times",
                 "the device or the host is slower than it was: look for other processes, a lower clock, throttling; "
                 "POST /debug/profile shows a step",
             )  # fmt: skip
 
 
-def _recompilation(view: Mapping[str, Any]) -> Iterable[Finding]:
-    if count := view["compilations_after_warmup"]:
-        longest = max((s["seconds"] for s in view["steps"]), default=0.0)
+def _recompilation(window: Window) -> Iterable[Finding]:
+    if done := window.compilations:
+        took = sum(compilation["seconds"] for compilation in done)
         yield Finding(
-            Cause.RECOMPILATION, longest,
-            f"{count} programs were compiled while serving; the longest of the last steps took {longest:.2f} s",
+            Cause.RECOMPILATION, took,
+            f"{len(done)} programs were compiled while serving, which took {took:.2f} s; the last of them "
+            f"{window.now_s - done[-1]['ended_s']:.0f} s ago",
             "a shape has no bucket: start with --warmup full, and say which settings did it",
         )  # fmt: skip
 
 
-def _network(round_trip_s: float, server_s: float) -> Iterable[Finding]:
+def _network(http: Mapping[str, Any], round_trip_s: float) -> Iterable[Finding]:
+    server_s = http["receive_s"] + http["blocked_s"]
     if round_trip_s >= LEAST_S or server_s >= 2 * LEAST_S:
         yield Finding(
             Cause.NETWORK, round_trip_s + server_s,
-            f"an empty call takes {round_trip_s * 1000:.0f} ms from here, and calls spend {server_s * 1000:.0f} ms on "
-            "receiving bodies and on readers that do not read",
+            f"an empty call takes {round_trip_s * 1000:.0f} ms from here, and the last {http['calls']} calls spent "
+            f"{http['receive_s'] * 1000:.0f} ms each on coming in and {http['blocked_s'] * 1000:.0f} ms on readers "
+            "that do not read",
             "look at the way between: proxies that buffer, distance, TLS without keep-alive, slow readers",
         )  # fmt: skip
+
+
+def _unexplained(slow: list[Any], usual: list[Any]) -> Finding:
+    parts = [
+        f"{part} {_mid(slow, f'{part}_s'):.3f} s against {_mid(usual, f'{part}_s'):.3f} s"
+        for part in ("queue", "prefill", "decode")
+    ]
+    worst = max(slow, key=lambda r: r["queue_s"] + r["prefill_s"] + r["decode_s"])
+    return Finding(
+        Cause.UNEXPLAINED, 0.0,
+        f"{len(slow)} requests were slow, and no known cause is beyond its threshold; the median of theirs "
+        f"against the others': {', '.join(parts)}",
+        "is the objective within what an idle server can do? GET /debug/requests/ID tells where one's time went: "
+        f"{worst['id']} was the longest",
+    )  # fmt: skip
 
 
 def _mid(requests: list[Any], field: str) -> float:

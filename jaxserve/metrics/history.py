@@ -14,6 +14,8 @@ STEPS = 512
 REQUESTS = 512
 POINTS = 2048
 SECONDS = 300
+LATE, LATE_S = 4.0, 0.05
+"""A step that took so many times what was predicted, and so many seconds more, was late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,21 @@ class Point:
 
 @dataclass(slots=True)
 class Second:
-    """Tokens of one second of the engine's clock."""
+    """What ran in one second of the engine's clock; seconds without anything have none."""
 
     at_s: int
     output_tokens: int = 0
     prompt_tokens: int = 0
+    steps: int = 0
+    decode_rows: int = 0
+    padding: int = 0
+    predicted_steps: int = 0
+    """Those that the cost model had something to say of; the next four are of these."""
+    measured_s: float = 0.0
+    predicted_s: float = 0.0
+    late_steps: int = 0
+    late_s: float = 0.0
+    """What the late ones took beyond what was predicted."""
 
 
 class History:
@@ -112,7 +124,12 @@ class History:
             )
         )
         second = self._second(record.now)
+        second.steps += 1
+        second.decode_rows += decodes
         second.prompt_tokens += tokens - decodes
+        second.padding += plan.bucket.tokens - tokens
+        if record.predicted_s > 0.0:
+            self._predicted(second, record.seconds, record.predicted_s)
 
     def add_tokens(self, count: int, now: float) -> None:
         self._second(now).output_tokens += count
@@ -157,6 +174,14 @@ class History:
             if point.kind == kind:
                 found.setdefault(point.tenant, []).append(point)
         return found
+
+    def _predicted(self, second: Second, seconds: float, predicted_s: float) -> None:
+        second.predicted_steps += 1
+        second.measured_s += seconds
+        second.predicted_s += predicted_s
+        if seconds > LATE * predicted_s and seconds - predicted_s > LATE_S:
+            second.late_steps += 1
+            second.late_s += seconds - predicted_s
 
     def _second(self, now: float) -> Second:
         at = int(now)

@@ -13,6 +13,7 @@ from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.counts import Counts
 from jaxserve.metrics.history import History, Point
 from jaxserve.metrics.snapshot import Snapshot
+from jaxserve.sched.journal import Journal
 
 WINDOW_S = 30.0
 """Percentiles are of what became known in so long a time."""
@@ -32,10 +33,16 @@ class Seen:
     second: int = 0
 
 
-def view(snapshot: Snapshot, history: History, counts: Counts, tenants: Tenants, seen: Seen) -> tuple[Any, Seen]:
+def view(
+    snapshot: Snapshot, history: History, counts: Counts, journal: Journal, tenants: Tenants, seen: Seen
+) -> tuple[Any, Seen]:
     """(the view, what its reader will have seen)"""
     steps = [asdict(step) for step in history.steps if step.number > seen.step]
-    requests = [asdict(request) for request in history.requests if request.number > seen.request]
+    requests = [
+        asdict(request) | {"waits": journal.waits(request.id)}
+        for request in history.requests
+        if request.number > seen.request
+    ]
     points = [asdict(point) for point in history.points if point.number > seen.point]
     seconds = [asdict(second) for second in history.seconds if second.at_s >= seen.second]
     content = {

@@ -10,7 +10,9 @@ bucket that is.
 
 import os
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,8 +25,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
+from jaxserve.core.step_record import Compilation
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_KEPT_COMPILATIONS = 64
 _STACK_BYTES = 64 << 20  # XLA's passes overflow the usual thread stack on deep graphs
 
 
@@ -57,6 +61,8 @@ class CompilationCounter:
 
     def __init__(self) -> None:
         self.count = 0
+        self.last: deque[Compilation] = deque(maxlen=_KEPT_COMPILATIONS)
+        """The last of them, oldest first, on the machine's monotonic clock, which is a serving engine's."""
         self._watched: int | None = None
         counter = weakref.ref(self)  # JAX keeps its listeners for ever; it must not keep the runner's counter
 
@@ -64,6 +70,7 @@ class CompilationCounter:
             found = counter()
             if found is not None and event == _COMPILE_EVENT and found._watched == threading.get_ident():
                 found.count += 1
+                found.last.append(Compilation(time.monotonic(), duration))
 
         jax.monitoring.register_event_duration_secs_listener(listen)
 

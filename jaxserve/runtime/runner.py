@@ -14,6 +14,7 @@ import numpy as np
 from jaxserve.core.config import CacheConfig, RuntimeConfig
 from jaxserve.core.errors import UnexpectedCompilation
 from jaxserve.core.plan import Bucket, StepPlan
+from jaxserve.core.step_record import Compilation
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import BatchBuilder
@@ -119,6 +120,11 @@ class ModelRunner:
     def compilations_after_warmup(self) -> int:
         """Programs compiled by a step, which should have found its programs ready. 0, or a shape is missing."""
         return self._counter.count
+
+    @property
+    def compilations(self) -> list[Compilation]:
+        """The last of these, oldest first."""
+        return list(self._counter.last)
 
     # --- the executor -----------------------------------------------------------------------------------------
 

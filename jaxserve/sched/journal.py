@@ -88,6 +88,16 @@ class Journal:
         names += [name for name, account in self._past.items() if account.request == request_id]
         return {name: found for name in names if (found := self.account(name, now)) is not None}
 
+    def waits(self, sequence_id: str) -> dict[str, float]:
+        """Seconds that a sequence that has ended waited until its first token, by reason; empty: forgotten."""
+        account, found = self._past.get(sequence_id), dict[str, float]()
+        if account is not None:
+            for part, seconds in (account.seconds if account.first_token is None else account.first_token).items():
+                name, _, reason = part.partition(":")
+                if name in ("queued", "preempted"):
+                    found[reason] = found.get(reason, 0.0) + seconds
+        return found
+
     # --- coming and going -------------------------------------------------------------------------------------
 
     def queued(self, sequence: Sequence, now: float) -> None:

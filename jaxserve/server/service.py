@@ -11,6 +11,7 @@ from jaxserve.core.config import CacheConfig, ServerConfig
 from jaxserve.core.errors import EmptyPrompt, InvalidRequest, PromptTooLong, UnknownModel
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
+from jaxserve.core.step_record import Compilation
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.server.context import Call
 from jaxserve.server.errors import NotAllowed
@@ -27,6 +28,11 @@ class DeviceFacts(Protocol):
 
     @property
     def compilations_after_warmup(self) -> int: ...
+
+    @property
+    def compilations(self) -> Sequence[Compilation]:
+        """The last of these, oldest first."""
+        ...
 
     @property
     def kv_bytes(self) -> int:

@@ -6,8 +6,9 @@ reading stands in for gauges; counters are always current.
 
 import dataclasses
 import time
+from collections import deque
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
@@ -22,11 +23,21 @@ from jaxserve.metrics.engine_metrics import EngineMetrics
 from jaxserve.metrics.prometheus import Exporter, Reading, render
 from jaxserve.metrics.snapshot import Snapshot, take
 from jaxserve.metrics.view import Seen, view
+from jaxserve.metrics.window import LOOK_S
 from jaxserve.server.context import Call
 from jaxserve.server.service import Service
 
 PATIENCE_S = 1.0
 """How long a scrape waits for the step under way."""
+CALLS = 512
+
+
+class CallFact(NamedTuple):
+    """What the way to and from its client took of a call. Seconds on the machine's monotonic clock."""
+
+    ended_s: float
+    receive_s: float
+    blocked_s: float
 
 
 class Telemetry:
@@ -39,6 +50,7 @@ class Telemetry:
         self._snapshot = Snapshot()
         self._service: Service | None = None
         self._open_calls = 0
+        self._calls: deque[CallFact] = deque(maxlen=CALLS)
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
@@ -61,8 +73,10 @@ class Telemetry:
         """A call has ended. `status` 0: it was cut before it had one."""
         self._http.add("http_requests", labels=(route, str(status)))
         if call.received_s is not None:
-            self._http.observe("http_receive_seconds", call.received_s - call.began_s)
+            receive_s = call.received_s - call.began_s
+            self._http.observe("http_receive_seconds", receive_s)
             self._http.observe("http_blocked_seconds", call.blocked_s)
+            self._calls.append(CallFact(time.monotonic(), receive_s, call.blocked_s))
 
     async def scrape(self, accept: str, open_calls: int) -> tuple[bytes, str]:
         """(body, content type)"""
@@ -80,15 +94,19 @@ class Telemetry:
 
         def look(engine: Engine) -> tuple[dict[str, Any], Seen]:
             shot = take(engine.scheduler, engine.now, with_map=True)
-            return view(shot, self._engine.history, self._engine.counts, engine.scheduler.tenants, seen)
+            scheduler = engine.scheduler
+            return view(shot, self._engine.history, self._engine.counts, scheduler.journal, scheduler.tenants, seen)
 
+        device = service.device
         about = {
             "model": service.model_name,
             "version": __version__,
             "uptime_s": time.time() - service.created,
             "max_num_seqs": service.loop.engine.scheduler.max_num_seqs,
             "max_num_batched_tokens": service.loop.engine.scheduler.max_num_batched_tokens,
-            "compilations_after_warmup": service.device.compilations_after_warmup if service.device else 0,
+            "compilations_after_warmup": device.compilations_after_warmup if device else 0,
+            "compilations": [done._asdict() for done in device.compilations] if device else [],
+            "http": self._lately(),
             "step_age_s": service.loop.step_age_s,
             "alive": service.loop.alive,
         }
@@ -97,6 +115,16 @@ class Telemetry:
         except (TimeoutError, EngineStopped):
             return about, seen
         return about | content, seen
+
+    def _lately(self) -> dict[str, Any]:
+        """Means of the calls that ended in the last minutes; 0 of none."""
+        calls = [call for call in self._calls if call.ended_s >= time.monotonic() - LOOK_S]
+        count = len(calls)
+        return {
+            "calls": count,
+            "receive_s": sum(call.receive_s for call in calls) / max(count, 1),
+            "blocked_s": sum(call.blocked_s for call in calls) / max(count, 1),
+        }
 
     def _read(self) -> Reading:
         service = self._service

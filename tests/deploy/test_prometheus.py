@@ -101,6 +101,7 @@ def prometheus(tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 class Device:
     compilations_after_warmup = 0
+    compilations = ()
     kv_bytes = 4100
 
 

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 
 from jaxserve.core.clock import VirtualClock
+from jaxserve.core.step_record import Compilation
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.engine import Engine
 from jaxserve.metrics.diagnosis import Cause, diagnose
 from jaxserve.metrics.engine_metrics import EngineMetrics
+from jaxserve.metrics.history import STEPS
 from jaxserve.metrics.snapshot import take
 from jaxserve.metrics.view import Seen, view
 from jaxserve.sched.cost_model import FormulaCost
@@ -21,9 +23,10 @@ COST = FormulaCost(
 
 
 class Ward:
-    """An engine on a virtual clock, whose steps take what COST says, times `slowness`."""
+    """An engine on a virtual clock, whose steps take what COST says, times `slowness`, which may change."""
 
     def __init__(self, slowness: float = 1.0, **settings: Any) -> None:
+        self.slowness = slowness
         self.clock = VirtualClock(1.0)
         self.engine: Engine = build_engine(
             clock=self.clock, overlap=False, costs=StepCosts(COST, learns=False), **settings
@@ -33,11 +36,11 @@ class Ward:
         submit = self.engine.fake.submit  # type: ignore[attr-defined]
 
         def timed(plan):
-            self.clock.advance(slowness * (0.004 + 0.0001 * plan.bucket.tokens))
+            self.clock.advance(self.slowness * (0.004 + 0.0001 * plan.bucket.tokens))
             return submit(plan)
 
         self.engine.fake.submit = timed  # type: ignore[attr-defined]
-        self.compilations = 0
+        self.compilations: list[Compilation] = []
 
     def serve(self, arrivals: list[tuple[float, Any]], until_s: float = 1e9) -> None:
         """(seconds from now, fields of the request), in order; stops at `until_s` from now, whatever still waits."""
@@ -54,11 +57,15 @@ class Ward:
             else:
                 self.clock.sleep_until(start + left[0][0])
 
-    def causes(self, round_trip_s: float = 0.0, server_s: float = 0.0) -> list[Cause]:
-        shot = take(self.engine.scheduler, self.clock.now())
-        content, _ = view(shot, self.metrics.history, self.metrics.counts, Tenants(), Seen())
-        about = {"max_num_seqs": 8, "compilations_after_warmup": self.compilations}
-        return [finding.cause for finding in diagnose(about | content, round_trip_s, server_s)]
+    def causes(self, round_trip_s: float = 0.0, receive_s: float = 0.0, blocked_s: float = 0.0) -> list[Cause]:
+        shot, journal = take(self.engine.scheduler, self.clock.now()), self.engine.scheduler.journal
+        content, _ = view(shot, self.metrics.history, self.metrics.counts, journal, Tenants(), Seen())
+        about = {
+            "max_num_seqs": 8,
+            "compilations": [done._asdict() for done in self.compilations],
+            "http": {"calls": 80, "receive_s": receive_s, "blocked_s": blocked_s},
+        }
+        return [finding.cause for finding in diagnose(about | content, round_trip_s)]
 
 
 def stream(count: int, every_s: float, **fields: Any) -> list[tuple[float, Any]]:
@@ -73,7 +80,7 @@ OBJECTIVES = {"ttft_slo_s": 0.2, "tpot_slo_s": 0.05}
 def test_a_healthy_server_has_nothing(objectives: dict[str, float], every_s: float) -> None:
     ward = Ward(prefix=False)
     ward.serve(stream(80, every_s, **objectives))
-    assert ward.causes(round_trip_s=0.002, server_s=0.003) == []
+    assert ward.causes(round_trip_s=0.002, receive_s=0.002, blocked_s=0.001) == []
 
 
 def test_of_few_requests_nothing_is_said() -> None:
@@ -104,6 +111,8 @@ def test_kv_pressure() -> None:
     ward = Ward(blocks=12, prefix=False)
     ward.serve(stream(150, 0.02, prompt=38, max_tokens=16, **OBJECTIVES), until_s=1.5)
     assert ward.causes()[0] is Cause.KV_PRESSURE
+    ward.serve([])
+    assert ward.causes()[0] is Cause.KV_PRESSURE, "also when the crowd has gone"
 
 
 def test_preemption() -> None:
@@ -122,18 +131,52 @@ def test_padding() -> None:
 def test_recompilation() -> None:
     ward = Ward()
     ward.serve(stream(80, 0.3, **OBJECTIVES))
-    ward.compilations = 2
+    ward.compilations.append(Compilation(ward.clock.now(), 0.9))
     assert ward.causes() == [Cause.RECOMPILATION]
+    ward.serve(stream(700, 0.5, **OBJECTIVES))
+    assert ward.causes() == [], "it is not what happens now"
 
 
 def test_slow_steps() -> None:
     ward = Ward(slowness=5.0, prefix=False)
     ward.serve(stream(60, 0.5, ttft_slo_s=0.02, tpot_slo_s=0.02))
     assert ward.causes() == [Cause.SLOW_STEPS]
+    ward.slowness = 1.0
+    ward.serve(stream(100, 0.5, ttft_slo_s=0.02, tpot_slo_s=0.02))
+    assert len(ward.metrics.history.steps) == STEPS, "more steps have run since than are kept one by one"
+    assert ward.causes() == [Cause.SLOW_STEPS]
+    ward.serve(stream(700, 0.5, ttft_slo_s=0.02, tpot_slo_s=0.02))
+    assert ward.causes() == [], "it is over"
 
 
 def test_the_network() -> None:
     ward = Ward()
     ward.serve(stream(80, 0.3, **OBJECTIVES))
     assert ward.causes(round_trip_s=0.2) == [Cause.NETWORK]
-    assert ward.causes(server_s=0.5) == [Cause.NETWORK]
+    assert ward.causes(receive_s=0.3) == ward.causes(blocked_s=0.3) == [Cause.NETWORK]
+
+
+def test_those_who_gave_up_count() -> None:
+    ward = Ward(max_num_seqs=2, prefix=False)
+    ward.serve(stream(40, 0.3, ttft_slo_s=0.2))
+    assert ward.causes() == []
+    ward.serve([*stream(2, 0.0, max_tokens=200), *stream(20, 0.001, ttft_slo_s=0.2)], until_s=0.7)
+    for sequence in list(ward.engine.scheduler.waiting):
+        ward.engine.abort(sequence.request.id)
+    ward.serve([])
+    assert ward.causes() == [Cause.QUEUEING]
+
+
+def test_slow_without_a_known_cause_is_said() -> None:
+    ward = Ward(prefix=False)
+    ward.serve(stream(80, 0.3, ttft_slo_s=0.001))
+    assert ward.causes() == [Cause.UNEXPLAINED]
+
+
+def test_a_quiet_server_is_judged_by_its_last_busy_minutes() -> None:
+    ward = Ward(max_num_seqs=2, prefix=False)
+    ward.serve(stream(120, 0.004, max_tokens=20, **OBJECTIVES))
+    ward.clock.advance(7200.0)
+    assert ward.causes()[0] is Cause.QUEUEING
+    ward.serve(stream(12, 60.0, **OBJECTIVES))
+    assert ward.causes() == [], "twelve minutes with one request each: the last ten are enough to judge by"

@@ -142,9 +142,11 @@ function tiles() {
   const sum = (field) => kept.steps.reduce((total, step) => total + step[field], 0);
   const all = sum("padding") + sum("decodes") + sum("prefill_tokens");
   $("padding").textContent = all ? percent(sum("padding") / all) : "–";
-  const late = last.compilations_after_warmup;
-  $("compilations").textContent = late ? `${late} compiled while serving` : "no compilations while serving";
-  $("compilations").className = late ? "missed" : "";
+  const late = last.compilations_after_warmup, newest = last.compilations.at(-1);
+  const since = newest ? last.now_s - newest.ended_s : Infinity;
+  $("compilations").textContent = !late ? "no compilations while serving"
+    : `${late} compiled while serving` + (newest ? `, the last ${duration(since)} ago` : "");
+  $("compilations").className = since < 300 ? "missed" : "";
 }
 
 function tenants() {
