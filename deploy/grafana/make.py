@@ -78,6 +78,7 @@ SCHEDULER: list[tuple[str, str, list[Query]]] = [
                                                       f"{rate('step_predicted_seconds')}", "ratio"),
                                                      ("step_prediction_error_ratio{}", "median error")]),
     ("Step under way", "s", [("step_age_seconds{}", "{{instance}}")]),
+    ("Engines that serve", "short", [("engine_up{}", "{{instance}}")]),
     ("Tokens in a step", "short", quantiles("iteration_tokens_total")),
     ("Waiting, for what", "short", [("sum by (reason) (num_requests_waiting_by_reason{})", "{{reason}}")]),
     ("Compilations while serving", "short", [("sum(compilations_after_warmup_total{})", "since the start")]),

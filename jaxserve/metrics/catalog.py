@@ -114,6 +114,7 @@ STEPS = (
     Metric("step_predicted_seconds", "counter", "what the cost model had predicted for them"),
     Metric("step_prediction_error_ratio", "gauge", "median of |measured / predicted - 1| over the last steps"),
     Metric("compilations_after_warmup", "counter", "programs compiled while serving; 0 unless a bucket is missing"),
+    Metric("engine_up", "gauge", "1 while the engine serves; 0 when a failure has ended its thread"),
     Metric("step_age_seconds", "gauge", "how long the step under way has been running; grows when the device hangs"),
 )  # fmt: skip
 
@@ -133,7 +134,8 @@ TENANTS = (
            SHORT_SECONDS),
     Metric("tenant_e2e_request_latency_seconds", "histogram", "as e2e_request_latency_seconds", ("tenant",), SECONDS),
     Metric("tenant_queue_time_seconds", "histogram", "as request_queue_time_seconds", ("tenant",), SECONDS),
-    Metric("slo_requests", "counter", "requests with an objective that were judged; objective: ttft, tpot",
+    Metric("slo_requests", "counter", "requests with an objective that were judged, by ttft also those that failed, or "
+           "were given up when it was over, before a first token; objective: ttft, tpot",
            ("tenant", "objective")),
     Metric("slo_requests_met", "counter", "of these, requests that met it", ("tenant", "objective")),
     Metric("slo_objective_seconds", "gauge", "the tenant's objective, where it has one", ("tenant", "objective")),

@@ -120,8 +120,8 @@ class EngineMetrics:
         self.history.add_request(sequence, reason, received_s(sequence), end, stalled or 0.0, now)
         counts.add("request_success", labels=(reason.value,))
         counts.add("tenant_requests", labels=(tenant, reason.value))
-        if reason is FinishReason.ERROR and last is None:
-            self._judge(sequence, "ttft", float("inf"), sequence.ttft_slo_s)
+        if last is None:
+            self._judge_the_unanswered(sequence, reason, now)
         counts.observe("request_num_preemptions", sequence.preemptions)
         if stalled is not None:
             counts.observe("request_stalled_seconds", stalled)
@@ -151,6 +151,16 @@ class EngineMetrics:
             counts.observe("tenant_time_per_output_token_seconds", gap, labels=tenant)
             self._judge(sequence, "tpot", gap, sequence.tpot_slo_s)
             self.history.add_point(sequence, "tpot", gap, sequence.tpot_slo_s, now)
+
+    def _judge_the_unanswered(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        """No first token came: a failure misses its objective, and so does who gave up when it was over already."""
+        ended_s = now if sequence.finished_s is None else sequence.finished_s
+        slo_s, waited = sequence.ttft_slo_s, ended_s - received_s(sequence)
+        if reason is FinishReason.ERROR:
+            self._judge(sequence, "ttft", float("inf"), slo_s)
+        elif slo_s is not None and waited > slo_s:
+            self._judge(sequence, "ttft", waited, slo_s)
+            self.history.add_point(sequence, "ttft", waited, slo_s, now)
 
     def _judge(self, sequence: Sequence, objective: str, seconds: float, slo_s: float | None) -> None:
         if slo_s is not None:

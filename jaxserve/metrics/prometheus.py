@@ -33,6 +33,7 @@ class Reading:
     block_bytes: int = 0
     """K/V of one block, all layers."""
     compilations_after_warmup: int = 0
+    engine_up: bool = True
     step_age_s: float = 0.0
     open_calls: int = 0
     cache_info: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -143,6 +144,7 @@ def _gauges(reading: Reading) -> dict[str, Series]:
         "tier_blocks": _by_name(snapshot.tier_used),
         "tier_capacity_blocks": _by_name(snapshot.tier_capacity),
         "step_prediction_error_ratio": {(): float("nan") if error is None else error},
+        "engine_up": {(): float(reading.engine_up)},
         "step_age_seconds": {(): reading.step_age_s},
         "tenant_requests_running": _by_name(snapshot.running),
         "tenant_requests_waiting": _by_name(snapshot.waiting),

@@ -137,6 +137,7 @@ class Telemetry:
             tenants=scheduler.tenants,
             block_bytes=device.kv_bytes // scheduler.blocks.pool.num_blocks if device else 0,
             compilations_after_warmup=device.compilations_after_warmup if device else 0,
+            engine_up=service.loop.failure is None,
             step_age_s=service.loop.step_age_s,
             open_calls=self._open_calls,
             cache_info=_cache_info(service, scheduler.blocks.pool.capacity),

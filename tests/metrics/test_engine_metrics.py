@@ -118,6 +118,24 @@ def test_what_ended_early_has_no_latency() -> None:
     assert not metrics.counts.histograms["e2e_request_latency_seconds"]
 
 
+def test_who_gives_up_past_its_objective_missed_it() -> None:
+    clock = VirtualClock(1.0)
+    engine, metrics = timed(clock, tenants=Tenants([Tenant(name="x", ttft_slo_s=0.5)]), max_num_seqs=1)
+    engine.add(request("runs", [1, 2], max_tokens=100, tenant="x"))
+    for name in ("patient", "hasty"):
+        engine.add(request(name, [1, 2], tenant="x"))
+    engine.step()
+    engine.abort("hasty")
+    clock.advance(1.0)
+    engine.abort("patient")
+    engine.abort("runs")
+    engine.step()
+    assert metrics.counts.counters["slo_requests"] == {("x", "ttft"): 2}
+    assert metrics.counts.counters["slo_requests_met"] == {("x", "ttft"): 1}
+    (point,) = [point for point in metrics.history.points if point.seconds > 0.5]
+    assert point.kind == "ttft" and point.slo_s == 0.5
+
+
 def test_a_snapshot_says_who_holds_what_and_who_waits_for_what() -> None:
     engine = build_engine(blocks=20, max_num_seqs=3, overlap=False)
     for i in range(5):

@@ -105,6 +105,24 @@ def test_a_long_step_does_not_keep_the_scraper_waiting() -> None:
         assert scrape(running)["jaxserve_generation_tokens_total",] == 5
 
 
+def test_an_engine_that_has_stopped_is_told_while_the_server_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = build_engine()
+
+    def break_down(now: float) -> None:
+        raise RuntimeError("a broken invariant")
+
+    for running in serve(fake_service(engine)):
+        assert scrape(running)["jaxserve_engine_up",] == 1
+        monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+        monkeypatch.setattr(engine.scheduler, "plan", break_down)
+        assert running.client.post("/generate", json={"prompt_token_ids": [1], "max_tokens": 1}).status_code == 503
+        assert scrape(running)["jaxserve_engine_up",] == 0
+        assert main(["doctor", running.url]) == 2
+        assert "a broken invariant" in capsys.readouterr().err
+
+
 def test_while_the_model_loads() -> None:
     for running in serve(None):
         assert any(key[0] == "process_cpu_seconds_total" for key in scrape(running))
@@ -148,3 +166,4 @@ def test_a_compilation_while_serving_is_counted_and_the_doctor_names_it(
         assert main(["doctor", running.url, "--json"]) == 1
     assert [finding["cause"] for finding in json.loads(capsys.readouterr().out)] == ["recompilation"]
     runner._counter.count = 0
+    runner._counter.last.clear()
