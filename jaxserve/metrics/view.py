@@ -38,7 +38,7 @@ def view(
 ) -> tuple[Any, Seen]:
     """(the view, what its reader will have seen)"""
     steps = [asdict(step) for step in history.steps if step.number > seen.step]
-    requests = [
+    requests: list[dict[str, Any]] = [
         asdict(request) | {"waits": journal.waits(request.id)}
         for request in history.requests
         if request.number > seen.request
