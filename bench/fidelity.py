@@ -30,6 +30,7 @@ from jaxserve.commands.tables import table
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
+from jaxserve.engine.heap import settle_heap
 from jaxserve.metrics.summary import Summary
 from jaxserve.sched.cost_model import CostModel, StepFeatures
 from jaxserve.sched.fitted_cost import Sample, fit_steps
@@ -105,6 +106,7 @@ class Real:
         summary, engine = Summary(), self.llm.engine
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "record.jsonl"
+            settle_heap()  # as the server does
             recorder = record_engine(engine, open_recording(path), self.llm.config, self.llm.tenants)
             for served in drive(engine, MonotonicClock(), arrivals, lambda a, _: self._prompt(a, rng)):
                 summary.add(_well(served))

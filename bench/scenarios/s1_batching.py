@@ -6,6 +6,10 @@ gives a slot away in the step after.
 
 `slots used` is the time-weighted share of a policy's slots that had a row in the step under way, and `busy` the share
 of the time in which there was one: at saturation a static batch is always busy, with half of its slots empty.
+
+On the real engine a batch of 4 or 8 slots has one decode program of that many rows, as batches of a fixed shape have.
+`dynamic8 shrinks` has programs of 4 and 1 rows as well, which the engine takes as rows end: what buckets do for a batch
+that nobody may join.
 """
 
 import random
@@ -27,29 +31,32 @@ CALM = 60
 def policies(real: bool) -> dict[str, Settings]:
     common: Settings = {"max_num_batched_tokens": 1024 if real else TOKENS}
     if real:
-        common |= {
-            "decode_buckets": (1, 4, 8, 64),
-            "mixed_decode_buckets": (8, 64),
-            "prefill_buckets": (128, 512, 1024),
-        }
-    return {
-        "static4": common | {"policy": "static", "batch_size": 4, "max_num_seqs": 64},
-        "dynamic8": common | {"policy": "dynamic", "max_batch_size": 8, "batch_timeout_s": 0.05, "max_num_seqs": 64},
-        "cont8": common | {"policy": "continuous", "max_num_seqs": 8} | _slots(real, 8),
-        "cont64": common | {"policy": "continuous", "max_num_seqs": 64},
-        "chunked64": common | {"policy": "chunked", "max_num_seqs": 64, "max_num_batched_tokens": 512} | _prefill(real),
-        "adaptive64": common | {"policy": "adaptive", "max_num_seqs": 64, "tpot_slo_s": TPOT_S[real]} | _sizes(real),
+        common["prefill_buckets"] = (128, 512, 1024)
+    shrinks: Settings = common | _decode(real, 1, 4, 8, 64)
+    dynamic: Settings = {"policy": "dynamic", "max_batch_size": 8, "batch_timeout_s": 0.05, "max_num_seqs": 64}
+    chunked: Settings = {"policy": "chunked", "max_num_seqs": 64, "max_num_batched_tokens": 512}
+    found: dict[str, Settings] = {
+        "static4": common | {"policy": "static", "batch_size": 4, "max_num_seqs": 64} | _decode(real, 4, 64),
+        "dynamic8": common | dynamic | _decode(real, 8, 64),
+        "cont8": common | {"policy": "continuous", "max_num_seqs": 8} | _decode(real, 8),
+        "cont64": shrinks | {"policy": "continuous", "max_num_seqs": 64},
+        "chunked64": shrinks | chunked | _prefill(real),
+        "adaptive64": shrinks | {"policy": "adaptive", "max_num_seqs": 64, "tpot_slo_s": TPOT_S[real]} | _sizes(real),
     }
+    return found | {"dynamic8 shrinks": shrinks | dynamic} if real else found
 
 
-SLOTS = {"static4": 4, "dynamic8": 8, "cont8": 8}
+SLOTS = {"static4": 4, "dynamic8": 8, "dynamic8 shrinks": 8, "cont8": 8}
 """How many rows a policy can have at most; of those that are not named: 64."""
 TPOT_S = {False: 0.030, True: 0.020}
 """What `adaptive64` is to keep: on the simulated H200, and on this CPU."""
 
 
-def _slots(real: bool, rows: int) -> Settings:
-    return {"decode_buckets": (1, 4, rows), "mixed_decode_buckets": (rows,)} if real else {}
+def _decode(real: bool, *rows: int) -> Settings:
+    """Decode programs of so many rows; in the simulation a step costs by the rows that it has."""
+    if not real:
+        return {}
+    return {"decode_buckets": rows, "mixed_decode_buckets": tuple(size for size in rows if size >= 8) or rows}
 
 
 def _prefill(real: bool) -> Settings:
@@ -114,6 +121,8 @@ def run(stage: Stage) -> Outcome:
             "tpot": m.tpot(at_busy["cont8"], 50) / m.tpot(at_busy["dynamic8"], 50),
         }.items():
             ratios.setdefault(name, []).append(value)
+        if stage.real:
+            ratios.setdefault("sat cont8/shrinks", []).append(sat["cont8"] / sat["dynamic8 shrinks"])
     return Outcome(NAME, stage.name, rows, bars(ratios, stage.real), plot=("TTFT P99 (s)", "tokens/s"))
 
 
@@ -123,6 +132,7 @@ def bars(r: dict[str, list[float]], real: bool) -> list[Bar]:
         return [
             least("saturation throughput, cont8 / dynamic8", r["sat cont8/dynamic8"], 1.6),
             most("P99 TTFT at 0.8 sat(dynamic8), cont8 / dynamic8", r["p99 ttft"], 0.1),
+            reported("saturation throughput, cont8 / dynamic8 shrinks", r["sat cont8/shrinks"]),
             reported("saturation throughput, cont8 / static4", r["sat cont8/static4"]),
         ]
     return [

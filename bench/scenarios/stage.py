@@ -12,6 +12,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.heap import settle_heap
 from jaxserve.sched.cost_file import load_cost
 from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.arrivals import Arrival
@@ -175,6 +176,7 @@ class Real:
             start = number % 512
             return tuple(tokens[start : start + arrival.prompt_tokens])
 
+        settle_heap()  # as the server does
         run = finish(llm.engine, MonotonicClock(), arrivals, until_s, prompts)
         for name in {sequence.request.id for sequence in llm.engine.scheduler.live()}:
             llm.engine.abort(name)  # whoever was under way at the end of the run
