@@ -57,11 +57,14 @@ def read(path: Path, bench: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], columns: Sequence[tuple[str, str]]) -> str:
-    """The rows as a table. `columns`: (heading, figure's name); a heading that ends in " ms" shows seconds as ms."""
-    return table(
+    """The rows as a table. `columns`: (heading, figure's name); a heading that ends in " ms" shows seconds as ms.
+
+    Simulated rows say where their step times come from."""
+    rows = table(
         [heading for heading, _ in columns],
         [[_shown(heading, row.get(name)) for heading, name in columns] for row in result["rows"]],
     )
+    return rows + (f"\n\nsimulated; step times: {result['cost_model']}" if result["cost_model"] else "")
 
 
 def against(new: dict[str, Any], old: dict[str, Any], columns: Sequence[tuple[str, str]]) -> str:

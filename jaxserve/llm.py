@@ -84,8 +84,7 @@ class LLM:
             settings["model"] = str(model)
         self.config = (config or EngineConfig()).replace(**settings)
         self._progress = progress
-        tenants = self.config.scheduler.tenants
-        self._tenants = Tenants.from_toml(tenants) if tenants else Tenants()
+        self._tenants = Tenants.of(self.config.scheduler)
         use_compilation_cache(self.config.runtime.compilation_cache_dir)
         self.model_config, weights, directory = self._weights(params, model_config)
         self.tokenizer = self._find_tokenizer(tokenizer, directory)

@@ -82,9 +82,7 @@ def main(bench: Comparison, arguments: Sequence[str] | None = None) -> int:
 
 def run(bench: Comparison, given: argparse.Namespace) -> dict[str, Any]:
     """Every variant, every seed. Rows are medians over the seeds; `runs` holds each."""
-    require(given.load > 0.0, "load", given.load, "a positive share")
-    if given.own_times and not (given.trace or given.arrivals):
-        raise ConfigError("own_times: there are none: give --trace or --arrivals")
+    _check(given)
     stage = _stage(given)
     slo = Slo.parse(given.slo) if given.slo else None
     lists = {seed: requests(bench, given, seed) for seed in given.seeds}
@@ -109,13 +107,27 @@ def run(bench: Comparison, given: argparse.Namespace) -> dict[str, Any]:
     return result | {"long_from_tokens": long_from, "runs": [row for found in runs.values() for row in found]}
 
 
+def _check(given: argparse.Namespace) -> None:
+    """Raises ConfigError for flags that could only be ignored."""
+    require(given.load > 0.0, "load", given.load, "a positive share")
+    if given.own_times and not (given.trace or given.arrivals):
+        raise ConfigError("own_times: there are none: give --trace or --arrivals")
+    for name, said in (("arrivals", given.arrivals), ("speed", given.speed if given.speed != 1.0 else None)):
+        if said and not given.own_times:
+            raise ConfigError(
+                f"{name} = {said!r}: requests come at --load of the slowest variant's capacity: give --own-times for "
+                "the workload's own times"
+            )
+    require(given.workload_seed == 0, "workload_seed", given.workload_seed, "--seeds, of which rows are the medians")
+    if not given.simulate and given.compile_s is not None:
+        raise ConfigError("compile_s: the real engine's compilations are measured: give --simulate beside it")
+
+
 def requests(bench: Comparison, given: argparse.Namespace, seed: int) -> list[Arrival]:
-    """The workload of the flags, or the benchmark's own; with the real engine, lengths divided by `--shrink`."""
+    """The workload of the flags, or the benchmark's own; lengths divided by `--shrink`."""
     count = given.requests or (bench.requests[given.simulate] // (20 if given.quick else 1))
-    if bench.mixture is not None and not (given.trace or given.prompt_tokens or given.output_tokens):
-        rng = random.Random(seed)
-        return [bench.mixture(rng, given.simulate) for _ in range(count)]
     workload = dataclasses.replace(read_workload(given), requests=count, seed=seed)
+    mixture = None if given.trace or given.prompt_tokens or given.output_tokens else bench.mixture
     if not given.trace:
         lengths = bench.workload[given.simulate]
         workload = dataclasses.replace(
@@ -123,13 +135,17 @@ def requests(bench: Comparison, given: argparse.Namespace, seed: int) -> list[Ar
             prompt_tokens=workload.prompt_tokens or lengths["prompt_tokens"],
             output_tokens=workload.output_tokens or lengths["output_tokens"],
         )
+    arrivals = workload.list()
+    if mixture is not None:
+        rng = random.Random(seed)
+        arrivals = (dataclasses.replace(mixture(rng, given.simulate), at_s=a.at_s) for a in arrivals)
     by_prompt, by_output = given.shrink
     return [
         dataclasses.replace(
             a, prompt_tokens=max(a.prompt_tokens // by_prompt, 1), output_tokens=max(a.output_tokens // by_output, 1),
             prefix_blocks=a.prefix_blocks if by_prompt == 1 else (),
         )
-        for a in workload.list()
+        for a in arrivals
     ]  # fmt: skip
 
 

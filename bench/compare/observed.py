@@ -7,7 +7,7 @@ from typing import Any
 from jaxserve.core.clock import Clock
 from jaxserve.core.step_record import StepRecord
 from jaxserve.engine.engine import Engine
-from jaxserve.metrics.slo import Slo
+from jaxserve.metrics.slo import Slo, promises
 from jaxserve.metrics.summary import GroupSummary, Summary
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.drive import Prompts, drive, made_up
@@ -71,8 +71,9 @@ def observe(
     long_from: int = 1,
     prompts: Prompts = made_up,
 ) -> Observed:
-    """Serve the arrivals on an engine, real or simulated, that nothing else uses."""
-    seen = Observed(Summary(slo), GroupSummary(), GroupSummary())
+    """Serve the arrivals on an engine, real or simulated, that nothing else uses. Its tenants are held to their own
+    objectives, where they have some, and to `slo` in the rest."""
+    seen = Observed(Summary(slo, promises(engine.scheduler.tenants, slo)), GroupSummary(), GroupSummary())
     engine.observers.append(seen.steps)
     try:
         for served in drive(engine, clock, arrivals, prompts):

@@ -74,7 +74,7 @@ def _run(given: argparse.Namespace) -> int:
             sampling_defaults=llm.sampling_defaults,
         )
 
-    tenants = Tenants() if config.scheduler.tenants is None else Tenants.from_toml(config.scheduler.tenants)
+    tenants = Tenants.of(config.scheduler)
     try:
         return serve(load, config.server, config.batches, tenants)
     finally:

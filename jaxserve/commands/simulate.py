@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     config, workload, cost = read_config(given), read_workload(given), read_cost(given)
-    tenants = Tenants.from_toml(config.scheduler.tenants) if config.scheduler.tenants else None
+    tenants = Tenants.of(config.scheduler)
     slo = Slo.parse(given.slo) if given.slo else None
     with _Watcher(given.requests_out, _expected(workload.trace, workload.requests)) as watcher:
         report = simulate(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from jaxserve.core.config import require
+from jaxserve.core.config import SchedulerConfig, require
 from jaxserve.core.errors import ConfigError
 
 DEFAULT = "default"
@@ -56,7 +56,7 @@ class Tenant:
 
 
 class Tenants:
-    """All tenants by name; a name that nobody has is `default`'s, which always exists."""
+    """All tenants by name; a name that nobody has is `default`'s, which always exists. Equal if all of theirs are."""
 
     def __init__(self, tenants: Iterable[Tenant] = ()) -> None:
         self._by_name = {tenant.name: tenant for tenant in tenants}
@@ -80,6 +80,12 @@ class Tenants:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tenants) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
     def of_key(self, key: str | None) -> Tenant:
         """The tenant that an API key belongs to, else `default`."""
         return self._by_key.get(key or "") or self._by_name[DEFAULT]
@@ -95,6 +101,11 @@ class Tenants:
                     lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}")
             lines.append("")
         return "\n".join(lines)
+
+    @classmethod
+    def of(cls, config: SchedulerConfig) -> "Tenants":
+        """Those of the file that the settings name; `default` alone if they name none. Raises ConfigError."""
+        return cls.from_toml(config.tenants) if config.tenants else cls()
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Tenants":

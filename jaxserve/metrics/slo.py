@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.latency import Measured, e2e_s, gaps_s, tpot_s, ttft_s
 
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
@@ -93,3 +94,17 @@ def per_request(bounds: tuple[Bound, ...]) -> Slo:
         if bound.metric != "queue":
             limits[bound.metric + "_s"] = min(bound.limit, limits.get(bound.metric + "_s", bound.limit))
     return Slo(**limits)
+
+
+def promises(tenants: Tenants, slo: Slo | None) -> dict[str, Slo]:
+    """Objectives of the tenants that have some, by name; what theirs leaves open, `slo` says."""
+    base, found = slo or Slo(), dict[str, Slo]()
+    for tenant in tenants:
+        if tenant.ttft_slo_s is not None or tenant.tpot_slo_s is not None:
+            found[tenant.name] = Slo(
+                ttft_s=tenant.ttft_slo_s or base.ttft_s,
+                tpot_s=tenant.tpot_slo_s or base.tpot_s,
+                itl_s=base.itl_s,
+                e2e_s=base.e2e_s,
+            )
+    return found

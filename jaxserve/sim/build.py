@@ -40,9 +40,12 @@ def simulated_engine(
 def simulated(config: EngineConfig, cost: CostModel, clock: VirtualClock, tenants: Tenants | None = None) -> Simulated:
     """Everything as it serves, but the executor. `num_blocks` says how large the KV pool is, or `kv_cache_bytes`.
 
+    Without `tenants`: those of the file that the settings name.
+
     Raises:
       ConfigError: neither is set, or the settings cannot work.
     """
+    tenants = Tenants.of(config.scheduler) if tenants is None else tenants
     num_blocks = _num_blocks(config.cache, cost)
     tiers, moves = _tiers(config.cache, cost)
     executor = SimExecutor(cost, clock, moves)

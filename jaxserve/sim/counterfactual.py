@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxserve.core.config import EngineConfig
-from jaxserve.metrics.latency import Measured, e2e_s, tpot_s, ttft_s
+from jaxserve.core.tenants import Tenants
+from jaxserve.metrics.latency import Measured, e2e_s, gaps_s, tpot_s, ttft_s
 from jaxserve.metrics.paired import Difference, difference
 from jaxserve.metrics.slo import Slo
 from jaxserve.sched.cost_model import CostModel
@@ -19,6 +20,8 @@ from jaxserve.sim.drive import Served
 from jaxserve.sim.record import Record
 from jaxserve.sim.simulate import SimReport, simulate
 
+METRICS = ("ttft", "tpot", "longest gap", "e2e", "queue")
+"""Of each request; gaps between tokens (ITL) are many, and the longest is what its reader notices."""
 STATISTICS: tuple[tuple[str, float | None], ...] = (("mean", None), ("p50", 50.0), ("p90", 90.0), ("p99", 99.0))
 
 
@@ -49,15 +52,16 @@ class Counterfactual:
 def counterfactual(
     record: Record, config: EngineConfig, cost: CostModel | None = None, slo: Slo | None = None, seed: int = 0
 ) -> Counterfactual:
-    """Serve the recorded requests as they were served, and with `config`."""
+    """Serve the recorded requests as they were served, and with `config`; with its tenants, if it names a file."""
     cost = cost or record.fitted()
-    before, one = _run(record, record.config, cost, slo)
-    after, two = _run(record, config, cost, slo)
+    tenants = Tenants.of(config.scheduler) if config.scheduler.tenants else record.tenants
+    before, one = _run(record, record.config, cost, slo, record.tenants)
+    after, two = _run(record, config, cost, slo, tenants)
     both = sorted(one.keys() & two.keys())
     result = Counterfactual(before, after, len(both), measured=_measured(record, one))
     if not both:
         return result
-    for metric in ("ttft", "tpot", "e2e"):
+    for metric in METRICS:
         old, new = (np.array([_value(metric, run[number]) for number in both]) for run in (one, two))
         for name, percent in STATISTICS:
             result.differences[f"{metric} {name}"] = difference(old, new, percent, seed)
@@ -78,7 +82,9 @@ def pool(config: EngineConfig, record: Record) -> EngineConfig:
     return config.replace(**given)
 
 
-def _run(record: Record, config: EngineConfig, cost: CostModel, slo: Slo | None) -> tuple[SimReport, dict[int, Served]]:
+def _run(
+    record: Record, config: EngineConfig, cost: CostModel, slo: Slo | None, tenants: Tenants
+) -> tuple[SimReport, dict[int, Served]]:
     ended: dict[int, Served] = {}
 
     def keep(served: Served) -> None:
@@ -86,7 +92,7 @@ def _run(record: Record, config: EngineConfig, cost: CostModel, slo: Slo | None)
             ended[served.number] = served
 
     config = pool(config, record)
-    return simulate(config, record.arrivals(), cost, slo=slo, tenants=record.tenants, watch=keep), ended
+    return simulate(config, record.arrivals(), cost, slo=slo, tenants=tenants, watch=keep), ended
 
 
 def _value(metric: str, request: Measured) -> float:
@@ -95,6 +101,10 @@ def _value(metric: str, request: Measured) -> float:
             return ttft_s(request.arrival_s, request.token_s)
         case "tpot":
             return tpot_s(request.token_s) or 0.0
+        case "longest gap":
+            return max(gaps_s(request.token_s), default=0.0)
+        case "queue":
+            return (request.first_scheduled_s or request.arrival_s) - request.arrival_s
         case _:
             return e2e_s(request.arrival_s, request.token_s)
 

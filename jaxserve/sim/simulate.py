@@ -13,7 +13,7 @@ from typing import Any
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.tenants import Tenants
-from jaxserve.metrics.slo import Slo
+from jaxserve.metrics.slo import Slo, promises
 from jaxserve.metrics.summary import Summary
 from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.arrivals import Arrival
@@ -93,6 +93,7 @@ def simulate(
 ) -> SimReport:
     """Serve `arrivals`, in order of time, with `replicas` engines behind a router.
 
+    Without `tenants`: those of the file that the settings name.
     `slo` is what goodput asks of each request; a tenant that was promised something of its own is held to that.
     `watch` is shown every request as it ends; without it the memory does not grow with their number.
 
@@ -100,13 +101,14 @@ def simulate(
       ConfigError: the settings cannot work.
     """
     require(replicas > 0, "replicas", replicas, "a positive number")
+    tenants = Tenants.of(config.scheduler) if tenants is None else tenants
     clocks = [VirtualClock() for _ in range(replicas)]
     engines: list[Simulated] = [simulated(config, cost, clock, tenants) for clock in clocks]
     gauges = Gauges()
     lanes = [Lane(s.engine, clock, gauges=gauges) for s, clock in zip(engines, clocks, strict=True)]
     source = OpenLoop(arrivals) if isinstance(arrivals, Iterable) else arrivals
     chosen = make_router(router, replicas, engines[0].engine.scheduler.blocks.max_tokens)
-    report = SimReport(Summary(slo, _promises(tenants, slo)), gauges, cost.source, replicas, router)
+    report = SimReport(Summary(slo, promises(tenants, slo)), gauges, cost.source, replicas, router)
     report.by_replica = [0] * replicas
     for served in drive_lanes(lanes, source, chosen):
         report.summary.add(served)
@@ -121,18 +123,3 @@ def simulate(
         report.real_tokens += executor.real_tokens
         report.padded_tokens += executor.padded_tokens
     return report
-
-
-def _promises(tenants: Tenants | None, slo: Slo | None) -> dict[str, Slo]:
-    """Objectives of the tenants that have some; what theirs leaves open, `slo` says."""
-    promises: dict[str, Slo] = {}
-    for tenant in tenants or ():
-        if tenant.ttft_slo_s is not None or tenant.tpot_slo_s is not None:
-            base = slo or Slo()
-            promises[tenant.name] = Slo(
-                ttft_s=tenant.ttft_slo_s or base.ttft_s,
-                tpot_s=tenant.tpot_slo_s or base.tpot_s,
-                itl_s=base.itl_s,
-                e2e_s=base.e2e_s,
-            )
-    return promises

@@ -12,6 +12,7 @@ from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import BucketConfig, EngineConfig
 from jaxserve.core.plan import Bucket
 from jaxserve.core.step_record import StepRecord
+from jaxserve.core.tenants import Tenants
 from jaxserve.sched.cost_model import CostModel, FormulaCost, StepFeatures
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
@@ -34,9 +35,15 @@ class StepSizes:
 
 
 def step_sizes(
-    config: EngineConfig, arrivals: Iterable[Arrival], cost: CostModel, prefill_multiple: int = 16
+    config: EngineConfig,
+    arrivals: Iterable[Arrival],
+    cost: CostModel,
+    prefill_multiple: int = 16,
+    tenants: Tenants | None = None,
 ) -> StepSizes:
     """Run `arrivals` with decode buckets of every size and prefill buckets of every multiple.
+
+    Without `tenants`: those of the file that the settings name.
 
     Raises:
       ConfigError: the settings cannot work.
@@ -51,7 +58,7 @@ def step_sizes(
     )
     sizes = StepSizes()
     clock = VirtualClock()
-    engine = simulated_engine(dataclasses.replace(config, buckets=fine), padded(cost), clock)
+    engine = simulated_engine(dataclasses.replace(config, buckets=fine), padded(cost), clock, tenants)
     engine.observers.append(sizes)
     for _ in drive(engine, clock, arrivals):
         pass

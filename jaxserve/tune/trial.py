@@ -139,7 +139,8 @@ def build(problem: Problem, choice: Choice, fitted_to: int = FIT_REQUESTS) -> En
     if programs is None:
         chosen = plain_sets(config)[choice["buckets"]]
     else:
-        steps = _steps(config, problem.workload, problem.cost, choice.get("replicas", 1), fitted_to)
+        tenants = shares(problem, choice)
+        steps = _steps(config, problem.workload, problem.cost, choice.get("replicas", 1), fitted_to, tenants)
         chosen = fitted(config, steps, problem.cost, programs)
     return replace(config, buckets=chosen.config(config.buckets.prefill_rows))
 
@@ -187,7 +188,13 @@ def _arrivals(workload: Workload) -> list[Arrival]:
 
 @functools.lru_cache(maxsize=512)
 def _steps(
-    config: EngineConfig, workload: Workload, cost: CostModel, replicas: int, requests: int
+    config: EngineConfig,
+    workload: Workload,
+    cost: CostModel,
+    replicas: int,
+    requests: int,
+    tenants: Tenants | None = None,
 ) -> Counter[tuple[int, int]]:
     """Step sizes of one replica's share: sets of several sizes are fitted to one histogram."""
-    return step_sizes(config, _arrivals(workload)[: requests * replicas : replicas], cost).steps
+    share = _arrivals(workload)[: requests * replicas : replicas]
+    return step_sizes(config, share, cost, tenants=tenants).steps

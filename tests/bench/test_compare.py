@@ -27,7 +27,7 @@ def test_a_quick_simulation(bench: Comparison, tmp_path: Path, capsys) -> None:
     options = ["--simulate", "--quick", "--slo=ttft<1,tpot<0.05"]
     result = run(bench, tmp_path / "a.json", *options, "--png", str(tmp_path / "png"))
     assert result["bench"] == bench.name and "roofline" in result["cost_model"] and result["seeds"] == [1]
-    assert "device" not in result["machine"]
+    assert "device" not in result["machine"] and "simulated; step times: roofline" in capsys.readouterr().out
     assert all(
         row["completed"] == 100 and row["tokens_per_s"] < row["saturated_tokens_per_s"] for row in result["rows"]
     )
@@ -67,11 +67,34 @@ def test_a_trace_is_replayed_at_its_own_times(tmp_path: Path) -> None:
         assert row["tokens_per_s"] == pytest.approx(30 * 5 / 14.5, rel=0.05)
 
 
+def test_the_tenants_of_the_settings_are_heeded(tmp_path: Path) -> None:
+    """`b` may send one request a second and sends two, and its objective cannot be met; `a` has neither."""
+    trace, tenants = tmp_path / "trace.jsonl", tmp_path / "tenants.toml"
+    request = {"prompt_tokens": 160, "output_tokens": 40}
+    lines = [request | {"arrival_s": i * 0.25, "tenant": "ab"[i % 2]} for i in range(40)]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    tenants.write_text("[tenants.a]\nweight = 1\n[tenants.b]\nrequests_per_s = 1\nttft_slo_s = 1e-6\n")
+    options = ["--simulate", f"--trace={trace}", "--own-times", "--slo=ttft<9", f"--set=tenants={tenants}"]
+    for bench in BENCHES:
+        for row in run(bench, tmp_path / "a.json", *options, "--quick", "--requests=40")["rows"]:
+            assert 8 <= row["refused"] <= 11 and row["goodput"] == 0.5, row
+
+
+def test_prompts_drawn_from_a_mixture_come_at_the_times_of_the_arrivals(tmp_path: Path) -> None:
+    options = ["--simulate", "--arrivals=poisson:2", "--own-times", "--requests=40", "--chunks=512"]
+    [row] = run(chunks.BENCH, tmp_path / "a.json", *options)["rows"]
+    assert row["completed"] == 40 and 1.0 < row["requests_per_s"] < 3.0
+
+
 @pytest.mark.parametrize(
     ("bench", "options", "words"),
     [
         (buckets.BENCH, ["--cost=cpu_tiny_3M"], "--simulate"),
         (buckets.BENCH, ["--simulate", "--own-times"], "there are none"),
+        (buckets.BENCH, ["--simulate", "--arrivals=poisson:3"], "--own-times"),
+        (buckets.BENCH, ["--simulate", "--trace=a.jsonl", "--speed=2"], "--own-times"),
+        (buckets.BENCH, ["--simulate", "--workload-seed=3"], "--seeds"),
+        (buckets.BENCH, ["--compile-s=2"], "--simulate"),
         (buckets.BENCH, ["--simulate", "--set=nothing"], "NAME=VALUE"),
         (buckets.BENCH, ["--simulate", "--set=num_blocks=1", "--quick"], "no request could be served"),
         (chunks.BENCH, ["--simulate", "--chunks=big"], "chunks = 'big'"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenant, Tenants
 
@@ -14,6 +15,14 @@ def test_the_shipped_file_loads() -> None:
     tenants = Tenants.from_toml(SHIPPED)
     assert [t.name for t in tenants] == ["chat", "batch", "default"]
     assert tenants.of_key("change-me-chat").name == "chat" and tenants["chat"].ttft_slo_s == 0.5
+
+
+def test_settings_name_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenants.a]\nweight = 2")
+    named = Tenants.of(EngineConfig.from_settings(tenants=str(path)).scheduler)
+    assert named == Tenants([Tenant(name="a", weight=2.0)]) != Tenants.of(EngineConfig().scheduler)
+    assert len({named, Tenants.from_toml(path), Tenants()}) == 2
 
 
 def test_the_unknown_are_default() -> None:

@@ -45,12 +45,30 @@ def test_a_known_effect_is_found(record: Record) -> None:
     assert ttft.low <= ttft.value == pytest.approx(2.0) and ttft.high >= 2.0 - 1e-9
     assert tpot.value == pytest.approx(0.0) and not tpot.certain
     assert found.differences["e2e p99"].value == pytest.approx(2.0)
+    assert found.differences["queue p99"].value == found.differences["longest gap p99"].value == 0.0
     assert found.differences["goodput of these"].value == -1.0
+
+
+def test_waits_and_gaps_are_compared(record: Record) -> None:
+    """One at a time and 20 s apart nobody waits; ten times as fast three queue for one place, at 4 s a request."""
+    for request in record.requests:
+        request.arrival_s /= 10.0
+    found = counterfactual(record, record.config.replace(max_num_seqs=1, overlap=False), SECOND_A_STEP)
+    queue, gap = found.differences["queue mean"], found.differences["longest gap mean"]
+    assert queue.certain and queue.value > 10.0 and gap.before >= 1.0 <= gap.after
 
 
 def test_no_change_is_no_difference(record: Record) -> None:
     found = counterfactual(record, record.config, SECOND_A_STEP)
     assert all(d.value == 0.0 and not d.certain for d in found.differences.values())
+
+
+def test_other_tenants_are_a_change_too(record: Record, tmp_path: Path) -> None:
+    """5 of 100 blocks of 8 tokens hold none of these prompts."""
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenants.default]\nkv_max = 0.05\n")
+    found = counterfactual(record, record.config.replace(tenants=str(path)), SECOND_A_STEP)
+    assert found.before.summary.all.completed == 60 and found.after.summary.all.completed == found.pairs == 0
 
 
 def test_the_fitted_step_times_reproduce_the_record(record: Record) -> None:

@@ -1,5 +1,6 @@
 """Splits of the KV pool among tenants: what they say, which are tried, and that the simulation heeds them."""
 
+import pickle
 import random
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jaxserve.sim.workload import Workload
 from jaxserve.tune.kv_splits import split, splits
 from jaxserve.tune.search import search
 from jaxserve.tune.space import Space
-from jaxserve.tune.trial import Problem, evaluate
+from jaxserve.tune.trial import Problem, evaluate, evaluated
 
 COST = FormulaCost(
     source="made up", overhead_s=0.002, weights_s=0.004, token_s=4e-5, pair_s=2e-9, context_s=4e-8, row_s=1e-5,
@@ -103,6 +104,15 @@ def test_a_guarantee_for_those_who_find_the_pool_full_is_found(problem: Problem)
     assert problem.tenants is not None
     found = search(problem, Space({"kv_split": splits(problem.tenants, ["chat", "batch"])}), 150)
     assert found.best.choice["kv_split"] in ("chat:0.25..1", "chat:0.5..1")
+
+
+def test_buckets_are_fitted_to_the_steps_of_a_split_once_in_a_process(problem: Problem) -> None:
+    """Also where each trial brings its own copy of the problem, as in other processes."""
+    prices = [
+        evaluated(pickle.loads(pickle.dumps(problem)), {"buckets": "fitted-6", "kv_split": text}, 60).simulated
+        for text in ("shared", "chat:0.25..1", "shared", "chat:0.25..1")
+    ]
+    assert prices == [60 + 60, 60 + 60, 60, 60]
 
 
 def test_a_split_needs_tenants(problem: Problem) -> None:
