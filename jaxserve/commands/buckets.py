@@ -92,32 +92,29 @@ class Comparison:
             steps, programs, decode_multiple=given.decode_multiple, prefill_multiple=given.prefill_multiple,
             cost=self._cost, **self._limits,
         )  # fmt: skip
+        self._powers = [powers_of_two(steps, s.programs, cost=self._cost, **self._limits) for s in self.sets]
         self._floor = sum(count * self._cost(*step) for step, count in steps.items())
 
     def curve(self) -> str:
-        """What each number of programs costs, and what it gains over the one before."""
+        """What each number of programs costs, what it gains over the one before, and powers of two for as many."""
         rows: list[list[object]] = []
-        for before, buckets in zip([None, *self.sets], self.sets, strict=False):
+        for before, buckets, powers in zip([None, *self.sets], self.sets, self._powers, strict=False):
             gain = f"{1 - buckets.cost / before.cost:.2%}" if before else None
-            rows.append([*self._figures(buckets), gain, buckets.programs * self._compile_s])
-        return table(["programs", "padding", self._over, "gain", "compile s"], rows)
+            twos = f"{self._overhead(powers):.2%}"
+            rows.append([*self._figures(buckets), gain, twos, buckets.programs * self._compile_s])
+        return table(["programs", "padding", self._over, "gain", "powers of two", "compile s"], rows)
 
     def rivals(self) -> str:
         """The set, powers of two with as many programs, and the configuration's own."""
-        best = self.sets[-1]
-        powers = powers_of_two(self._steps, best.programs, cost=self._cost, **self._limits)
-        rows = [
-            [name, *self._figures(b), b.decode, b.mixed_decode, b.prefill]
-            for name, b in (("fitted", best), ("powers of two", powers), ("as configured", self._own))
-        ]
+        sets = (("fitted", self.sets[-1]), ("powers of two", self._powers[-1]), ("as configured", self._own))
+        rows = [[name, *self._figures(b), b.decode, b.mixed_decode, b.prefill] for name, b in sets]
         return table(["set", "programs", "padding", self._over, "decode", "mixed decode", "prefill"], rows)
 
     def draw(self, path: Path, trace: str) -> None:
         sizes = [buckets.programs for buckets in self.sets]
-        powers = [powers_of_two(self._steps, size, cost=self._cost, **self._limits) for size in sizes]
         with plot(path, f"What more programs gain: {trace}", f"step times: {self._source}") as axes:
             axes.plot(sizes, [100 * self._overhead(b) for b in self.sets], "o-", label="fitted to the trace")
-            axes.plot(sizes, [100 * self._overhead(b) for b in powers], "s--", label="powers of two")
+            axes.plot(sizes, [100 * self._overhead(b) for b in self._powers], "s--", label="powers of two")
             axes.set(xlabel="programs", ylabel=f"{'time' if self._in_seconds else 'tokens'} lost to padding, %", ylim=0)
             axes.legend()
 

@@ -24,6 +24,9 @@ def test_it_beats_powers_of_two_and_writes_a_configuration(trace: Path, tmp_path
         for name in ("fitted", "powers of two", "as configured")
     }
     assert lost["fitted"] < lost["powers of two"] and "measured: 4 layers" in text
+    curve = re.findall(r"^ *(\d+) +[\d.]+% +([\d.]+)% +\S+ +([\d.]+)% +\d+$", text, re.M)
+    assert len(curve) > 3 and all(float(fitted) <= float(twos) for _, fitted, twos in curve)
+    assert float(curve[-1][2]) == lost["powers of two"]
     config = EngineConfig.from_toml(tmp_path / "c.toml")
     assert config.scheduler.max_num_seqs == 16
     assert 3 <= len(BucketTable.from_config(config.buckets, config.scheduler).all()) <= 10
