@@ -79,8 +79,28 @@ def test_generate_has_a_flag_for_every_field_of_sampling(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
     text = capsys.readouterr().out
-    fields = {field.name for field in dataclasses.fields(SamplingParams)} - {"logit_bias", "prompt_logprobs", "seed"}
+    fields = {field.name for field in dataclasses.fields(SamplingParams)} - {"prompt_logprobs", "seed"}
     assert [name for name in [*fields, "sampling_seed"] if f"--{name.replace('_', '-')} " not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("biases", "words"),
+    [
+        (["15"], "'15': give a token id and what is added to its logit, as in 15=-100"),
+        (["a=1"], "'a=1': give a token id"),
+        (["15=much"], "'15=much': give a token id"),
+        (["15=1", "27=1", "15=2"], "token 15 has two biases"),
+        (["15=101"], "logit_bias = 101.0 is not accepted: give a number from -100 to 100"),
+        (["-1=1"], "logit_bias = -1 is not accepted"),
+    ],
+    ids=str,
+)
+def test_a_bias_that_is_none_is_named(biases: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status: object = main(["generate", "--prompt=x", *(f"--logit-bias={bias}" for bias in biases)])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2 and words in capsys.readouterr().err
 
 
 def test_a_bad_list_of_sizes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +129,9 @@ def test_generate_prints_the_prompt_and_what_follows(
     both = capsys.readouterr().out
     assert both.count(once) == 2 and both.startswith("--- 1 of 2\n")
     assert len(re.findall(r"^ +-?\d+\.\d{3}  '", both, re.MULTILINE)) == 16
+    assert main(["generate", "--prompt=x", *options, "--logprobs=0", "--logit-bias=40=100", "--logit-bias=41=99"]) == 0
+    named = re.findall(r"^ +-?\d+\.\d{3}  ('.*')$", capsys.readouterr().out, re.MULTILINE)
+    assert len(named) == 8 and len(set(named)) == 1, "a bias of 100 leaves one token"
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""`jaxserve generate`: prompts completed on the terminal, with a flag for every short field of `SamplingParams`."""
+"""`jaxserve generate`: prompts completed on the terminal.
+
+There is a flag for every field of `SamplingParams` but `prompt_logprobs`.
+"""
 
 import argparse
 import sys
@@ -18,10 +21,35 @@ _EXAMPLES = """\
 examples:
   jaxserve generate --prompt "KING RICHARD:" --max-tokens 60
   echo "Good morrow, cousin" | jaxserve generate --temperature 0 --logprobs 3
+  jaxserve generate --prompt "ROMEO:" --logit-bias 15=-100 --logit-bias 27=5
   jaxserve generate --model ./Qwen3-0.6B --chat --prompt "Hello" --n 3 --sampling-seed 7
 """
 
 _MODELS_OWN = "default: the model's own"
+
+
+def _token_bias(text: str) -> tuple[int, float]:
+    """ "15=-100" as (15, -100.0)."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give a token id and what is added to its logit, as in 15=-100"
+        ) from error
+
+
+class _OneBiasEach(argparse.Action):
+    """Repetitions of the flag as one mapping."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        token, bias = values
+        biases: dict[int, float] = getattr(namespace, self.dest, {})
+        if token in biases:
+            raise argparse.ArgumentError(self, f"token {token} has two biases: give one")
+        setattr(namespace, self.dest, biases | {token: bias})
+
+
 _FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("max_tokens", {"type": int, "help": "most output tokens (default 128)"}),
     ("min_tokens", {"type": int, "help": "no end before so many output tokens"}),
@@ -34,6 +62,15 @@ _FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("presence_penalty", {"type": float, "help": "-2 to 2: against tokens that are in the output"}),
     ("frequency_penalty", {"type": float, "help": "-2 to 2: as often as they are in it"}),
     ("repetition_penalty", {"type": float, "help": f"above 1: against tokens of prompt and output ({_MODELS_OWN})"}),
+    (
+        "logit_bias",
+        {
+            "type": _token_bias,
+            "action": _OneBiasEach,
+            "metavar": "TOKEN=BIAS",
+            "help": "-100 to 100, added to this token's logit: 15=-100 bans token 15; may be repeated",
+        },
+    ),
     ("stop", {"action": "append", "metavar": "TEXT", "help": "end at this text; may be repeated"}),
     ("stop_token_ids", {"type": whole_numbers, "metavar": "IDS", "help": "end at these tokens: 2,13"}),
     ("include_stop_str_in_output", {"action": "store_true", "help": "keep what ended it"}),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from jaxserve.core.config import CacheConfig, ServerConfig
-from jaxserve.core.errors import EmptyPrompt, InvalidRequest, PromptTooLong, UnknownModel
+from jaxserve.core.errors import InvalidRequest, PromptTooLong, UnknownModel
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.core.step_record import Compilation
@@ -16,6 +16,7 @@ from jaxserve.engine.loop import EngineLoop
 from jaxserve.server.context import Call
 from jaxserve.server.errors import NotAllowed
 from jaxserve.server.schemas.sampling import SamplingFields
+from jaxserve.text.prompts import content_of
 from jaxserve.text.tokenizer import Tokenizer
 
 MakeRequest = Callable[..., Request]
@@ -114,9 +115,8 @@ class Service:
         """Token ids of a prompt; a text that cannot fit is refused before it is read."""
         if not isinstance(prompt, str):
             return prompt
+        content_of(prompt)  # refuses an empty one
         tokenizer = self.need_tokenizer("a text prompt")
-        if not prompt:  # a tokenizer that begins every text would make a prompt of it
-            raise EmptyPrompt
         at_least = len(prompt) // tokenizer.max_token_chars
         if at_least > self.max_model_len:
             raise PromptTooLong(at_least, self.max_model_len - 1, self.loop.engine.limits.max_len[1])
