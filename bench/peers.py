@@ -8,9 +8,11 @@ environment and its program are described in `bench/peer_NAME.py`.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,17 @@ def peer(name: str, python: Path, runs: int, scratch: Path) -> list[dict[str, An
 
 
 def named(text: str) -> tuple[str, Path]:
+    """ "openvino=peer/bin/python" as the peer's name and its Python, which may also be one of the PATH."""
     name, _, python = text.partition("=")
     if name not in NAMES or not python:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PYTHON; the peers are {', '.join(NAMES)}")
-    return name, Path(python).absolute()
+    found = shutil.which(Path(python).expanduser())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: {python} is no program; bench/peer_{name}.py says what to install")
+    return name, Path(found).absolute()  # not resolved: a link of an environment is what makes it one
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=named, action="append", required=True, metavar="NAME=PYTHON",
                         help=f"a peer ({', '.join(NAMES)}) and the Python that has it; repeatable")  # fmt: skip
@@ -50,7 +56,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="counted runs a round and engine (default 3)")
     parser.add_argument("--scratch", type=Path, default=Path("out/peers"), help="where the peers' models are kept")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
+    names = [name for name, _ in given.peer]
+    if len(set(names)) < len(names):
+        parser.error(f"--peer: {max(names, key=names.count)} is given twice: give each peer once")
+    return given
+
+
+def main() -> None:
+    arguments = parse()
     scratch = arguments.scratch.absolute()
     scratch.mkdir(parents=True, exist_ok=True)
     rounds = []

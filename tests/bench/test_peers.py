@@ -1,0 +1,50 @@
+"""Which peers `bench.peers` runs, and what it says of those that it cannot run."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.peers import NAMES, parse
+
+HERE = Path(sys.executable)
+
+
+def test_every_peer_has_a_program() -> None:
+    assert NAMES == ["llama_cpp", "openvino"]
+
+
+def test_a_peer_and_its_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A path from here, one from home, a name of the PATH; a link stays one, or it would leave its environment."""
+    (tmp_path / "bin").mkdir()
+    link = tmp_path / "bin" / "own-python"
+    link.symlink_to(HERE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for way in ("bin/own-python", "~/bin/own-python", str(link), "own-python"):
+        assert parse([f"--peer=openvino={way}"]).peer == [("openvino", link)]
+    both = parse(["--peer", f"openvino={link}", "--peer", f"llama_cpp={HERE}"])
+    assert both.peer == [("openvino", link), ("llama_cpp", HERE)]
+
+
+@pytest.mark.parametrize(
+    ("peers", "words"),
+    [
+        ([], "--peer"),
+        (["openvino"], "'openvino' is not NAME=PYTHON; the peers are llama_cpp, openvino"),
+        (["openvino="], "is not NAME=PYTHON"),
+        (["=python3"], "is not NAME=PYTHON"),
+        (["vllm=python3"], "the peers are llama_cpp, openvino"),
+        (["openvino=/no/such/python"], "/no/such/python is no program; bench/peer_openvino.py says what to install"),
+        ([f"openvino={__file__}"], "is no program"),
+        ([f"openvino={HERE}", f"llama_cpp={HERE}", f"openvino={HERE}"], "openvino is given twice"),
+    ],
+    ids=str,
+)
+def test_what_cannot_run_is_said_before_anything_does(
+    peers: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([f"--peer={peer}" for peer in peers])
+    assert words in capsys.readouterr().err
