@@ -13,6 +13,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from kernels_pallas.interpreter_threads import make_room_for_interpreter
+
 MODULES = {
     "correctness": "correctness",
     "kernels": "kernel_times",
@@ -35,7 +37,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     if given.dry_run:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ.setdefault("PJRT_NPROC", "8")  # kernels_pallas' make_room_for_interpreter, before JAX is loaded
+        make_room_for_interpreter()
     if given.part in ("steps", "shipping"):  # what XLA says of command buffers and of its target
         dump = given.out / f"dump-{given.part}"
         dump.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 from bench.tile_rule import Choice, Measured, Tile, candidates, choose, programs_at_most, rank
 from jaxserve.core.errors import CompilerMissing, JaxserveError
 from jaxserve.core.target import Target, find_target
+from kernels_pallas.interpreter_threads import make_room_for_interpreter
 
 HEAD_DIMS = (64, 96, 128, 256)
 GROUP, KV_HEADS, ROWS, TOKENS, CONTEXT = 4, 8, 64, 2048, 8192
@@ -32,8 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = find_target(given.target)
         with tempfile.TemporaryDirectory(prefix="jaxserve-tiles-") as folder:
             if given.dry_run:
-                from kernels_pallas.paged_attention.mosaic_gpu.launch import make_room_for_interpreter
-
                 make_room_for_interpreter()
             if given.time:
                 measured = ((*key, _fastest(*key, target, given.dry_run)) for key in keys)

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from kernels_pallas.interpreter_threads import make_room_for_interpreter
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ.setdefault("PJRT_NPROC", "8")  # kernels_pallas' make_room_for_interpreter, without importing JAX
+make_room_for_interpreter()
 
 TESTS = Path(__file__).parent
 SHARING = ("equivalence", "server")

@@ -53,10 +53,9 @@ def decode(
     expect("lengths", lengths, (q.shape[0],))
     expect("block_tables", block_tables, (q.shape[0], block_tables.shape[1]))
     run = _backend(backend, problem).decode
-    with jax.named_scope("paged_decode"):
-        if debug:
-            block_tables = check_contents(k_pages, block_tables, "lengths", lengths)
-        return run(q, k_pages, v_pages, block_tables, lengths, sinks, k_scales, v_scales, options)
+    if debug:
+        block_tables = check_contents(k_pages, block_tables, "lengths", lengths)
+    return run(q, k_pages, v_pages, block_tables, lengths, sinks, k_scales, v_scales, options)
 
 
 def prefill(
@@ -95,14 +94,11 @@ def prefill(
     expect("query_offsets", query_offsets, (rows + 1,))
     expect("context_lengths", context_lengths, (rows,))
     run = _backend(backend, problem).prefill
-    with jax.named_scope("paged_prefill"):
-        if debug:
-            block_tables = check_contents(
-                k_pages, block_tables, "context_lengths", context_lengths, query_offsets, q.shape[0]
-            )
-        return run(
-            q, k_pages, v_pages, block_tables, query_offsets, context_lengths, sinks, k_scales, v_scales, options
+    if debug:
+        block_tables = check_contents(
+            k_pages, block_tables, "context_lengths", context_lengths, query_offsets, q.shape[0]
         )
+    return run(q, k_pages, v_pages, block_tables, query_offsets, context_lengths, sinks, k_scales, v_scales, options)
 
 
 def _backend(name: str, problem: Problem):

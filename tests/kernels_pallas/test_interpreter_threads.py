@@ -7,14 +7,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from kernels_pallas.interpreter_threads import INTERPRETER_THREADS, make_room_for_interpreter
 from kernels_pallas.paged_attention.mosaic_gpu import launch
+from tests.test_floors import loaded_after
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted by /proc")
 def test_the_client_has_the_threads() -> None:
     (jnp.ones((256, 256)) @ jnp.ones((256, 256))).block_until_ready()
     names = Counter(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm"))
-    assert names["tf_XLAEigen"] >= launch.INTERPRETER_THREADS
+    assert names["tf_XLAEigen"] >= INTERPRETER_THREADS
 
 
 def test_too_few_threads_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,10 +25,14 @@ def test_too_few_threads_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         launch._interpreter()
 
 
+def test_it_can_be_asked_for_before_jax_is_loaded() -> None:
+    assert "jax" not in loaded_after("import kernels_pallas.interpreter_threads")
+
+
 def test_room_is_made_but_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PJRT_NPROC", raising=False)
-    launch.make_room_for_interpreter()
+    make_room_for_interpreter()
     launch._interpreter()  # without a warning
     monkeypatch.setenv("PJRT_NPROC", "16")
-    launch.make_room_for_interpreter()
+    make_room_for_interpreter()
     assert os.environ["PJRT_NPROC"] == "16"

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -124,6 +125,7 @@ def test_programs_and_their_operations_have_names(llm: LLM) -> None:
     for scope in ("lay_out", "embed", f"layer_{last}/attention/paged_decode", f"layer_{last}/attention/paged_prefill",
                   f"layer_{last}/attention/write_kv", f"layer_{last}/mlp", "norm", "logits"):  # fmt: skip
         assert f"/{scope}/" in mixed, scope
+    assert not re.search(r"paged_(decode|prefill)/[^\"]*paged_\1", mixed), "one scope is enough"
     assert all("/sample/" in text for text in texts if text.startswith("HloModule jit_sample_"))
     assert all("/score/" in text for text in texts if text.startswith("HloModule jit_score_"))
 

@@ -1,6 +1,5 @@
 """How the kernels are launched: on a GPU, or in the interpreter that also looks for races."""
 
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,19 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas.interpreter_threads import INTERPRETER_THREADS, threads_of_the_client
 from kernels_pallas.paged_attention.mosaic_gpu.operations import Interpreted, OnDevice, Operations
-
-INTERPRETER_THREADS = 8
-"""Enough threads of XLA's CPU client for the warpgroups of an interpreted kernel, and for what they wait for."""
-
-
-def make_room_for_interpreter() -> None:
-    """Ask for the interpreter's threads; before JAX's CPU client is made, which has one a core otherwise.
-
-    Each warpgroup of an interpreted kernel is a program of that client, and one that waits at a barrier keeps a thread.
-    On two cores two of them can wait for a third that gets none: forever, now and then.
-    """
-    os.environ.setdefault("PJRT_NPROC", str(INTERPRETER_THREADS))
 
 
 def operations(interpret: bool) -> Operations:
@@ -60,8 +48,7 @@ def _interpreter() -> Any:
     hardware fills with zeros."""
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-    threads = int(os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or os.cpu_count() or 1)
-    if threads < INTERPRETER_THREADS:
+    if (threads := threads_of_the_client()) < INTERPRETER_THREADS:
         warnings.warn(
             f"the interpreter of Mosaic GPU kernels may wait forever with {threads} XLA threads: set the environment "
             f"variable PJRT_NPROC={INTERPRETER_THREADS} before JAX is used",
