@@ -58,7 +58,7 @@ class LLM:
       params, model_config: weights as a pytree (see `jaxserve.models`), and what they are; for research.
       tokenizer: a `Tokenizer`, or a directory that holds one; default: the model's own. With `params` there may be
         none: then prompts are token ids.
-      logits_processor: traced into the sampler: (logits [R, V], slot state, rows) -> logits. See `runtime.sampler`.
+      logits_processor: traced into the sampler: (logits [R, V], state) -> logits. See the property of this name.
       progress: show progress bars.
       settings: any setting of `core.config`, by its flat name; or `config`, all of them.
 
@@ -90,10 +90,9 @@ class LLM:
         self.tokenizer = self._find_tokenizer(tokenizer, directory)
         self._generation = read_generation_config(self.config.model.generation_config, directory)
         self.model_name = self.config.model.served_model_name or self._default_name()
-        self._processor = logits_processor
         self._clock = MonotonicClock()
         self._ids = itertools.count()
-        self._build(weights)
+        self._build(weights, logits_processor)
 
     # --- generation -------------------------------------------------------------------------------------------
 
@@ -111,7 +110,8 @@ class LLM:
         `sampling_params`: one for all or one each; None: `get_default_sampling_params()`, here and in `chat`, `stream`.
         """
         batch = as_prompts(prompts)
-        params = _one_each(sampling_params or self.get_default_sampling_params(), len(batch))
+        asked = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        params = _one_each(asked, len(batch))
         requests = [self.make_request(prompt, p) for prompt, p in zip(batch, params, strict=True)]
         texts = [text_of(prompt) for prompt in batch]
         return self._run(requests, texts, self._progress if use_tqdm is None else use_tqdm)
@@ -173,12 +173,34 @@ class LLM:
         Raises:
           JaxserveError: requests are under way. ParamsMismatch: shapes or types are not those of the old weights.
         """
-        self.engine.drain()
-        if self.engine.scheduler.live():
-            raise JaxserveError("weights can change between requests only: finish or abort those under way first")
+        self._between_requests("weights")
         check_params(params, self.model_config)
         self._runner.update_params(_like(params, self._runner.params))
         self.engine.scheduler.blocks.drop_prefixes()
+
+    @property
+    def logits_processor(self) -> Processor | None:
+        """(logits [R, V], state) -> logits: a function of JAX, jitted or not, that every token is sampled through.
+
+        It comes after bans, biases and penalties and before the temperature. `state.tokens` [R, C] holds each row's
+        prompt and output by position, `state.rows` its numbers: `positions` (tokens so far), `prompt_lens`,
+        `temperature`, ... (see `runtime.sampler`). Assign another, or None, between requests: what samples is
+        compiled then, once a batch size; prefixes stay cached, they know nothing of sampling.
+
+        Raises:
+          JaxserveError: on assignment, if requests are under way.
+        """
+        return self._runner.processor
+
+    @logits_processor.setter
+    def logits_processor(self, processor: Processor | None) -> None:
+        self._between_requests("the processor of logits")
+        self._runner.use_processor(processor)
+
+    def _between_requests(self, what: str) -> None:
+        self.engine.drain()
+        if self.engine.scheduler.live():
+            raise JaxserveError(f"{what} can change between requests only: finish or abort those under way first")
 
     def close(self) -> None:
         """Give back what outlives a request: the folder of the disk tier. Also happens when the program ends."""
@@ -232,7 +254,7 @@ class LLM:
         model = self.config.model.model
         return Path(model).name if Path(model).is_dir() else model
 
-    def _build(self, weights: Any) -> None:
+    def _build(self, weights: Any, processor: Processor | None) -> None:
         config, model_config = self.config, self.model_config
         pinned = config.runtime.deterministic
         table = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
@@ -271,7 +293,7 @@ class LLM:
             max_len=max_len,
             host_blocks=host_blocks,
             disk_blocks=disk_blocks,
-            processor=self._processor,
+            processor=processor,
         )
         self._warm_up()
         limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens)

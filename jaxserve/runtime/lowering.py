@@ -46,10 +46,9 @@ class Lowering:
         num_blocks: int,
         num_slots: int,
         max_len: int,
-        processor: Processor | None = None,
         sharding: jax.sharding.Sharding | None = None,
     ) -> None:
-        self._model, self._config, self._processor, self._sharding = model, config, processor, sharding
+        self._model, self._config, self._sharding = model, config, sharding
         self._attention = {
             "backend": runtime.attention_backend,
             "interpret": runtime.attention_interpret,
@@ -78,8 +77,8 @@ class Lowering:
         except UnsupportedByBackend as error:
             raise ConfigError(f"attention_backend = {self._attention['backend']!r} cannot work: {error}") from error
 
-    def sampler(self, rows: int, variant: Variant) -> jax.stages.Lowered:
-        step = partial(sample_step, variant=variant, processor=self._processor if variant is Variant.FULL else None)
+    def sampler(self, rows: int, variant: Variant, processor: Processor | None = None) -> jax.stages.Lowered:
+        step = partial(sample_step, variant=variant, processor=processor if variant is Variant.FULL else None)
         logits = self._shape((rows, self._config.vocab_size), jnp.float32)
         packed = self._shape((len(SAMPLE_FIELDS), rows), jnp.int32)
         step = _named(step, f"sample_{rows}_{variant.name.lower()}")

@@ -100,6 +100,10 @@ class ProgramTable:
     def __len__(self) -> int:
         return len(self._programs)
 
+    def adopt(self, other: "ProgramTable", fits: Callable[[Any], bool]) -> None:
+        """Take what another table has already built, where it fits."""
+        self._programs |= {key: program for key, program in list(other._programs.items()) if fits(key)}
+
     def compile_here(self, key: Any) -> None:
         """Build one in this thread, if it is missing: the background's way, which leaves cores to the serving."""
         if key not in self._programs:

@@ -40,7 +40,7 @@ class ModelRunner:
       num_blocks: KV blocks, the scratch block included.
       max_len: tokens of the longest sequence.
       host_blocks, disk_blocks: sizes of the offload tiers; 0: none.
-      processor: jitted into the sampler: (logits [R, V], slot state, rows) -> logits.
+      processor: of logits, traced into the sampler.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class ModelRunner:
         self._processor = processor
         self._device = jax.tree.leaves(params)[0].device
         self._dtype = jax.tree.leaves(params)[0].dtype
-        lowering = Lowering(
+        self._lowering = lowering = Lowering(
             model, config, params, cache=cache, runtime=runtime, num_blocks=num_blocks, num_slots=num_slots,
-            max_len=max_len, processor=processor,
+            max_len=max_len,
         )  # fmt: skip
         self._table_width, self._context = lowering.table_width, lowering.context
         self._batch = BatchBuilder(num_slots, self._table_width, cache.block_size)
@@ -76,7 +76,7 @@ class ModelRunner:
         self._num_steps = 0
         threads = runtime.compile_threads
         self._models = ProgramTable(lambda bucket: lowering.model_program(bucket).compile(), threads)
-        self._samplers = ProgramTable(lambda key: lowering.sampler(*key).compile(), threads)
+        self._samplers = self._sampler_table(processor)
         self._scorers = ProgramTable(lambda tokens: lowering.scorer(tokens).compile(), threads)
         self._loaders = ProgramTable(lambda _: lowering.slot_loader().compile(), 1)
         self._movers = ProgramTable(lambda key: lowering.block_mover(*key).compile(), threads)
@@ -115,6 +115,21 @@ class ModelRunner:
     def compile(self, keys: list[tuple[ProgramTable, Any]], progress: Callable[[Any], None] = lambda key: None) -> None:
         for table in (self._loaders, self._movers, self._models, self._samplers, self._scorers):
             table.compile([key for owner, key in keys if owner is table], progress)
+
+    def _sampler_table(self, processor: Processor | None) -> ProgramTable:
+        build = self._lowering.sampler
+        return ProgramTable(lambda key: build(*key, processor).compile(), self._runtime.compile_threads)
+
+    @property
+    def processor(self) -> Processor | None:
+        return self._processor
+
+    def use_processor(self, processor: Processor | None) -> None:
+        """Another processor of logits, or none: compiles what samples through it. Nothing may be under way."""
+        samplers = self._sampler_table(processor)
+        samplers.adopt(self._samplers, lambda key: key[1] is not Variant.FULL)
+        samplers.compile([key for table, key in self.program_keys() if table is self._samplers])
+        self._samplers, self._processor = samplers, processor
 
     @property
     def compilations_after_warmup(self) -> int:

@@ -20,6 +20,7 @@ from jaxserve.runtime.vocabulary_blocks import BLOCK, argmax, split_blocks, take
 
 __all__ = [
     "MAX_BANNED",
+    "LogitsState",
     "Processor",
     "RowParams",
     "Sampled",
@@ -72,7 +73,16 @@ class Sampled(NamedTuple):
     top_logprobs: jax.Array | None = None  # [R, 20] float32
 
 
-Processor = Callable[[jax.Array, SlotState, RowParams], jax.Array]
+class LogitsState(NamedTuple):
+    """What a processor of logits may look at, one entry a sampled row."""
+
+    tokens: jax.Array  # [R, C] int32, prompt and output by position; from `rows.positions` on they mean nothing
+    rows: RowParams
+
+
+Processor = Callable[[jax.Array, LogitsState], jax.Array]
+"""(logits [R, V], state) -> logits, float32: traced into the sampler, so that JAX's functions are all it may use. Rows
+are independent of each other; -inf bans a token, +inf forces one."""
 
 
 def init_slot_state(num_slots: int, context_len: int, vocab_size: int) -> SlotState:
@@ -128,7 +138,7 @@ def _sample_full(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     processed = _penalize(_bias(logits, rows, state), rows, state)
     if processor is not None:
-        processed = processor(processed, state, rows).astype(jnp.float32)
+        processed = processor(processed, LogitsState(state.tokens[rows.slots], rows)).astype(jnp.float32)
     weights = lax.optimization_barrier(_weights(processed, rows))
     weights = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
     kept = truncate(weights, rows.top_k, rows.top_p) & (weights > 0.0)

@@ -5,13 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
+from jaxserve.core.errors import ConfigError, EmptyPrompt, InvalidRequest, JaxserveError, ParamsMismatch
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
+from jaxserve.runtime.sampler import LogitsState
 from jaxserve.runtime.sampling_variant import Variant
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
@@ -83,7 +85,7 @@ def test_a_stream_is_read_while_others_are_generated(base: LLM) -> None:
 
 @pytest.mark.slow
 def test_a_processor_is_traced_into_the_sampler(make_llm: Callable[..., LLM]) -> None:
-    def only_even(logits: jax.Array, state: Any, rows: Any) -> jax.Array:
+    def only_even(logits: jax.Array, state: Any) -> jax.Array:
         even = jnp.arange(logits.shape[1], dtype=jnp.int32) % 2 == 0
         return jnp.where(even[None], logits, -jnp.inf)
 
@@ -91,6 +93,55 @@ def test_a_processor_is_traced_into_the_sampler(make_llm: Callable[..., LLM]) ->
     found = tokens(llm, [1, 2, 3])
     assert len(found) == 12 and all(token % 2 == 0 for token in found)
     assert llm.runner.compilations_after_warmup == 0
+
+
+def ban_11(logits: jax.Array, state: LogitsState) -> jax.Array:
+    return logits.at[:, 11].set(-jnp.inf)
+
+
+def discourage_repetition(logits: jax.Array, state: LogitsState) -> jax.Array:
+    """A presence penalty of 1.5, written by a user."""
+    index, rows = jnp.arange(state.tokens.shape[1], dtype=jnp.int32)[None], state.rows
+    output = (index >= rows.prompt_lens[:, None]) & (index < rows.positions[:, None])
+    row = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
+    seen = jnp.zeros_like(logits, bool).at[row, jnp.where(output, state.tokens, logits.shape[1])].set(True, mode="drop")
+    return jnp.where(seen, logits - 1.5, logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processor", "same_as"),
+    [
+        (jax.jit(ban_11), {"logit_bias": {11: -100.0}}),
+        (discourage_repetition, {"presence_penalty": 1.5}),
+    ],
+    ids=["ban", "penalty"],
+)
+def test_a_processor_between_requests(
+    make_llm: Callable[..., LLM], prompts: list[list[int]], processor: Any, same_as: dict[str, Any]
+) -> None:
+    """What a parameter does, done by a processor: the same tokens, batched; and those of before once it is gone."""
+    llm = make_llm()
+
+    def run(**more: Any) -> list[list[int]]:
+        params = [SamplingParams(temperature=0.9 * (i % 2), seed=i, max_tokens=24, **more) for i in range(len(prompts))]
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        assert llm.runner.compilations_after_warmup == 0
+        return [output.outputs[0].token_ids for output in outputs]
+
+    plain, asked = run(), run(**same_as)
+    assert plain != asked and llm.logits_processor is None
+    llm.logits_processor = processor
+    assert run() == asked and llm.logits_processor is processor
+    llm.engine.add(llm.make_request([1, 2], GREEDY, request_id="live"))
+    with pytest.raises(JaxserveError, match="processor of logits can change between requests"):
+        llm.logits_processor = None
+    llm.engine.abort("live")
+    with pytest.raises(ZeroDivisionError):
+        llm.logits_processor = lambda logits, state: logits / (1 // 0)
+    assert run() == asked, "one that cannot be traced changes nothing"
+    llm.logits_processor = None
+    assert run() == plain
 
 
 def test_stepping_by_hand(base: LLM) -> None:
@@ -102,6 +153,16 @@ def test_stepping_by_hand(base: LLM) -> None:
             assert output.request_id == "mine"
             found += output.tokens
     assert found == whole
+
+
+def test_nothing_to_do_and_nothing_to_start_from(base: LLM) -> None:
+    """No prompts are no work, with their params one each; a prompt without tokens is refused, whatever holds it."""
+    assert base.generate([], []) == base.generate(np.zeros((0, 3), np.int32)) == []
+    for empty in ([[]], np.array([]), np.zeros((2, 0), np.int32), {"prompt_token_ids": np.array([], np.int32)}, ""):
+        with pytest.raises(EmptyPrompt):
+            base.generate(empty, GREEDY)
+    with pytest.raises(InvalidRequest, match="0 sampling_params for 1 prompts"):
+        base.generate([[1]], [])
 
 
 def test_text_needs_a_tokenizer(base: LLM) -> None:

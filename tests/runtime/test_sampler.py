@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jaxserve.runtime.sampler import (
     MAX_BANNED,
+    LogitsState,
     RowParams,
     Sampled,
     SlotState,
@@ -302,8 +303,8 @@ def test_everything_banned_but_one_and_the_last_one_too() -> None:
 
 
 def test_a_processor_sees_penalized_logits_and_decides() -> None:
-    def few_even_tokens(logits: jax.Array, state: SlotState, rows: RowParams) -> jax.Array:
-        assert state.tokens.shape == (SLOTS + 1, CONTEXT) and rows.slots.shape == (ROWS,)
+    def few_even_tokens(logits: jax.Array, state: LogitsState) -> jax.Array:
+        assert state.tokens.shape == (ROWS, CONTEXT) and state.rows.slots.shape == (ROWS,)
         token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         return jnp.where((token % 2 == 1) | (token >= 40) | jnp.isinf(logits), -jnp.inf, 0.0)
 
