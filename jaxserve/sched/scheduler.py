@@ -98,6 +98,13 @@ class Scheduler:
         """Tenants that have something waiting or running."""
         return self._ledger.active()
 
+    def most_waiting(self, tenant: str) -> tuple[int, str]:
+        """The most sequences of a tenant that may ever wait at once, and the setting that says so."""
+        known = self._ledger.tenants[tenant]
+        if known.max_waiting is not None and known.max_waiting < self._config.max_waiting:
+            return known.max_waiting, f"max_waiting of tenant {known.name!r}"
+        return self._config.max_waiting, "max_waiting"
+
     def has_room(self, count: int, tokens: int) -> bool:
         """Whether so many more sequences, of so many tokens together, may wait."""
         waiting, most_tokens = self._roster.waiting, self._config.max_waiting_tokens
@@ -173,8 +180,9 @@ class Scheduler:
     def _check_queue(self, sequences: list[Sequence]) -> None:
         """Raises QueueFull; InvalidParameter for more sequences than may ever wait. Into an empty queue any number of
         tokens may come, or they never could."""
-        if len(sequences) > self._config.max_waiting:
-            raise InvalidParameter("n", len(sequences), f"at most max_waiting ({self._config.max_waiting})")
+        most, limit = self.most_waiting(sequences[0].request.tenant)
+        if len(sequences) > most:
+            raise InvalidParameter("n", len(sequences), f"at most {limit} ({most})")
         waiting, most_tokens = self._roster.waiting, self._config.max_waiting_tokens
         if len(waiting) + len(sequences) > self._config.max_waiting:
             raise QueueFull(len(waiting), self._config.max_waiting)

@@ -38,6 +38,7 @@ async def job_of(service: Service, body: CompletionsBody, call: Call) -> Job:
     for i, prompt in enumerate(body.prompts):
         tokens = truncated(await service.encode(prompt, special), body)
         requests.append(service.request(tokens, params, f"{completion_id}-{i}", body, call))
+    service.check_count(requests)
     answer = CompletionAnswer(service, body, completion_id, requests, params)
     return Job(requests, answer, timeout_s, completion_id)
 

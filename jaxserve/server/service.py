@@ -98,6 +98,14 @@ class Service:
             tpot_slo_s=body.tpot_slo_s,
         )
 
+    def check_count(self, requests: Sequence[Request]) -> None:
+        """Raises InvalidRequest for more completions in a body than may ever wait: to come back would not help."""
+        count = sum(request.params.n for request in requests)
+        most, limit = self.loop.engine.scheduler.most_waiting(requests[0].tenant)
+        if count > most:
+            asked = f"{count} completions in one request, and at most {most} may wait ({limit})"
+            raise InvalidRequest(f"prompt: {asked}: send several requests", "prompt")
+
     def _take_tenant(self, named: str, call: Call) -> None:
         """The tenant that a body names becomes the call's, unless something stronger has said who asks."""
         if call.tenant_by is not None:

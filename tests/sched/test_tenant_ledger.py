@@ -6,7 +6,7 @@ import pytest
 
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import PromptTooLong, QueueFull, RequestTooLarge, TooBusy
+from jaxserve.core.errors import InvalidParameter, PromptTooLong, QueueFull, RequestTooLarge, TooBusy
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.cost_model import FormulaCost
@@ -103,6 +103,8 @@ def test_queues_are_bounded_by_tenant() -> None:
     with pytest.raises(QueueFull, match="max_waiting of tenant 't'") as caught:
         engine.add(request("c", [1], tenant="t"))
     assert caught.value.reason == "queue_full" and caught.value.retry_after_s > 0
+    with pytest.raises(InvalidParameter, match=r"at most max_waiting of tenant 't' \(2\)"):
+        engine.add(request("e", [1], tenant="t", n=3))
     engine.add(request("d", [1], tenant="other"))
 
 
@@ -122,7 +124,7 @@ def test_a_refusal_changes_nothing() -> None:
     engine = engine_of([Tenant(name="t", max_waiting=1)])
     engine.add(request("a", [1] * 5, tenant="t", max_tokens=3))
     with pytest.raises(QueueFull):
-        engine.add(request("b", [1] * 5, tenant="t", n=2))
+        engine.add(request("b", [1] * 5, tenant="t"))
     while engine.has_work:
         engine.step()
     assert engine.scheduler.num_waiting_of("t") == 0 and not engine.scheduler.tenants_active

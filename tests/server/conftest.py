@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +134,14 @@ def embedded(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     folder = tmp_path_factory.mktemp("batches")
     config = BatchConfig(batch_dir=str(folder), batch_concurrency=4, batch_max_file_bytes=50_000, batch_max_lines=100)
     yield from serve(llm_service(llm), kept=Batches(Store(folder, 1 << 30), config))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it does not come to that")
 
 
 def assert_idle(engine: Engine) -> None:

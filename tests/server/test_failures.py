@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from jaxserve.engine.engine import Engine
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, assert_idle, fake_service, serve
+from tests.server.conftest import Running, assert_idle, fake_service, serve, wait_for
 
 BODY = {"prompt": [1, 2, 3], "max_tokens": 8, "seed": 0}
 
@@ -85,11 +84,3 @@ def test_a_step_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: 
             assert answers == [200] and server.client.get("/health").status_code == 200
     finally:
         logger.removeHandler(caplog.handler)
-
-
-def wait_for(condition: Any) -> None:
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it does not come to that")

@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.server.batches import Batches
 from jaxserve.server.keys import Keys
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, fake_service, serve
+from tests.server.conftest import Running, fake_service, serve, wait_for
 
 ROUTES = {
     "/generate": {"prompt": [1, 2], "max_tokens": 2},
@@ -84,6 +85,28 @@ def test_a_line_of_a_batch_is_of_the_batches_tenant(open_to_all: Running, tmp_pa
         batches = Batches(store, BatchConfig(batch_tenant="bulk"))
         result = asyncio.run(batches.run_line(open_to_all.app.state.service, batch, line))
     assert result.status == 403 and "a batch is of 'bulk'" in result.body["error"]["message"]
+
+
+def test_a_tenants_own_queue_is_bounded_and_nobody_elses() -> None:
+    tenants = Tenants([Tenant(name="chat", max_waiting=2), Tenant(name="bulk")])
+    engine = build_engine(tenants=tenants, max_num_seqs=1, max_model_len=20_000, blocks=3000)
+    for running in serve(fake_service(engine, max_stream_backlog=1_000_000)):
+        long = {"prompt": [1], "max_tokens": 19_000, "ignore_eos": True, "stream": True, "tenant": "bulk"}
+        with running.client.stream("POST", "/generate", json=long) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")  # it runs, and whoever comes now waits
+            asked = {"prompt": [[1]] * 2, "max_tokens": 1, "tenant": "chat", "timeout": 60}
+            with ThreadPoolExecutor(1) as pool:
+                first = pool.submit(running.client.post, "/v1/completions", json=asked)
+                wait_for(lambda: engine.scheduler.num_waiting_of("chat") == 2)
+                refused = running.client.post("/v1/completions", json=asked)
+                assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+                assert "max_waiting of tenant 'chat'" in refused.json()["error"]["message"]
+                response.close()
+                assert first.result().status_code == 200
+        for fields, status in [({"tenant": "chat", "prompt": [[1]] * 3}, 400), ({"tenant": "bulk"}, 200)]:
+            response = running.client.post("/v1/completions", json={"prompt": [1], "max_tokens": 1} | fields)
+            assert response.status_code == status, response.text
 
 
 @pytest.mark.parametrize(
