@@ -1,7 +1,9 @@
 """`POST /generate` as clients see it: answers, streams, refusals, and what happens when they leave."""
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -38,6 +40,32 @@ def test_a_stream_is_the_whole(running: Running) -> None:
     assert done is None
     assert [token for piece in pieces for token in piece["token_ids"]] == expected([5, 6], 9)
     assert [piece["finish_reason"] for piece in pieces] == [None] * 8 + ["length"]
+
+
+def test_events_that_are_ready_together_leave_in_one_write(running: Running) -> None:
+    """A client that reads slowly costs writes when it reads, not one a token."""
+    writes: list[bytes] = []
+
+    async def call() -> None:
+        body = json.dumps({"prompt": [7], "max_tokens": 200, "ignore_eos": True, "stream": True}).encode()
+        received = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            message = next(received, None)
+            return message if message is not None else await asyncio.Future()
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                writes.append(message["body"])
+                while running.engine.scheduler.num_running:
+                    await asyncio.sleep(0.005)
+
+        scope = {"type": "http", "method": "POST", "path": "/generate", "raw_path": b"/generate", "headers": [],
+                 "query_string": b"", "scheme": "http", "root_path": "", "http_version": "1.1"}  # fmt: skip
+        await running.app(scope, receive, send)
+
+    asyncio.run_coroutine_threadsafe(call(), running.app.state.service.loop._loop).result(20)
+    assert b"".join(writes).count(b"data: {") == 200 and len(writes) <= 4
 
 
 def test_many_at_once(running: Running) -> None:
