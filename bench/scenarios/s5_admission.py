@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.scenarios import azure, s4_adaptive
 from bench.scenarios import measure as m
-from bench.scenarios.bars import Bar, least, most, reported
+from bench.scenarios.bars import Bar, each_least, each_most, least, most, reported
 from bench.scenarios.outcome import Outcome, Row
 from bench.scenarios.stage import Stage
 from jaxserve.sim.drive import Served
@@ -71,7 +71,8 @@ def bars(found: dict[float, dict[str, list[float]]]) -> list[Bar]:
         bars.append(least(f"k {k}: objectives met among the admitted", values["attained"], 0.98))
         bars.append(most(f"k {k}: mean error of the predicted TTFT", values["mape"], 0.25))
         bars.append(reported(f"k {k}: goodput, with / without", values["ratio"]))
-        bars.append(reported(f"k {k}: first tokens within the P90 forecast", values["covered"]))
+        bars.append(each_least(f"k {k}: first tokens within the P90 forecast, least", values["covered"], 0.85))
+        bars.append(each_most(f"k {k}: first tokens within the P90 forecast, most", values["covered"], 0.95))
     return bars
 
 

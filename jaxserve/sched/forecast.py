@@ -1,8 +1,9 @@
 """When will its first token come? The live queue rolled forward through the cost model.
 
-Step by step, as the policy would pack them: prompt tokens in order of arrival beside the decodes, which grow by one as
-each prompt ends and shrink as outputs end, a share of 1 / mean output length a step. Slots are waited for when there
-are none. The forecast stops at a horizon: what takes longer is told as longer than that.
+Step by step, as the policy would pack them: prompt tokens in order of arrival, as many of one prompt as it gives one,
+beside the decodes, which grow by one as each prompt ends and shrink as outputs end, a share of 1 / mean output length a
+step. Slots are waited for when there are none. The forecast stops at a horizon: what takes longer is told as longer
+than that.
 
 Each forecast is compared with what happens. The median of the ratios corrects the next one; their 0.9 quantile makes
 the P90 forecast.
@@ -11,11 +12,13 @@ the P90 forecast.
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from jaxserve.core.config import SchedulerConfig
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_model import StepFeatures
 from jaxserve.sched.policies.policy import BatchPolicy
+from jaxserve.sched.prompt_mix import SEEN
 from jaxserve.sched.step_costs import StepCosts
 
 WINDOW = 256
@@ -37,25 +40,29 @@ class Forecast:
         contexts; `outputs`: mean output length.
         """
         queue = deque(ahead)
-        queue.append(own_tokens)
+        queue.append(own_tokens)  # stays the last
         spent, live, held = 0.0, float(rows), float(context)
         prefill_rows, slots = self._buckets.prefill_rows, self._config.max_num_seqs
         while spent < horizon_s:
             budget = self._policy.prefill_tokens(min(round(live), slots), round(held))
-            taken, taking, pairs, ended, depth = 0, 0, 0.0, 0, 0
+            most = max(self._policy.most_of_one(islice(queue, SEEN), budget), 1)
+            taken, taking, pairs, ended = 0, 0, 0.0, 0
+            cut: list[int] = []
+            is_there = False
             while queue and taken < budget and taking < prefill_rows and live + taking + ended < slots:
-                chunk = min(queue[0], budget - taken)
+                left = queue.popleft()
+                chunk = min(left, most, budget - taken)
                 taken += chunk
-                pairs += chunk * (depth + 0.5 * chunk)
+                pairs += 0.5 * chunk * chunk
                 taking += 1
-                if chunk < queue[0]:
-                    queue[0] -= chunk
-                    break
-                queue.popleft()
-                ended += 1
-            seen = depth + taken // max(taking, 1)
-            spent += self._step_s(taken, pairs, taking, seen, round(live), round(held))
-            if not queue:
+                if chunk < left:
+                    cut.append(left - chunk)
+                else:
+                    ended += 1
+                    is_there = not queue
+            queue.extendleft(reversed(cut))
+            spent += self._step_s(taken, pairs, taking, taken // max(taking, 1), round(live), round(held))
+            if is_there:
                 return spent
             stay = 1.0 - 1.0 / outputs
             held = held * stay + live * stay + ended * taken / max(taking, 1)

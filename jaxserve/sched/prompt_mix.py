@@ -9,6 +9,7 @@ to it, so that no short one is cut.
     short ones with 900 tokens    |=== long, at most 256 ==|   256 for short    |
 """
 
+from collections.abc import Iterable
 from itertools import islice
 
 from jaxserve.sched.load import Load
@@ -21,9 +22,14 @@ LEAST_SHARE = 0.5
 
 def most_of_one(load: Load, prompts: int, places: int) -> int:
     """Tokens of one prompt in a step that has `prompts` tokens for all of them, while `places` more may join."""
-    short, longs, half = 0, False, int(LEAST_SHARE * prompts)
     pending = [s.num_uncomputed for s in load.running if not s.decoding]
     pending += [s.num_uncomputed for s in islice(load.waiting, min(places, SEEN))]
+    return most_of_these(pending, prompts)
+
+
+def most_of_these(pending: Iterable[int], prompts: int) -> int:
+    """The same where so many tokens are left of each prompt."""
+    short, longs, half = 0, False, int(LEAST_SHARE * prompts)
     for left in pending:
         if left > half:
             longs = True

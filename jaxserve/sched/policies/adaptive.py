@@ -17,12 +17,13 @@ steps, prompts alone and decodes alone, are predicted to be faster than one with
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 from jaxserve.sched.cost_model import StepFeatures
 from jaxserve.sched.load import Load
 from jaxserve.sched.policies.context import PolicyContext
 from jaxserve.sched.policies.policy import BatchPolicy, Mode, StepLimits
-from jaxserve.sched.prompt_mix import most_of_one
+from jaxserve.sched.prompt_mix import most_of_one, most_of_these
 
 TARGET = 0.93
 """Share of the objective that steps aim at: the rest is for what the prediction does not know."""
@@ -82,6 +83,9 @@ class Adaptive(BatchPolicy):
         if not rows or self._tightest == float("inf"):
             return self._tokens
         return self._fitting(self._tightest, 0, rows, context, context // rows)
+
+    def most_of_one(self, pending: Iterable[int], prompts: int) -> int:
+        return min(self._chunk, most_of_these(pending, prompts))
 
     def _fitting(self, seconds: float, start: int, rows: int, context: int, longest: int) -> int:
         """The most prompt tokens, a bucket's size, beside these decodes in so much time; 0 if none fit."""

@@ -4,6 +4,8 @@ A long prompt costs the others at most one budget's worth of step time, again an
 (Sarathi-Serve, Agrawal et al. 2024).
 """
 
+from collections.abc import Iterable
+
 from jaxserve.sched.load import Load
 from jaxserve.sched.policies.context import PolicyContext
 from jaxserve.sched.policies.policy import BatchPolicy, StepLimits
@@ -20,3 +22,6 @@ class Chunked(BatchPolicy):
 
     def prefill_tokens(self, rows: int, context: int) -> int:
         return max(self._limits.tokens - rows, 0)
+
+    def most_of_one(self, pending: Iterable[int], prompts: int) -> int:
+        return min(self._limits.chunk, prompts)

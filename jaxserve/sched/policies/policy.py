@@ -5,6 +5,7 @@ scheduler packs within the answer. `planned` tells the policy what became of it.
 """
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,10 @@ class BatchPolicy(Protocol):
         """About how many prompt tokens a step takes beside so many decode rows with so much context in all: for
         forecasts."""
         ...
+
+    def most_of_one(self, pending: Iterable[int], prompts: int) -> int:
+        """Most of a step's `prompts` tokens that one prompt takes while so many are left of each: for forecasts."""
+        return prompts
 
     def planned(self, plan: StepPlan) -> None:
         """The step that was packed within the last limits."""
