@@ -87,7 +87,8 @@ class Comparison:
         self._cost = ProgramSeconds(cost, config.buckets.prefill_rows) if self._in_seconds else tokens
         own = BucketTable.from_config(config.buckets, config.scheduler)
         self._own = BucketSet(own.decode, own.prefill, own.mixed_decode)
-        self._limits = {"max_decode": own.decode[-1], "max_prefill": own.prefill[-1]}
+        limits = config.scheduler  # and not the ends of its buckets, which may be beyond
+        self._limits = {"max_decode": limits.max_num_seqs, "max_prefill": limits.max_num_batched_tokens}
         self.sets = best_sets(
             steps, programs, decode_multiple=given.decode_multiple, prefill_multiple=given.prefill_multiple,
             cost=self._cost, **self._limits,

@@ -32,6 +32,14 @@ def test_it_beats_powers_of_two_and_writes_a_configuration(trace: Path, tmp_path
     assert 3 <= len(BucketTable.from_config(config.buckets, config.scheduler).all()) <= 10
 
 
+def test_a_set_ends_at_the_limits_where_the_configured_buckets_go_beyond(trace: Path, tmp_path: Path) -> None:
+    base, fitted = tmp_path / "base.toml", tmp_path / "c.toml"
+    base.write_text("[buckets]\ndecode_buckets = [8, 64]\nprefill_buckets = [512]\nmixed_decode_buckets = [64]\n")
+    assert run(trace, f"--config={base}", "--programs=6", f"--write={fitted}") == 0
+    buckets = EngineConfig.from_toml(fitted).buckets
+    assert buckets.decode_buckets[-1] == buckets.mixed_decode_buckets[-1] == 16 and buckets.prefill_buckets[-1] == 256
+
+
 def test_the_time_to_compile_bounds_the_programs(trace: Path, tmp_path: Path, capsys) -> None:
     options = ["--compile-s=5", "--compile-budget=32"]
     assert run(trace, *options, "--write", str(tmp_path / "c.toml")) == 0
