@@ -1,8 +1,8 @@
 """Why P99 has gone up: the causes, each with its evidence and its remedy, from a server's own view (`metrics.view`).
 
 A request that missed is slow in its queue, in its prefill or in its decode; the part that the slow requests have more
-of than the usual ones is followed to what filled it. A cause is named only with numbers beyond its threshold, all of one
-time (`metrics.window`); a server whose slow requests are not much slower than the others, and within their objectives,
+of than the usual ones is followed to what filled it. A cause is named only with numbers beyond its threshold, all of
+one time (`metrics.window`); a server whose slow requests are not much slower than the others, and within their objectives,
 has none. Where requests are slow and no cause is beyond its threshold, that is said too.
 """
 
