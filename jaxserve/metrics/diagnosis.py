@@ -2,8 +2,8 @@
 
 A request that missed is slow in its queue, in its prefill or in its decode; the part that the slow requests have more
 of than the usual ones is followed to what filled it. A cause is named only with numbers beyond its threshold, all of
-one time (`metrics.window`); a server whose slow requests are not much slower than the others, and within their objectives,
-has none. Where requests are slow and no cause is beyond its threshold, that is said too.
+one time (`metrics.window`); a server whose slow requests are not much slower than the others, and within their
+objectives, has none. Where requests are slow and no cause is beyond its threshold, that is said too.
 """
 
 import enum
