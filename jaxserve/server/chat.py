@@ -17,7 +17,7 @@ from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.server.body import read_body
 from jaxserve.server.context import Call
 from jaxserve.server.generation import Job, respond
-from jaxserve.server.openai_answer import OpenAIAnswer, begin, truncated
+from jaxserve.server.openai_answer import OpenAIAnswer, begin
 from jaxserve.server.schemas.chat import ChatBody
 from jaxserve.server.service import Service
 
@@ -33,7 +33,7 @@ async def job_of(service: Service, body: ChatBody, call: Call) -> Job:
     params, timeout_s = begin(service, body, call)
     tokenizer = service.need_tokenizer("chat")
     text = tokenizer.render_chat(body.conversation(), **body.template_options())
-    tokens = truncated(await service.encode(text, bool(body.add_special_tokens)), body)
+    tokens = await service.encode(text, bool(body.add_special_tokens), body.truncate_prompt_tokens)
     wanted = service.request(tokens, params, f"chatcmpl-{uuid.uuid4().hex}", body, call)
     return Job([wanted], ChatAnswer(service, body, wanted), timeout_s, wanted.id)
 

@@ -18,7 +18,7 @@ from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.server.body import read_body
 from jaxserve.server.context import Call
 from jaxserve.server.generation import Job, respond
-from jaxserve.server.openai_answer import OpenAIAnswer, begin, truncated
+from jaxserve.server.openai_answer import OpenAIAnswer, begin
 from jaxserve.server.schemas.completions import CompletionsBody
 from jaxserve.server.service import Service
 
@@ -36,7 +36,7 @@ async def job_of(service: Service, body: CompletionsBody, call: Call) -> Job:
     completion_id = f"cmpl-{uuid.uuid4().hex}"
     requests: list[EngineRequest] = []
     for i, prompt in enumerate(body.prompts):
-        tokens = truncated(await service.encode(prompt, special), body)
+        tokens = await service.encode(prompt, special, body.truncate_prompt_tokens)
         requests.append(service.request(tokens, params, f"{completion_id}-{i}", body, call))
     service.check_count(requests)
     answer = CompletionAnswer(service, body, completion_id, requests, params)

@@ -22,11 +22,6 @@ def begin(service: Service, body: OpenAIFields, call: Call) -> tuple[SamplingPar
     return body.sampling(service.sampling_defaults), body.check_timeout(service.config.request_timeout_s)
 
 
-def truncated(tokens: list[int], body: OpenAIFields) -> list[int]:
-    """The last tokens of a prompt, if the body wants no more than some."""
-    return tokens if body.truncate_prompt_tokens is None else tokens[-body.truncate_prompt_tokens :]
-
-
 class OpenAIAnswer:
     """The part of an `Answer` that both formats share: the head of every body and event, and the usage."""
 

@@ -21,7 +21,8 @@ from jaxserve.text.tokenizer import Tokenizer
 
 MakeRequest = Callable[..., Request]
 LONG_TEXT = 20_000
-"""Characters from which on a text is encoded on a thread: the event loop serves others meanwhile."""
+"""Characters, or tokens, from which on a text is encoded or decoded on a thread: the event loop serves others
+meanwhile."""
 
 
 class DeviceFacts(Protocol):
@@ -119,15 +120,19 @@ class Service:
             )
         call.tenant = named
 
-    async def encode(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a prompt; a text that cannot fit is refused before it is read."""
+    async def encode(
+        self, prompt: str | list[int], add_special_tokens: bool = True, keep_last: int | None = None
+    ) -> list[int]:
+        """Token ids of a prompt, the last `keep_last` of them; a text that cannot fit is refused before it is read."""
         if not isinstance(prompt, str):
-            return prompt
+            return prompt if keep_last is None else prompt[-keep_last:]
         content_of(prompt)  # refuses an empty one
         tokenizer = self.need_tokenizer("a text prompt")
         at_least = len(prompt) // tokenizer.max_token_chars
-        if at_least > self.max_model_len:
+        if at_least > self.max_model_len and keep_last is None:
             raise PromptTooLong(at_least, self.max_model_len - 1, self.loop.engine.limits.max_len[1])
         if len(prompt) < LONG_TEXT:
-            return tokenizer.encode(prompt, add_special_tokens)
-        return await asyncio.to_thread(tokenizer.encode, prompt, add_special_tokens)
+            tokens = tokenizer.encode(prompt, add_special_tokens)
+        else:
+            tokens = await asyncio.to_thread(tokenizer.encode, prompt, add_special_tokens)
+        return tokens if keep_last is None else tokens[-keep_last:]

@@ -42,7 +42,11 @@ async def detokenize(request: Request) -> Response:
     for token in body.tokens:
         if not 0 <= token < vocab_size:
             raise TokenOutOfRange(token, vocab_size, "tokens")
-    return JSONResponse({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+    if len(body.tokens) < LONG_TEXT:
+        text = tokenizer.decode(body.tokens, skip_special_tokens=False)
+    else:
+        text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return JSONResponse({"prompt": text})
 
 
 async def tokenizer_info(request: Request) -> Response:

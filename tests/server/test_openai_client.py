@@ -172,6 +172,21 @@ def test_continuing_the_last_message(client: openai.OpenAI, llm: LLM) -> None:
     assert done.choices[0].message.content == direct.choices[0].text
 
 
+@pytest.mark.parametrize("length", [100, 6000])
+def test_only_the_end_of_a_prompt(client: openai.OpenAI, llm: LLM, length: int) -> None:
+    """Also of one that is longer than the model's length, as text and as token ids."""
+    text = "word " * length + "ROMEO:"
+    tokens = llm.tokenizer.encode(text)
+    asked = {"model": "embedded", "max_tokens": 3, "temperature": 0}
+    end = client.completions.create(prompt=tokens[-7:], **asked).choices[0].text
+    for prompt in (text, tokens):
+        done = client.completions.create(prompt=prompt, **asked, extra_body={"truncate_prompt_tokens": 7})
+        assert done.choices[0].text == end and done.usage.prompt_tokens == 7
+    chat = [{"role": "user", "content": text}]
+    done = client.chat.completions.create(messages=chat, **asked, extra_body={"truncate_prompt_tokens": 7})
+    assert done.usage.prompt_tokens == 7
+
+
 def test_content_in_parts_and_a_message_fed_back(client: openai.OpenAI) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "Who art"}, {"type": "text", "text": "thou?"}]}]
     asked = {"model": "embedded", "max_tokens": 4, "temperature": 0}

@@ -152,6 +152,8 @@ def test_tokenize_and_back(embedded: Running) -> None:
     assert "bytes:" in "".join(answer["token_strs"])
     back = embedded.client.post("/detokenize", json={"tokens": answer["tokens"][1:]}).json()
     assert back == {"prompt": "ROMEO: 日"}
+    many = embedded.client.post("/detokenize", json={"tokens": answer["tokens"][1:] * 4000}).json()
+    assert many == {"prompt": "ROMEO: 日" * 4000}
     chat = embedded.client.post("/tokenize", json={"messages": CHAT["messages"]}).json()["tokens"]
     whole = embedded.client.post("/v1/chat/completions", json=CHAT | {"return_token_ids": True}).json()
     assert chat == whole["prompt_token_ids"]
