@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from jaxserve.batches.contents import Contents, full_is_known
 from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile
 from jaxserve.batches.records import ENDED, TIMES, Batch, StoredFile
-from jaxserve.core.errors import ConfigError, InvalidRequest
+from jaxserve.core.errors import ConfigError, InvalidRequest, QueueFull
 
 _SCHEMA = """
 create table if not exists files (
@@ -136,12 +136,18 @@ class Store:
 
     def add_batch(
         self, tenant: str, endpoint: str, input_file_id: str, window: str, window_s: float,
-        metadata: dict[str, str] | None, now: float,
+        metadata: dict[str, str] | None, now: float, most_open: int | None = None,
     ) -> Batch:  # fmt: skip
-        """Raises NoSuchFile, StoreFull."""
+        """`most_open`: batches of the tenant that may be open. Raises NoSuchFile, StoreFull, QueueFull."""
         self.file(input_file_id, tenant, "input_file_id")
         batch_id = f"batch_{uuid.uuid4().hex}"
         with self._transaction() as db:
+            marks = ", ".join("?" * len(ENDED))
+            (num_open,) = db.execute(
+                f"select count(*) from batches where tenant = ? and status not in ({marks})", (tenant, *ENDED)
+            ).fetchone()
+            if most_open is not None and num_open >= most_open:
+                raise QueueFull(num_open, most_open, "batch_max_open", retry_after_s=60.0, what="batches")
             db.execute(
                 "insert into batches (id, tenant, endpoint, input_file_id, completion_window, status, created_at,"
                 " expires_at, metadata) values (?, ?, ?, ?, ?, 'validating', ?, ?, ?)",

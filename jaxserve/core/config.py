@@ -244,11 +244,13 @@ class BatchConfig:
     batch_store_bytes: int = setting(16 << 30, "most bytes of that folder")
     batch_max_file_bytes: int = setting(200 << 20, "largest upload")
     batch_max_lines: int = setting(50_000, "most lines of a batch")
+    batch_max_open: int = setting(1000, "most batches of a tenant that have not ended; one more is refused with 429")
     batch_concurrency: int = setting(32, "most sequences that lines have at once, in slots that nobody else uses")
     batch_tenant: str = setting("batch", "the tenant whose share and priority lines run under")
 
     def __post_init__(self) -> None:
-        for name in ("batch_store_bytes", "batch_max_file_bytes", "batch_max_lines", "batch_concurrency"):
+        sizes = ("batch_store_bytes", "batch_max_file_bytes", "batch_max_lines", "batch_max_open", "batch_concurrency")
+        for name in sizes:
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
 
 

@@ -136,7 +136,7 @@ async def create(request: Request) -> Response:
     body = BatchBody.parse(await read_body(request))
     batch = await asyncio.to_thread(
         store.add_batch, request.state.call.tenant, body.endpoint, body.input_file_id, body.completion_window,
-        body.window_s, body.metadata, time.time(),
+        body.window_s, body.metadata, time.time(), request.app.state.batches.config.batch_max_open,
     )  # fmt: skip
     tell(batch)
     _wake(request)

@@ -10,7 +10,7 @@ import pytest
 from bench.soak.disk import run_inside
 from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile, StoreFull
 from jaxserve.batches.store import Store
-from jaxserve.core.errors import ConfigError, InvalidRequest
+from jaxserve.core.errors import ConfigError, InvalidRequest, QueueFull
 
 MANY = 1 << 30
 
@@ -75,6 +75,19 @@ def test_a_batchs_life(store: Store) -> None:
     assert store.move(batch_id, "in_progress", 104).status == "completed", "what has ended stays ended"
     assert store.finalize(batch_id, "cancelled", 105) == ended
     store.delete_file(file_id, "a")
+
+
+def test_open_batches_are_bounded_by_tenant(store: Store) -> None:
+    mine, theirs = add(store), add(store, tenant="b")
+    first = begin(store, mine)
+    asked = ("/v1/completions", "24h", 86400, None, 100.0, 2)
+    again = lambda tenant, file_id: store.add_batch(tenant, asked[0], file_id, *asked[1:])  # noqa: E731
+    again("a", mine)
+    with pytest.raises(QueueFull, match=r"2 batches wait and the bound is 2 \(batch_max_open\)"):
+        again("a", mine)
+    again("b", theirs)
+    store.finalize(first, "cancelled", 101)
+    again("a", mine)
 
 
 def test_what_has_no_lines_has_no_file(store: Store) -> None:

@@ -1,5 +1,6 @@
 """`/v1/files` and `/v1/batches` with the `openai` client, on the embedded model."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -154,7 +155,7 @@ def test_a_file_that_is_wrong(client: openai.OpenAI) -> None:
     assert batch.errors.data[0].line == 2 and batch.errors.data[0].code == "mismatched_url"
 
 
-def test_refusals(client: openai.OpenAI, embedded: Running, running: Running) -> None:
+def test_refusals(client: openai.OpenAI, embedded: Running, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     good = {"input_file_id": "file-none", "endpoint": "/v1/completions", "completion_window": "24h"}
     for changed, status in [
         ({}, 404), ({"endpoint": "/v1/embeddings"}, 400), ({"completion_window": "soon"}, 400),
@@ -168,6 +169,16 @@ def test_refusals(client: openai.OpenAI, embedded: Running, running: Running) ->
     assert embedded.client.post("/v1/files", content=b"x").status_code == 400
     big = embedded.client.post("/v1/files", files={"file": ("a", b"x" * 60_000)}, data={"purpose": "batch"})
     assert big.status_code == 413 and "batch_max_file_bytes" in big.json()["error"]["message"]
+    good["input_file_id"] = upload(client, [entry(0, url="/v1/completions")])
+    with monkeypatch.context() as patch:
+        config = dataclasses.replace(embedded.app.state.batches.config, batch_max_open=1)
+        patch.setattr(embedded.app.state.batches, "config", config)
+        patch.setattr(embedded.app.state.batches, "room", lambda service, state: 0)
+        first = embedded.client.post("/v1/batches", json=good).json()
+        refused = embedded.client.post("/v1/batches", json=good)
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        client.batches.cancel(first["id"])
+        wait(client, first["id"], "cancelled")
     assert embedded.client.get("/v1/files?limit=0").status_code == 400
     for query, param in [("order=upwards", "order"), ("limits=5", "limits"), ("after=file-none", "after")]:
         response = embedded.client.get(f"/v1/files?{query}")
