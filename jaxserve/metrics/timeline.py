@@ -9,9 +9,10 @@ microseconds, from the first step on.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
-from jaxserve.core.decisions import ENDED, PREFILL, Change, Decision, Part
+from jaxserve.core.decisions import ENDED, PREFILL, Change, Chunk, Decision, Part
 
 STEPS, REQUESTS, POOL = 1, 2, 3
 """Process ids of the three groups of tracks."""
@@ -35,6 +36,8 @@ class _Drawing:
         self._tracks: dict[str, int] = {}
         self._open: dict[str, tuple[float, Part]] = {}
         self._fates: dict[str, str] = {}
+        self._edges: dict[str, list[float]] = {}
+        """When each sequence changed its part."""
 
     def events(self) -> list[Event]:
         events = [_name(STEPS, "steps"), _name(REQUESTS, "requests"), _name(POOL, "pool")]
@@ -44,9 +47,9 @@ class _Drawing:
             events += self._displaced(decision)
             for change in decision.changes:
                 events += self._change(change)
+        for decision, (begin_s, end_s) in zip(self._decisions, self._spans(), strict=True):
             for chunk in decision.chunks:
-                text = f"chunk {chunk.start}..{chunk.start + chunk.length - 1}"
-                events.append(self._slice(chunk.sequence, text, begin_s, end_s, {"step": decision.step}))
+                events += self._chunk(chunk, decision.step, begin_s, end_s)
         for sequence, (begin_s, part) in self._open.items():
             events += self._part(sequence, part, begin_s, self._end_s)
         tracks = [_name(REQUESTS, sequence, track) for sequence, track in self._tracks.items()]
@@ -112,6 +115,7 @@ class _Drawing:
         }  # fmt: skip
 
     def _change(self, change: Change) -> list[Event]:
+        self._edges.setdefault(change.sequence, []).append(change.at_s)
         before = self._open.pop(change.sequence, None)
         if change.part != ENDED:
             self._open[change.sequence] = change.at_s, change.part
@@ -124,6 +128,17 @@ class _Drawing:
         arguments = {"reason": str(part.reason)} if part.reason is not None else {}
         begin_s, end_s = max(begin_s, self._origin_s), max(end_s, self._origin_s)
         return [self._slice(sequence, name, begin_s, end_s, arguments)] if end_s > begin_s else []
+
+    def _chunk(self, chunk: Chunk, step: int, begin_s: float, end_s: float) -> Iterable[Event]:
+        """Cut where the next step, planned meanwhile, ends its part: slices that overlap and do not nest are not drawn.
+
+        part    | prefill        | running: no row in the next step     |
+        chunk       | 0..63      | 0..63         |
+        """
+        text = f"chunk {chunk.start}..{chunk.start + chunk.length - 1}"
+        inside = sorted(at_s for at_s in self._edges.get(chunk.sequence, ()) if begin_s < at_s < end_s)
+        for since_s, until_s in pairwise([begin_s, *inside, end_s]):
+            yield self._slice(chunk.sequence, text, since_s, until_s, {"step": step})
 
     def _slice(self, sequence: str, name: str, begin_s: float, end_s: float, arguments: dict[str, Any]) -> Event:
         return self._complete(REQUESTS, self._track(sequence), name, begin_s, end_s, arguments)

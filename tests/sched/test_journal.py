@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.decisions import ENDED, Reason
+from jaxserve.core.decisions import DECODE, ENDED, PREFILL, Change, Chunk, Decision, Part, Reason
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.plan import StepPlan
+from jaxserve.core.plan import Bucket, StepPlan
 from jaxserve.core.sequence import Sequence
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.engine.engine import Engine
@@ -233,6 +234,29 @@ def test_a_record_comes_back_whole() -> None:
                 from_json(damaged)
 
 
+def assert_nested(slices: list[dict[str, Any]]) -> None:
+    """Slices of a track nest or follow each other: Perfetto draws nothing else."""
+    stack: list[float] = []
+    for e in sorted(slices, key=lambda e: (e["ts"], -e["dur"])):
+        while stack and stack[-1] <= e["ts"] + 1e-2:
+            stack.pop()
+        assert not stack or e["ts"] + e["dur"] <= stack[-1] + 1e-2
+        stack.append(e["ts"] + e["dur"])
+
+
+def test_a_chunk_whose_sequence_has_no_row_in_the_step_planned_meanwhile() -> None:
+    facts: dict[str, Any] = {"admitted": (), "moves": {}, "blocks_held": 1, "blocks_cached": 0, "blocks": 9,
+                             "host_blocks": 0, "disk_blocks": 0}  # fmt: skip
+    first = Decision(1, 0.0, Bucket(0, 64, 1, 0), 0, (Chunk("a", 0, 64),), ended_s=1.0, **facts)
+    first.changes = [Change(0.0, "a", PREFILL), Change(0.4, "a", Part("running", Reason.BUDGET))]
+    second = Decision(2, 0.4, Bucket(8, 0, 0, 0), 3, (), ended_s=1.1, **facts)
+    second.changes = [Change(1.1, "a", DECODE), Change(1.5, "a", ENDED)]
+    drawn = [e for e in chrome_trace([first, second])["traceEvents"] if e["ph"] == "X" and e["pid"] == REQUESTS]
+    assert_nested(drawn)
+    chunks = [(e["ts"], e["dur"]) for e in drawn if e["name"] == "chunk 0..63"]
+    assert chunks == [(0.0, 400_000.0), (400_000.0, 600_000.0)]
+
+
 def test_the_trace_has_a_track_a_request_one_of_steps_and_one_of_the_pool() -> None:
     engine = preempting_engine(tiers=(40, 0, 0))
     decisions = engine.scheduler.journal.decisions()
@@ -247,14 +271,8 @@ def test_the_trace_has_a_track_a_request_one_of_steps_and_one_of_the_pool() -> N
     assert {e["name"] for e in events if e["pid"] == POOL and e["ph"] == "C"} == {
         "KV blocks", "offloaded blocks", "waiting",
     }  # fmt: skip
-    for track in tracks:  # slices of a track nest or follow each other: Perfetto draws nothing else
-        stack: list[float] = []
-        own = [e for e in slices if e["pid"] == REQUESTS and e["tid"] == track]
-        for e in sorted(own, key=lambda e: (e["ts"], -e["dur"])):
-            while stack and stack[-1] <= e["ts"] + 1e-2:
-                stack.pop()
-            assert not stack or e["ts"] + e["dur"] <= stack[-1] + 1e-2
-            stack.append(e["ts"] + e["dur"])
+    for track in tracks:
+        assert_nested([e for e in slices if e["pid"] == REQUESTS and e["tid"] == track])
     starts = [e["ts"] for e in slices if e["pid"] == STEPS]
     assert starts == sorted(starts)
     ends = [c for d in decisions for c in d.changes if c.part == ENDED]
