@@ -20,7 +20,7 @@ from jaxserve.llm import LLM
 from jaxserve.runtime import profile as profiler
 from jaxserve.server.keys import Keys
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, fake_service, serve
+from tests.server.conftest import Running, fake_service, llm_service, serve
 
 ADMIN = "the-admin-key"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -128,6 +128,27 @@ def test_programs_and_their_operations_have_names(llm: LLM) -> None:
     assert not re.search(r"paged_(decode|prefill)/[^\"]*paged_\1", mixed), "one scope is enough"
     assert all("/sample/" in text for text in texts if text.startswith("HloModule jit_sample_"))
     assert all("/score/" in text for text in texts if text.startswith("HloModule jit_score_"))
+
+
+def test_xprof_opens_it(llm: LLM, tmp_path: Path) -> None:
+    """By its own parser, what it shows of a zip: steps, the host's parts, programs, and their operations by layer."""
+    xprof = pytest.importorskip("xprof.convert.raw_to_tool_data", reason="xprof is missing: pip install xprof")
+    for running in serve(llm_service(llm), Keys({}, ADMIN)):
+        answer = with_load(running, lambda: ask(running, steps=8, timeout_s=60))  # noqa: B023
+        zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path)
+    spaces = [str(path) for path in tmp_path.rglob("*.xplane.pb")]
+    assert {"trace_viewer@", "overview_page", "graph_viewer"} <= set(xprof.xspace_to_tool_names(spaces))
+    drawn, _ = xprof.xspace_to_tool_data(spaces, "trace_viewer@", {})
+    names = {event.get("name", "") for event in json.loads(drawn)["traceEvents"]}
+    assert {"pack", "model", "sample", "wait"} <= names
+    steps = sorted(int(name.split()[1]) for name in names if re.fullmatch(r"step \d+", name))
+    assert len(steps) >= 8 and steps == list(range(steps[0], steps[0] + len(steps)))
+    (program,) = [path.name.removesuffix(".hlo_proto.pb") for path in tmp_path.rglob("jit_model_8d_128p(*.hlo_proto.pb")]
+    asked = {"graph_viewer_options": {"module_name": program, "type": "pbtxt"}}
+    shown, _ = xprof.xspace_to_tool_data(spaces, "graph_viewer", asked)
+    shown = shown if isinstance(shown, str) else shown.decode()
+    for scope in ("layer_0/attention/paged_decode", "layer_0/attention/paged_prefill", "layer_0/mlp", "logits"):
+        assert f"/{scope}/" in shown, scope
 
 
 def test_a_profile_shows_steps_by_name(llm: LLM, tmp_path: Path) -> None:
