@@ -143,7 +143,7 @@ def test_xprof_opens_it(llm: LLM, tmp_path: Path) -> None:
     assert {"pack", "model", "sample", "wait"} <= names
     steps = sorted(int(name.split()[1]) for name in names if re.fullmatch(r"step \d+", name))
     assert len(steps) >= 8 and steps == list(range(steps[0], steps[0] + len(steps)))
-    (program,) = [path.name.removesuffix(".hlo_proto.pb") for path in tmp_path.rglob("jit_model_8d_128p(*.hlo_proto.pb")]
+    (program,) = [p.name.removesuffix(".hlo_proto.pb") for p in tmp_path.rglob("jit_model_8d_128p(*.hlo_proto.pb")]
     asked = {"graph_viewer_options": {"module_name": program, "type": "pbtxt"}}
     shown, _ = xprof.xspace_to_tool_data(spaces, "graph_viewer", asked)
     shown = shown if isinstance(shown, str) else shown.decode()
