@@ -62,8 +62,8 @@ class Comparison:
 def main(bench: Comparison, arguments: Sequence[str] | None = None) -> int:
     given = _parser(bench).parse_args(arguments)
     try:
-        result = run(bench, given)
         old = results_file.read(given.against, bench.name) if given.against else None
+        result = run(bench, given)
         print(results_file.show(result, bench.columns))
         if old is not None:
             print("\n" + results_file.against(result, old, bench.columns))

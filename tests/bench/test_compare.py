@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench import buckets, chunks, strategies
+from bench.compare import command
 from bench.compare.command import Comparison, main
 
 BENCHES = [buckets.BENCH, chunks.BENCH, strategies.BENCH]
@@ -21,7 +22,9 @@ def run(bench: Comparison, path: Path, *options: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("bench", BENCHES, ids=lambda bench: bench.name)
+@pytest.mark.parametrize(
+    "bench", [pytest.param(b, id=b.name, marks=[] if b is buckets.BENCH else pytest.mark.slow) for b in BENCHES]
+)
 def test_a_quick_simulation(bench: Comparison, tmp_path: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
     options = ["--simulate", "--quick", "--slo=ttft<1,tpot<0.05"]
@@ -107,6 +110,13 @@ def test_prompts_drawn_from_a_mixture_come_at_the_times_of_the_arrivals(tmp_path
 def test_what_cannot_work_says_what_can(bench: Comparison, options: list[str], words: str, capsys) -> None:
     assert main(bench, options) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_it_is_to_be_compared_with_is_read_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "run", lambda *given: pytest.fail("minutes for nothing"))
+    assert main(buckets.BENCH, ["--simulate", "--against", str(tmp_path / "nowhere.json")]) == 2
 
 
 @pytest.mark.slow
