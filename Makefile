@@ -13,6 +13,8 @@ serve: $(VENV)/.installed        ## serve the model that ships with jaxserve on 
 test: $(VENV)/.tested            ## the whole suite
 	$(PYTEST) $(ARGS)
 
+# Programs that run for milliseconds are compiled quickly here; as they are served, in `make test`.
+test-fast: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 test-fast: $(VENV)/.tested       ## without the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)
 

@@ -1,7 +1,7 @@
 """Strict everywhere: the CPU, no silent promotion of types or ranks; compiled programs are shared by a session.
 
-`make test` runs several processes. A group of tests stays in one of them: a file, or a folder whose files share an
-engine that is dear to build. The longest groups begin first, so that no process ends long after the others.
+`make test` runs several processes. A group of tests stays in one of them: a file, or files that share an engine that is
+dear to build. The longest groups begin first, so that no process ends long after the others.
 """
 
 import os
@@ -18,7 +18,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 make_room_for_interpreter()
 
 TESTS = Path(__file__).parent
-SHARING = ("equivalence", "server")
+SHARING = {"equivalence": "equivalence", "server": "server", "test_docs.py": "server"}
 LONGEST = (
     "equivalence", "bench/test_gpu.py", "kernels_pallas/test_triton.py", "bench/test_compare.py",
     "tune/test_tune.py", "kernels_pallas/test_reference.py", "server", "kernels_pallas/test_mosaic_gpu.py",
@@ -46,8 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def group_of(nodeid: str) -> str:
     """`tests/server/test_x.py::test_y` is of the group "server", `tests/sim/test_x.py::test_y` of "sim/test_x.py"."""
     file = nodeid.partition("::")[0].removeprefix("tests/")
-    folder = file.partition("/")[0]
-    return folder if folder in SHARING else file
+    return SHARING.get(file.partition("/")[0], file)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from jaxserve.metrics.page import page
 from jaxserve.server.app import ROUTES
 from jaxserve.server.dashboard.routes import PAGE_PATHS
 from jaxserve.server.traces import OPERATIONS
+from tests.server.conftest import FEW_PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -111,15 +112,12 @@ def test_every_attribute_of_a_span() -> None:
     assert {"chat", "text_completion"} == set(OPERATIONS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_python_blocks_run(
     compilation_cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {
-        "compilation_cache_dir": compilation_cache, "progress": False, "max_num_seqs": 8, "num_blocks": 200,
-        "max_num_batched_tokens": 128, "decode_buckets": (8,), "prefill_buckets": (128,),
-        "mixed_decode_buckets": (8,), "prefill_rows": 4,
-    }  # fmt: skip
+    small = FEW_PROGRAMS | {"compilation_cache_dir": compilation_cache, "progress": False}
     monkeypatch.setattr(jaxserve, "LLM", lambda model: LLM(model, **small), raising=False)
     blocks = re.findall(r"```python\n(.*?)```", DOCS["python.md"], re.DOTALL)
     assert len(blocks) >= 3

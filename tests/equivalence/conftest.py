@@ -33,9 +33,12 @@ BASE: dict[str, Any] = {
     "decode_buckets": (8,),
     "mixed_decode_buckets": (8,),
     "prefill_buckets": (16, 64),
-    "prefill_rows": 4,
+    "prefill_rows": 8,  # as many as decode rows: two sizes of sampler do for all buckets
     "on_compile_after_warmup": "error",
 }
+
+SMALL_POOL: dict[str, Any] = {"num_blocks": 14, "watermark": 0.0, "prefill_buckets": (64,)}
+"""Too small for what runs at once. The pool's size is in every model's program: all who need one share this."""
 
 
 @pytest.fixture(scope="session")

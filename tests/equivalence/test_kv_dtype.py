@@ -8,6 +8,7 @@ import pytest
 
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
+from tests.equivalence.conftest import SMALL_POOL
 from tests.equivalence.test_schedules import tokens
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -62,7 +63,7 @@ def test_parked_blocks_keep_their_scales(
 ) -> None:
     alone = [tokens(llm, [prompt], [GREEDY])[0] for prompt in prompts]
     small = make_llm(
-        kv_cache_dtype=llm.config.cache.kv_cache_dtype, num_blocks=14, watermark=0.0, enable_prefix_caching=False,
+        **SMALL_POOL, kv_cache_dtype=llm.config.cache.kv_cache_dtype, enable_prefix_caching=False,
         offload_host_bytes=1 << 20, offload_disk_dir=str(tmp_path),
     )  # fmt: skip
     assert tokens(small, prompts, [GREEDY] * len(prompts)) == alone

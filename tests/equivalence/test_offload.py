@@ -15,10 +15,11 @@ from jaxserve.llm import LLM
 from jaxserve.runtime.disk_store import SUFFIX, DiskStore
 from jaxserve.sched.policies import POLICIES
 from jaxserve.sched.victims import CheapestFirst, Claim, Victim, Wait, YoungestFirst, open_fates
+from tests.equivalence.conftest import SMALL_POOL
 from tests.equivalence.test_schedules import MIXED, tokens
 
 MIB = 1 << 20
-SMALL_POOL: dict[str, Any] = {"num_blocks": 14, "watermark": 0.0, "enable_prefix_caching": False}
+NO_PREFIXES: dict[str, Any] = SMALL_POOL | {"enable_prefix_caching": False}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_parked_is_undisturbed(
     tier: Tier, overlap: bool,
 ) -> None:  # fmt: skip
     size = {"offload_host_bytes": MIB} if tier is Tier.HOST else {"offload_disk_bytes": MIB}
-    llm = make_llm(**SMALL_POOL, **size, overlap=overlap, offload_disk_dir=str(tmp_path))
+    llm = make_llm(**NO_PREFIXES, **size, overlap=overlap, offload_disk_dir=str(tmp_path))
     outputs = llm.generate(prompts, MIXED, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in outputs] == reference
     ledger = llm.engine.scheduler.blocks.tiers
@@ -84,7 +85,7 @@ def test_every_policy_with_every_victim_and_tier(
     monkeypatch.setattr("jaxserve.llm.CheapestFirst", EachInTurn)
     size = {} if way == "recompute" else {f"offload_{way}_bytes": MIB}
     batches = {"batch_size": 8, "max_batch_size": 8, "tpot_slo_s": 0.05, "num_blocks": 11}
-    llm = make_llm(**SMALL_POOL | size | batches, policy=policy, offload_disk_dir=str(tmp_path))
+    llm = make_llm(**NO_PREFIXES | size | batches, policy=policy, offload_disk_dir=str(tmp_path))
     outputs = llm.generate(prompts, MIXED, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in outputs] == reference
     preemptions = sum(output.metrics.preemptions for output in outputs if output.metrics)
@@ -116,7 +117,7 @@ def test_a_disk_that_loses_blocks_costs_no_token(
         return done
 
     monkeypatch.setattr(DiskStore, "write", unreliable)
-    llm = make_llm(**SMALL_POOL, offload_disk_bytes=MIB, offload_disk_dir=str(tmp_path))
+    llm = make_llm(**NO_PREFIXES, offload_disk_bytes=MIB, offload_disk_dir=str(tmp_path))
     assert tokens(llm, prompts, MIXED) == reference
     ledger = llm.engine.scheduler.blocks.tiers
     assert ledger.counts.failed_saves > 0 and ledger.counts.failed_fetches > 0 and ledger.used(Tier.DISK) == 0
@@ -127,7 +128,7 @@ def test_a_disk_that_loses_blocks_costs_no_token(
 @pytest.mark.slow
 def test_evicted_prefixes_come_back_from_the_host(make_llm: Callable[..., LLM], prompts: list[list[int]]) -> None:
     """Three long prompts in turn do not fit the pool together: each turn finds the ones before in host memory."""
-    llm = make_llm(num_blocks=14, watermark=0.0, offload_host_bytes=MIB, max_model_len=192)
+    llm = make_llm(**SMALL_POOL, offload_host_bytes=MIB, max_model_len=192)
     longest = [[7 * i % 211 for i in range(start, start + 110)] for start in (0, 500, 900)]
     first = [tokens(llm, [prompt]) for prompt in longest]
     blocks = llm.engine.scheduler.blocks
@@ -166,7 +167,7 @@ def test_displaced_for_a_higher_class_is_undisturbed(
     way: dict[str, int],
 ) -> None:
     """Long requests fill the pool; three short ones come later, go before them, and take their blocks."""
-    llm = make_llm(**SMALL_POOL, **way, ordering="priority", offload_disk_dir=str(tmp_path))
+    llm = make_llm(**NO_PREFIXES, **way, ordering="priority", offload_disk_dir=str(tmp_path))
     found: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
     displaced: set[str] = set()
     for step in range(400):

@@ -65,6 +65,18 @@ def test_a_backend_that_cannot_is_an_error_of_the_configuration(make_llm: Callab
         make_llm(attention_backend=backend)
 
 
-def test_a_share_of_a_gpu_says_nothing_to_the_cpu(make_llm: Callable[..., LLM]) -> None:
-    with pytest.warns(UserWarning, match="gpu_memory_utilization = 0.5 has no effect on the CPU.*kv_cache_bytes"):
+def test_a_share_of_a_gpu_says_nothing_to_the_cpu(
+    make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before anything is compiled, where this test stops."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(*given: object, **options: object) -> object:
+        raise Enough
+
+    monkeypatch.setattr("jaxserve.llm.ModelRunner", stop)
+    words = "gpu_memory_utilization = 0.5 has no effect on the CPU.*kv_cache_bytes"
+    with pytest.raises(Enough), pytest.warns(UserWarning, match=words):
         make_llm(num_blocks=None, gpu_memory_utilization=0.5)

@@ -10,12 +10,13 @@ from jaxserve.core.sequence import Request
 from jaxserve.sim.record_reader import read_record
 from jaxserve.sim.recorder import open_recording, record_engine
 from jaxserve.sim.replay import replay
+from tests.equivalence.conftest import SMALL_POOL
 
 
 @pytest.mark.parametrize("settings", [{}, {"overlap": False, "policy": "adaptive", "tpot_slo_s": 0.05}], ids=str)
 def test_the_same_decisions(make_llm, tmp_path: Path, settings: dict) -> None:
     """Prompts that share beginnings, several completions, stop tokens, aborts, and a pool that is too small."""
-    llm, rng = make_llm(num_blocks=14, **settings), random.Random(4)
+    llm, rng = make_llm(**SMALL_POOL | settings), random.Random(4)
     engine = llm.engine
     with open_recording(tmp_path / "r") as file:
         recorder = record_engine(engine, file, llm.config, llm.tenants)

@@ -12,6 +12,7 @@ from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models.dense_attention import dense_attention
 from jaxserve.models.registry import model_for
+from tests.equivalence.conftest import SMALL_POOL
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 MIXED = [
@@ -90,8 +91,8 @@ def slow(settings: dict[str, Any], name: str) -> Any:
         slow({"ordering": "fair", "long_prefill_token_threshold": 16}, "fair, long prompts in pieces"),
         pytest.param({"chunk_size": 7}, id="chunked"),
         slow({"fill_buckets": False, "enable_prefix_caching": False}, "no prefixes"),
-        pytest.param({"num_blocks": 14, "watermark": 0.0}, id="preempted"),
-        slow({"num_blocks": 14, "watermark": 0.0, "overlap": False, "chunk_size": 16}, "preempted, plain, chunked"),
+        pytest.param(SMALL_POOL, id="preempted"),
+        slow(SMALL_POOL | {"overlap": False, "chunk_size": 16}, "preempted, plain, chunked"),
     ],
 )
 def test_other_schedules(

@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,18 @@ def cache_of(dtype: Any) -> Any:
     return tuple(LayerCache(*layer) for layer in zip(*halves, strict=True))
 
 
-def make(folder: Path, dtype: Any = jnp.float32, host: int = 30, disk: int = 30, **options: Any) -> Offload:
+@cache
+def programs_of(dtype: Any) -> tuple[Any, ProgramTable]:
+    """The cache's shapes, and what moves its blocks, compiled once a type."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), cache_of(dtype))
-    config = CacheConfig(offload_host_bytes=1, offload_disk_bytes=1, offload_disk_dir=str(folder))
     programs = ProgramTable(lambda key: lower_mover(shapes, *key).compile(), 1)
     programs.compile(mover_keys())
+    return shapes, programs
+
+
+def make(folder: Path, dtype: Any = jnp.float32, host: int = 30, disk: int = 30, **options: Any) -> Offload:
+    config = CacheConfig(offload_host_bytes=1, offload_disk_bytes=1, offload_disk_dir=str(folder))
+    shapes, programs = programs_of(dtype)
     return Offload(config, shapes, programs, jax.devices()[0], host, disk, **options)
 
 

@@ -30,6 +30,12 @@ from jaxserve.server.service import Service
 from jaxserve.server.traces import RequestTraces
 from tests.engine.conftest import build_engine
 
+FEW_PROGRAMS: dict[str, Any] = {
+    "max_num_seqs": 8, "max_num_batched_tokens": 128, "decode_buckets": (8,), "mixed_decode_buckets": (8,),
+    "prefill_buckets": (128,), "prefill_rows": 8, "num_blocks": 200,
+}  # fmt: skip
+"""For the embedded model."""
+
 
 @dataclass
 class Running:
@@ -98,19 +104,7 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def llm(compilation_cache: str) -> LLM:
-    """The embedded model with few programs."""
-    return LLM(
-        "embedded",
-        progress=False,
-        compilation_cache_dir=compilation_cache,
-        max_num_seqs=8,
-        max_num_batched_tokens=128,
-        decode_buckets=(8,),
-        prefill_buckets=(128,),
-        mixed_decode_buckets=(8,),
-        prefill_rows=4,
-        num_blocks=200,
-    )
+    return LLM("embedded", progress=False, compilation_cache_dir=compilation_cache, **FEW_PROGRAMS)
 
 
 def llm_service(llm: LLM, **settings: Any) -> Service:

@@ -23,9 +23,9 @@ def running_with(engine: Engine, **settings: Any) -> Iterator[Running]:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_failing_step_is_a_500_and_the_next_request_is_served(where: str, stream: bool) -> None:
     engine = build_engine(max_model_len=4000, blocks=600)
-    getattr(engine.fake, where).add(1000)  # type: ignore[attr-defined]
+    getattr(engine.fake, where).add(200)  # type: ignore[attr-defined]
     for server in running_with(engine):
-        response = server.client.post("/generate", json=BODY | {"stream": stream, "max_tokens": 2000})
+        response = server.client.post("/generate", json=BODY | {"stream": stream, "max_tokens": 400})
         if stream:
             error = json.loads(response.text.split("\n\n")[-3][6:])["error"]
             assert response.status_code == 200 and response.text.endswith("data: [DONE]\n\n")

@@ -121,7 +121,7 @@ def test_compile_time_is_charged() -> None:
 def test_a_candidate_that_cannot_work_says_why() -> None:
     found = evaluate(PROBLEM, {"block_size": 33}, 10)
     assert not found.holds and "block_size = 33" in found.why
-    found = evaluate(PROBLEM, {"max_num_seqs": 1}, REQUESTS)
+    found = evaluate(PROBLEM, {"max_num_seqs": 1}, 100)
     assert found.why.startswith("ttft_p99<0.6: was ") and found.margin < 1.0
     assert evaluate(PROBLEM, {"num_blocks": 1}, 10).why == "100.0% of the requests were refused or failed"
 
