@@ -9,6 +9,9 @@ import time
 import pytest
 
 from jaxserve.cli import main
+from jaxserve.commands import doctor
+from jaxserve.core.clock import MonotonicClock
+from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.server.keys import Keys
 from jaxserve.server.telemetry import CallFact
 from tests.engine.conftest import build_engine
@@ -57,12 +60,34 @@ def test_a_healthy_server_and_the_network(capsys: pytest.CaptureFixture[str]) ->
             body = {"prompt_token_ids": [1, 2, 3], "max_tokens": 5}
             assert running.client.post("/generate", json=body).status_code == 200
         assert main(["doctor", running.url]) == 0
-        assert "nothing is wrong" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "nothing is wrong" in told and "now: 0 run, 0 wait\n" in told
+        assert "default: 20 requests; TTFT P50 " in told and "objective" not in told
         way = SlowWay(running.url, 0.1)
         assert main(["doctor", way.url, "--json"]) == 1
         way.close()
         found = json.loads(capsys.readouterr().out)
         assert [finding["cause"] for finding in found] == ["network"] and "ms" in found[0]["evidence"]
+
+
+def test_it_tells_what_each_tenant_got_and_who_waits_now(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = build_engine(clock=MonotonicClock(), tenants=Tenants([Tenant(name="chat", ttft_slo_s=1e-6)]))
+    for running in serve(fake_service(engine)):
+        for _ in range(12):
+            body = {"prompt_token_ids": [1, 2, 3], "max_tokens": 5, "tenant": "chat"}
+            assert running.client.post("/generate", json=body).status_code == 200
+        assert main(["doctor", running.url]) == 1
+        told = capsys.readouterr().out
+        assert "chat: 12 requests; TTFT P50 " in told and "objective 1e-06 s: missed by 12; TPOT" in told
+        assert "1. none of the known causes: 12 requests were slow" in told and "GET /debug/requests/" in told
+        view = {"running": 1, "waiting": 1, "live": [{"waits_for": None}, {"waits_for": "budget", "age_s": 2.0}]}
+        assert doctor._now(view) == "  now: 1 run, 1 wait, the first for 2.0 s, for budget"
+
+
+def test_of_a_server_that_has_done_nothing_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for running in serve(fake_service(build_engine())):
+        assert main(["doctor", running.url]) == 0
+        assert "of fewer than 10 requests nothing is said" in capsys.readouterr().out
 
 
 def test_only_the_calls_of_the_last_minutes_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:

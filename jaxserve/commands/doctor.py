@@ -10,8 +10,9 @@ import urllib.request
 from typing import Any
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.metrics.diagnosis import Finding, diagnose
-from jaxserve.metrics.window import ENOUGH, look
+from jaxserve.metrics.diagnosis import Finding, diagnose, missed
+from jaxserve.metrics.view import percentile
+from jaxserve.metrics.window import ENOUGH, Window, look
 
 ADMIN_KEY_VARIABLE = "JAXSERVE_ADMIN_KEY"
 PROBES = 9
@@ -61,16 +62,36 @@ def report(found: list[Finding], view: dict[str, Any]) -> str:
     requests = len(window.requests)
     lines = [
         f"{view['model']}: {requests} requests and {window.num_steps} steps looked at, from "
-        f"{window.now_s - window.begin_s:.0f} s to {window.now_s - window.end_s:.0f} s ago"
+        f"{window.now_s - window.begin_s:.0f} s to {window.now_s - window.end_s:.0f} s ago",
+        *(_tenant(name, window) for name in sorted({request["tenant"] for request in window.requests})),
+        _now(view),
     ]
     if not found:
-        few = f" ({requests} requests are few: {ENOUGH} are needed)" if requests < ENOUGH else ""
-        lines.append("nothing is wrong" + few)
+        lines.append("nothing is wrong" if requests >= ENOUGH else f"of fewer than {ENOUGH} requests nothing is said")
     if before := view["compilations_after_warmup"] - len(window.compilations):
         lines.append(f"before that time, {before} programs were compiled while serving")
     for i, finding in enumerate(found, 1):
         lines += [f"{i}. {finding.cause}: {finding.evidence}", f"   -> {finding.advice}"]
     return "\n".join(lines)
+
+
+def _tenant(name: str, window: Window) -> str:
+    """What its requests took, against what it was promised; the last request's objectives stand for all."""
+    own = [request for request in window.requests if request["tenant"] == name]
+    told = f"  {name}: {len(own)} requests"
+    for kind in ("ttft", "tpot"):
+        times = sorted(request[f"{kind}_s"] for request in own if request[f"{kind}_s"] is not None)
+        if times:
+            told += f"; {kind.upper()} P50 {percentile(times, 0.5):.3f} s, P99 {percentile(times, 0.99):.3f} s"
+        if (slo_s := own[-1][f"{kind}_slo_s"]) is not None:
+            told += f", objective {slo_s:g} s: missed by {sum(missed(request, kind) for request in own)}"
+    return told
+
+
+def _now(view: dict[str, Any]) -> str:
+    told = f"  now: {view['running']} run, {view['waiting']} wait"
+    first = next((live for live in view["live"] if live["waits_for"] is not None), None)
+    return told + (f", the first for {first['age_s']:.1f} s, for {first['waits_for']}" if first else "")
 
 
 def _get(url: str) -> str:

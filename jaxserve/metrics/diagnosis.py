@@ -66,22 +66,23 @@ def diagnose(view: Mapping[str, Any], round_trip_s: float = 0.0) -> list[Finding
     return sorted(findings, key=lambda finding: -finding.weight)
 
 
+def missed(request: Any, kind: str) -> bool:
+    """Whether it took longer than its own objective. `kind`: ttft or tpot."""
+    slo, value = request[f"{kind}_slo_s"], request[f"{kind}_s"]
+    return slo is not None and value is not None and value > slo
+
+
 def _slow(requests: list[Any]) -> list[Any]:
     """Those that missed an objective, if that is 1 of 100 or more; without objectives, a tail far from the median."""
     judged = [r for r in requests if r["ttft_slo_s"] is not None or r["tpot_slo_s"] is not None]
-    missed = [r for r in judged if _over(r, "ttft") or _over(r, "tpot")]
+    late = [r for r in judged if missed(r, "ttft") or missed(r, "tpot")]
     if judged:
-        return missed if len(missed) >= max(1, len(judged) // 100) else []
+        return late if len(late) >= max(1, len(judged) // 100) else []
     times = sorted(r["ttft_s"] for r in requests)
     typical, edge = times[len(times) // 2], times[int(0.9 * len(times))]
     if edge < max(SLOW * typical, typical + LEAST_S) and not _all_queue(requests):
         return []
     return [r for r in requests if r["ttft_s"] >= edge]
-
-
-def _over(request: Any, kind: str) -> bool:
-    slo, value = request[f"{kind}_slo_s"], request[f"{kind}_s"]
-    return slo is not None and value is not None and value > slo
 
 
 def _all_queue(requests: list[Any]) -> bool:
@@ -90,7 +91,8 @@ def _all_queue(requests: list[Any]) -> bool:
 
 
 def _queue(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
-    slow = [r for r in slow if r["ttft_slo_s"] is None or _over(r, "ttft")]  # who was slow later did not queue too long
+    # who was slow later did not queue too long
+    slow = [r for r in slow if r["ttft_slo_s"] is None or missed(r, "ttft")]
     if not slow:
         return
     queue, rest = _mid(slow, "queue_s"), _mid(slow, "prefill_s")
