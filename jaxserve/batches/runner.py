@@ -1,9 +1,9 @@
 """Runs batches in whatever capacity is left, and survives anything but the loss of the disk.
 
-One task, in turns. A turn commits the lines that have ended; takes every batch as far as it goes without running lines
-(a new one is checked, one that is cancelled or out of time ends); starts lines while there is room, those of the batch
-that must end first before others'; and waits until there is news. A line is run again only if its result was not
-committed.
+One task, in turns. A turn commits the lines that have ended; takes every batch as far as it goes without running lines,
+where there is news or it has not looked for a while (a new one is checked, one that is cancelled or out of time ends);
+starts lines while there is room, those of the batch that must end first before others'; and waits. A line is run again
+only if its result was not committed.
 """
 
 import asyncio
@@ -60,6 +60,10 @@ class BatchRunner:
         self._store, self._run_line, self._room = store, run_line, room
         self._max_lines, self._now, self._changed, self._report = max_lines, now, changed, report
         self._news = asyncio.Event()
+        self._batches: list[Batch] = []
+        """In progress when the store was last asked."""
+        self._look_again = 0.0
+        """When to ask it again, by the event loop's clock, if there is no news before."""
         self._progress: dict[str, Progress] = {}
         self._running: dict[_Task, tuple[Progress, Line]] = {}
         self._ended: list[tuple[str, int, bool, str]] = []
@@ -81,6 +85,7 @@ class BatchRunner:
                 try:
                     await self._turn()
                 except StoreFull as error:
+                    self._look_again = 0.0
                     self._report(str(error))
                     await asyncio.sleep(FULL_S)
                 except Exception as error:  # the engine stopped under it; what is not committed runs again
@@ -94,20 +99,28 @@ class BatchRunner:
     async def _turn(self) -> None:
         self._gather()
         await self._write()
-        batches = [await self._advance(batch) for batch in await asyncio.to_thread(self._store.unfinished)]
-        batches = [batch for batch in batches if batch.status == "in_progress"]
-        await self._start_lines(batches)
+        if self._news.is_set() or asyncio.get_running_loop().time() >= self._look_again:
+            await self._look()
+        await self._start_lines()
         busy = {id(progress) for progress, _ in self._running.values()}
         through = [one for one in self._progress.values() if one.exhausted and id(one) not in busy]
         for progress in through:
             await self._end(progress.batch, "completed")
         if not through:
-            await self._wait(batches)
+            await self._wait()
+
+    async def _look(self) -> None:
+        """Take every batch as far as it goes without running lines, and see which are left to run."""
+        self._news.clear()
+        batches = [await self._advance(batch) for batch in await asyncio.to_thread(self._store.unfinished)]
+        self._batches = [batch for batch in batches if batch.status == "in_progress"]
+        left_s = min((batch.expires_at - self._now() for batch in self._batches), default=math.inf)
+        self._look_again = asyncio.get_running_loop().time() + min(IDLE_S, max(left_s, 0.0))
 
     # --- lines ------------------------------------------------------------------------------------------------
 
-    async def _start_lines(self, batches: Sequence[Batch]) -> None:
-        for batch in batches:
+    async def _start_lines(self) -> None:
+        for batch in self._batches:
             progress = await self._progress_of(batch)
             while (line := await progress.peek()) is not None:
                 room = self._room()
@@ -204,6 +217,7 @@ class BatchRunner:
 
     async def _end(self, batch: Batch, status: str) -> Batch:
         self._progress.pop(batch.id, None)
+        self._batches = [one for one in self._batches if one.id != batch.id]
         if status != "cancelled" and batch.status != "finalizing":
             batch = await self._move(batch, "finalizing", ends_as=status)
         ended = await asyncio.to_thread(self._store.finalize, batch.id, status, self._now())
@@ -218,19 +232,16 @@ class BatchRunner:
 
     # --- waiting ----------------------------------------------------------------------------------------------
 
-    async def _wait(self, batches: Sequence[Batch]) -> None:
-        """Until a line ends, a batch runs out of time, there is news, or it is time to look for room again."""
-        left_s = min((batch.expires_at - self._now() for batch in batches), default=math.inf)
-        idle_s = IDLE_S if self._running or not batches else IDLE_S / 5  # no room: somebody else is served
-        timeout = min(idle_s, max(left_s, 0.0))
+    async def _wait(self) -> None:
+        """Until a line ends, there is news, or it is time to look again: at the store, or for room."""
+        left_s = max(self._look_again - asyncio.get_running_loop().time(), 0.0)
         if self._running:
-            await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._running, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             return
         # not `wait_for`: before Python 3.12 it loses a cancellation that comes in the same turn as the news
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(min(left_s, IDLE_S / 5) if self._batches else left_s):
                 await self._news.wait()
-        self._news.clear()
 
 
 def _content(batch: Batch, line: Line, response: dict[str, Any] | None, error: dict[str, Any] | None) -> str:

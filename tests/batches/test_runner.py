@@ -17,7 +17,7 @@ import pytest
 from jaxserve.batches import runner as runner_module
 from jaxserve.batches.errors import StoreFull
 from jaxserve.batches.lines import Line
-from jaxserve.batches.records import Batch
+from jaxserve.batches.records import ENDED, Batch
 from jaxserve.batches.runner import BatchRunner, LineResult
 from jaxserve.batches.store import Store
 from jaxserve.core.errors import EngineStopped
@@ -45,11 +45,14 @@ class Scenario:
         self.reports: list[str] = []
         self.changes: list[tuple[str, str]] = []
         self.began: list[tuple[str, int]] = []
+        self.begun: set[str] = set()
 
     def begin(self, *lines: str, window_s: float = 100.0) -> str:
         content = io.BytesIO("\n".join(lines).encode())
         file = self.store.add_file(content, "a", "in", "batch", self.now)
-        return self.store.add_batch("a", ENDPOINT, file.id, "24h", window_s, None, self.now).id
+        batch_id = self.store.add_batch("a", ENDPOINT, file.id, "24h", window_s, None, self.now).id
+        self.begun.add(batch_id)
+        return batch_id
 
     def run(self, run_line: Any = answer, during: Callable[[BatchRunner], Any] | None = None, room: Any = None) -> None:
         running = 0
@@ -73,7 +76,8 @@ class Scenario:
             for _ in range(4000):
                 if during is not None:
                     during(runner)
-                if not self.store.unfinished():
+                told = {batch_id for batch_id, status in self.changes if status in ENDED}
+                if not self.store.unfinished() and told >= self.begun:
                     break
                 await asyncio.sleep(0.005)
             task.cancel()
