@@ -42,9 +42,9 @@ class Batches:
         self.runner: BatchRunner | None = None
 
     def room(self, service: Service, state: ServerState) -> int:
-        """Sequences that lines may have: what is left of the slots that nobody else uses. A server that drains begins
-        no line."""
-        if state.phase != "ready":
+        """Sequences that lines may have: what is left of the slots that nobody else uses. A server that drains, or
+        whose engine has stopped, begins no line."""
+        if state.phase != "ready" or state.trouble():
             return 0
         running = self.runner.num_running if self.runner is not None else 0
         others = max(0, service.loop.num_open - running)  # a line that waits to try again has none open

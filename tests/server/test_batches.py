@@ -12,7 +12,7 @@ import openai
 import pytest
 from starlette.formparsers import MultiPartParser
 
-from tests.server.conftest import Running, log_lines
+from tests.server.conftest import Running, log_lines, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,10 @@ def test_a_batch_answers_as_the_endpoint_does(client: openai.OpenAI) -> None:
 def test_what_the_log_says_of_a_batch(client: openai.OpenAI, embedded: Running) -> None:
     """A line a status, and one for every line that ran, with its numbers and without its text."""
     entries = [entry(0, user="ada"), entry(1, temperature=-1)]
-    with log_lines(30) as found:
+    with log_lines(0) as found:
         asked = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
         batch = wait(client, client.batches.create(input_file_id=upload(client, entries), **asked).id)
+        wait_for(lambda: any(line["event"] == "batch" and line["status"] == "completed" for line in list(found)))
     told = [line for line in found if line.get("batch_id") == batch.id]
     statuses = [line["status"] for line in told if line["event"] == "batch"]
     assert statuses == ["validating", "in_progress", "finalizing", "completed"]
@@ -115,11 +116,13 @@ def test_a_line_that_breaks_the_server_is_its_result(
     assert bad["response"]["body"]["error"]["message"] == "internal error: MemoryError"
 
 
-def test_a_server_that_drains_begins_no_line(embedded: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_finish_a_line_begins_none(embedded: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, state = embedded.app.state.batches, embedded.app.state.server
     assert kept.room(embedded.app.state.service, state) == 4
-    monkeypatch.setattr(state, "phase", "draining")
-    assert kept.room(embedded.app.state.service, state) == 0
+    for name, value in [("phase", "draining"), ("trouble", lambda: "the engine has stopped")]:
+        with monkeypatch.context() as patch:
+            patch.setattr(state, name, value)
+            assert kept.room(embedded.app.state.service, state) == 0
 
 
 def test_cancelling(client: openai.OpenAI, embedded: Running) -> None:
