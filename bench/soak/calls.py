@@ -35,6 +35,8 @@ MALFORMED: tuple[tuple[str, Any], ...] = (
     ("/v1/chat/completions", {"messages": []}),
     ("/v1/chat/completions", {"messages": [{"role": 5}]}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user"}], "chat_template_kwargs": {"messages": 1}}),
+    ("/v1/completions", GOOD | {"prompt": ["a"] * 100}),
     ("/generate", GOOD | {"prompt_token_ids": [1]}),
     ("/v1/batches", {"input_file_id": "none", "endpoint": "/v1/completions", "completion_window": "24h"}),
     ("/v1/files", b"no form"),

@@ -99,7 +99,10 @@ def create_app(
 
     middleware = [Middleware(Front, state=state, keys=keys or Keys(), traces=traces)]
     if origins:
-        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        cors = Middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )  # fmt: skip
         middleware.insert(0, cors)
     app = Starlette(
         routes=list(ROUTES),

@@ -81,6 +81,8 @@ def test_pages_may_call_only_where_allowed(guarded: Running, running: Running) -
     allowed = guarded.client.options("/generate", headers=ask)
     assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == "https://a.example"
     assert guarded.client.options("/generate", headers=ask | {"Origin": "https://b.example"}).status_code == 400
+    answer = guarded.client.get("/v1/models", headers=bearer(ALICE) | {"Origin": "https://a.example"})
+    assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in running.client.options("/generate", headers=ask).headers
 
 
