@@ -64,7 +64,7 @@ def mixture(seed: int, rate: float, count: int) -> list[Arrival]:
     return found
 
 
-@pytest.mark.parametrize("seed", [3, 4, 5])
+@pytest.mark.parametrize("seed", [3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (4, 5))])
 def test_nine_of_ten_hold_among_short_and_long_prompts(seed: int) -> None:
     config = EngineConfig.from_settings(
         num_blocks=4000, block_size=8, enable_prefix_caching=False, overlap=False, max_num_seqs=32,
