@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from bench.fidelity import BARS, Lengths, Pairs, all_lengths, other, requests, rows, said_of_others, shown
+from bench.fidelity import BARS, Lengths, Pairs, all_lengths, other, paced, requests, rows, said_of_others, shown
 from bench.fidelity import _steps as add_steps
 from jaxserve.core.plan import Bucket
 from jaxserve.sched.cost_model import FormulaCost, StepFeatures
@@ -34,6 +34,17 @@ def test_what_is_predicted_is_not_what_was_learnt() -> None:
     assert mean(all_lengths)[0] > 1.5 * mean(other)[0] and mean(all_lengths)[1] > 1.5 * mean(other)[1]
     assert requests(1, 5, other, None) == requests(1, 5, other, None) != requests(2, 5, other, None)
     assert all(a.at_s == 0.0 for a in requests(1, 5, other, None))
+
+
+@pytest.mark.parametrize("seed", [21, 121, 221])
+def test_the_load_is_what_it_says(seed: int) -> None:
+    """As drawn, these ask for between 0.85 and 1.2 times their nominal rate."""
+    drawn = requests(seed, 200, other, 10.0)
+    found = paced(drawn, 100.0)
+    assert sum(a.output_tokens for a in found) / found[-1].at_s == pytest.approx(100.0)
+    assert [a.output_tokens for a in found] == [a.output_tokens for a in drawn]
+    factors = [f.at_s / d.at_s for f, d in zip(found, drawn, strict=True)]
+    assert max(factors) == pytest.approx(min(factors))
 
 
 def test_only_cells_that_were_not_learnt_count_as_unseen() -> None:
