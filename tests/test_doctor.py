@@ -80,8 +80,9 @@ def test_it_tells_what_each_tenant_got_and_who_waits_now(capsys: pytest.CaptureF
         told = capsys.readouterr().out
         assert "chat: 12 requests; TTFT P50 " in told and "objective 1e-06 s: missed by 12; TPOT" in told
         assert "1. none of the known causes: 12 requests were slow" in told and "GET /debug/requests/" in told
-        view = {"running": 1, "waiting": 1, "live": [{"waits_for": None}, {"waits_for": "budget", "age_s": 2.0}]}
-        assert doctor._now(view) == "  now: 1 run, 1 wait, the first for 2.0 s, for budget"
+        live = [{"waits_for": None}, {"waits_for": "order", "age_s": 3.0}, {"waits_for": "budget", "age_s": 2.0}]
+        view = {"running": 1, "waiting": 2, "live": live}
+        assert doctor._now(view) == "  now: 1 run, 2 wait, the first for 2.0 s, for budget"
 
 
 def test_of_a_server_that_has_done_nothing_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:

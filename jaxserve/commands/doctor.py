@@ -90,7 +90,8 @@ def _tenant(name: str, window: Window) -> str:
 
 def _now(view: dict[str, Any]) -> str:
     told = f"  now: {view['running']} run, {view['waiting']} wait"
-    first = next((live for live in view["live"] if live["waits_for"] is not None), None)
+    waits = [live for live in view["live"] if live["waits_for"] is not None]
+    first = next((live for live in waits if live["waits_for"] != "order"), waits[0] if waits else None)
     return told + (f", the first for {first['age_s']:.1f} s, for {first['waits_for']}" if first else "")
 
 

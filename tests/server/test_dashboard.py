@@ -164,6 +164,15 @@ EMPTY = """[...document.querySelectorAll('canvas')].filter((canvas) => canvas.of
 }).length"""
 
 
+BARS_OVER_LABELS = """(() => {
+    const canvas = document.getElementById('steps'), { width, height } = canvas, scale = width / canvas.clientWidth;
+    const copy = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    const low = copy.getImageData(0, height * 0.75, 33 * scale, height * 0.25);
+    return new Uint32Array(low.data.buffer).some((pixel) => pixel);
+})()"""
+
+
 @pytest.mark.slow
 def test_the_page_under_load(guarded: Running, browser: Any) -> None:
     load = Load(guarded.url)
@@ -197,6 +206,7 @@ def test_the_page_under_load(guarded: Running, browser: Any) -> None:
             until(browser, f"window.innerWidth === {width}")
             overflow = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
             assert overflow <= 0, f"the page is wider than a screen of {width}"
+            assert not browser.execute_script(f"return {BARS_OVER_LABELS}"), f"bars hide their scale at {width}"
         origins = browser.execute_script(
             "return [...new Set(performance.getEntriesByType('resource').map((r) => new URL(r.name).origin))]"
         )

@@ -77,10 +77,16 @@ export function blockMap(canvas, states, names) {
   }
 }
 
+// The last steps that have room, and how much each of them gets: two pixels at least.
+function fitting(steps, room) {
+  const shown = steps.slice(-Math.floor(room / 2));
+  return [shown, Math.max(room / Math.max(shown.length, 60), 2)];
+}
+
 // One bar a step: decode rows, prefill tokens and padding, stacked to the bucket's size; a red foot marks preemption.
-export function stepBars(canvas, steps) {
+export function stepBars(canvas, all) {
   const [c, width, height] = begin(canvas);
-  const left = 34, foot = 6, each = Math.max((width - left) / Math.max(steps.length, 60), 2);
+  const left = 34, foot = 6, [steps, each] = fitting(all, width - left);
   const top = Math.max(8, ...steps.map((s) => s.decodes + s.prefill_tokens + s.padding));
   const scale = (tokens) => (Math.sqrt(tokens) / Math.sqrt(top)) * (height - foot - 8);
   c.textAlign = "right"; c.textBaseline = "middle";
@@ -103,9 +109,9 @@ export function stepBars(canvas, steps) {
 }
 
 // Measured step times as a line, predicted ones as dots.
-export function stepTimes(canvas, steps) {
+export function stepTimes(canvas, all) {
   const [c, width, height] = begin(canvas);
-  const left = 50, each = Math.max((width - left) / Math.max(steps.length, 60), 2);
+  const left = 50, [steps, each] = fitting(all, width - left);
   const ordered = steps.map((s) => s.seconds).sort((a, b) => a - b);
   const top = Math.max(1e-4, (ordered[Math.floor(ordered.length * 0.98)] || 0) * 1.25);
   const y = (s) => height - 4 - Math.min(s / top, 1) * (height - 12);
