@@ -54,6 +54,7 @@ class SlowWay:
         self._listener.close()
 
 
+@pytest.mark.slow
 def test_a_healthy_server_and_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     for running in serve(fake_service(build_engine())):
         for _ in range(20):

@@ -98,6 +98,7 @@ def test_the_page_names_no_other_place(running: Running) -> None:
         assert "https://" not in text and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.slow
 def test_the_feed_adds_up_and_repeats_nothing(guarded: Running) -> None:
     load = Load(guarded.url)
     try:

@@ -83,6 +83,7 @@ def test_a_request_that_never_comes_in_whole(tight: Running, sent: bytes) -> Non
         assert time.monotonic() - began < 8
 
 
+@pytest.mark.slow
 def test_a_large_upload_may_take_its_time(tmp_path: Path) -> None:
     """As long as bytes come: it has `receive_timeout_s` for each `max_body_bytes` of it."""
     kept = Batches(Store(tmp_path, 1 << 30), BatchConfig(batch_dir=str(tmp_path)))
