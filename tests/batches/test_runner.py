@@ -323,6 +323,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """kill -9, again and again, until the batch has ended: every line is there, once."""
     scenario, rng = Scenario(tmp_path), random.Random(5)

@@ -57,6 +57,7 @@ def test_an_engine_that_cannot_be_rebuilt_says_so(monkeypatch: pytest.MonkeyPatc
             assert response.status_code == 503 and "the device is gone" in response.json()["status"]
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     engine = build_engine()
     release, submit = threading.Event(), engine.fake.submit  # type: ignore[attr-defined]

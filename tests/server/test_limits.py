@@ -74,6 +74,7 @@ def test_what_is_no_http(tight: Running) -> None:
         assert read_to_end(sock).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"POST /generate HTTP/1.1\r\nHo", post("/generate", LONG)[:-5]])
 def test_a_request_that_never_comes_in_whole(tight: Running, sent: bytes) -> None:
     with raw(tight) as sock:

@@ -81,6 +81,7 @@ def test_the_prefix_of_vllm() -> None:
         fake_service(build_engine(), metrics_prefix="1-x")
 
 
+@pytest.mark.slow
 def test_a_long_step_does_not_keep_the_scraper_waiting() -> None:
     engine = build_engine()
     release = threading.Event()
