@@ -21,6 +21,7 @@ from jaxserve.core.errors import CompilerMissing, ConfigError
 from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
+from jaxserve.runtime.block_movers import GROUPS
 from jaxserve.runtime.capacity import step_temporaries
 from jaxserve.runtime.compile_only import CompileOnlyDevice, without_gpu
 from jaxserve.runtime.kernel_report import (
@@ -33,7 +34,6 @@ from jaxserve.runtime.kernel_report import (
 )
 from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
 from jaxserve.runtime.lowering import Lowering
-from jaxserve.runtime.offload import GROUPS
 from jaxserve.runtime.program_report import ProgramReport, compile_and_report
 from jaxserve.sched.buckets import BucketTable
 from kernels_pallas.paged_attention import UnsupportedByBackend, decode, prefill

@@ -17,8 +17,8 @@ from jaxserve.core.plan import Bucket
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import SAMPLE_FIELDS, packed_size
+from jaxserve.runtime.block_movers import lower_mover
 from jaxserve.runtime.kv_cache import abstract_cache, pages_dtype
-from jaxserve.runtime.offload import lower_mover
 from jaxserve.runtime.sampler import Processor, SlotState, Variant, init_slot_state, load_slot
 from jaxserve.runtime.slots import abstract_row
 from jaxserve.runtime.steps import ModelState, model_step, sample_step, score_step
@@ -95,7 +95,7 @@ class Lowering:
         return jax.jit(load_slot, donate_argnums=0).lower(self.slots, self._shape((), jnp.int32), *row)
 
     def block_mover(self, name: str, blocks: int) -> jax.stages.Lowered:
-        """ "gather" or "scatter" of so many KV blocks: see `runtime.offload`."""
+        """ "gather" or "scatter" of so many KV blocks: see `runtime.block_movers`."""
         return lower_mover(self.state.cache, name, blocks, self._sharding)
 
     def _shape(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -1,8 +1,7 @@
 """Performs a plan's moves: K/V blocks between the device, host memory and the disk.
 
-A block leaves the device as one array [2 L, K, S, H], all layers together, so that a tier holds one array (or file) a
-block and a transfer is one long copy. Where blocks are of 8 bits it is the bytes of numbers and scales together,
-[2 L, K, S H + 4].
+A block leaves the device as one array (`runtime.block_movers`), so that a tier holds one array (or file) a block and a
+transfer is one long copy.
 
     before the rows    gather the saved blocks (one program for 16, 4 or 1 of them), start their copies to the host;
                        start the copies of loaded blocks to the device
@@ -18,25 +17,23 @@ gives its memory to the one that replaces it.
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxserve.core.config import CacheConfig
 from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.runtime.block_movers import GROUPS, block_of, groups
 from jaxserve.runtime.disk_store import DiskStore
-from jaxserve.runtime.kv_cache import KVCache, LayerCache
+from jaxserve.runtime.kv_cache import KVCache
 from jaxserve.runtime.programs import ProgramTable
 from jaxserve.sched.move_costs import MoveCosts
 
-GROUPS = (16, 4, 1)
-"""Blocks that one program gathers or scatters."""
 MAX_STAGED_BYTES = 256 << 20
 """Saved blocks that may still lie on the device, waiting for their copies."""
 WAIT_S = 0.02
@@ -67,7 +64,7 @@ class Offload:
         disk_blocks: int,
         memory_kind: str | None = None,
     ) -> None:
-        self._block = _block_of(cache)
+        self._block = block_of(cache)
         self._block_bytes = int(np.prod(self._block.shape)) * jnp.dtype(self._block.dtype).itemsize
         self._on_device = jax.sharding.SingleDeviceSharding(device)
         kind = memory_kind or ("pinned_host" if device.platform == "gpu" else None)
@@ -141,7 +138,7 @@ class Offload:
     def finish(self, cache: KVCache, loads: Loads) -> KVCache:
         """Put the loaded blocks into the (donated) cache: after the step's rows are dispatched."""
         begin = 0
-        for size in _groups(len(loads)):
+        for size in groups(len(loads)):
             part = loads[begin : begin + size]
             blocks = np.array([block for block, _ in part], np.int32)
             cache = self._programs["scatter", size](cache, blocks, tuple(content for _, content in part))
@@ -171,7 +168,7 @@ class Offload:
         """Arrays of the saved blocks by key, on their way to the host."""
         saved: dict[int, jax.Array] = {}
         begin = 0
-        for size in _groups(len(moves)):
+        for size in groups(len(moves)):
             part = moves[begin : begin + size]
             self._bound_staging(size * self._block_bytes)
             blocks = np.array([move.source_block for move in part], np.int32)
@@ -237,83 +234,6 @@ class Offload:
             raise NotEnoughMemory(
                 f"the host has no {count * self._block_bytes / 2**30:.2f} GiB for offload_host_bytes: lower it"
             ) from error
-
-
-def mover_keys() -> list[tuple[str, int]]:
-    """(name, blocks) of every program."""
-    return [(name, size) for name in ("gather", "scatter") for size in GROUPS]
-
-
-def lower_mover(
-    cache: Any, name: str, blocks: int, sharding: jax.sharding.Sharding | None = None
-) -> jax.stages.Lowered:
-    """One of the programs, from the cache's shapes."""
-    ids = jax.ShapeDtypeStruct((blocks,), jnp.int32, sharding=sharding)
-    if name == "gather":
-        return jax.jit(gather_blocks).lower(cache, ids)
-    block = _block_of(cache)
-    contents = tuple(jax.ShapeDtypeStruct(block.shape, block.dtype, sharding=sharding) for _ in range(blocks))
-    return jax.jit(scatter_blocks, donate_argnums=0).lower(cache, ids, contents)
-
-
-def gather_blocks(cache: KVCache, blocks: jax.Array) -> tuple[jax.Array, ...]:  # [n] -> n x [2 L, K, S, H]
-    pages = jnp.stack([_content(*part, blocks) for layer in cache for part in _parts(layer)], axis=1)
-    return tuple(pages[i] for i in range(blocks.shape[0]))
-
-
-def scatter_blocks(cache: KVCache, blocks: jax.Array, contents: tuple[jax.Array, ...]) -> KVCache:
-    """The cache with block i replaced by its content: [n], n x [2 L, K, S, H]."""
-    stacked = jnp.stack(contents, axis=1)  # [2 L, n, K, S, H]
-    found = list(cache)
-    for i, layer in enumerate(cache):
-        (keys, key_scales), (values, value_scales) = (
-            _put(*part, blocks, stacked[2 * i + j]) for j, part in enumerate(_parts(layer))
-        )
-        found[i] = LayerCache(keys, values, key_scales, value_scales)
-    return tuple(found)
-
-
-def _parts(layer: LayerCache) -> tuple[tuple[jax.Array, jax.Array | None], ...]:
-    return (layer.keys, layer.key_scales), (layer.values, layer.value_scales)
-
-
-def _content(pages: jax.Array, scales: jax.Array | None, blocks: jax.Array) -> jax.Array:
-    """[n, K, S, H], or, with scales, the bytes of both: [n, K, S H + 4]"""
-    if scales is None:
-        return pages[blocks]
-    taken = lax.bitcast_convert_type(pages, jnp.uint8)[blocks]
-    return jnp.concatenate(
-        [taken.reshape(*taken.shape[:2], -1), lax.bitcast_convert_type(scales[blocks], jnp.uint8)], axis=-1
-    )
-
-
-def _put(
-    pages: jax.Array, scales: jax.Array | None, blocks: jax.Array, content: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """What `_content` took, back into its blocks."""
-    mode = "promise_in_bounds"
-    if scales is None:
-        return pages.at[blocks].set(content, mode=mode), None
-    numbers = content[..., :-4].reshape(content.shape[0], *pages.shape[1:])
-    as_bytes = lax.bitcast_convert_type(pages, jnp.uint8).at[blocks].set(numbers, mode=mode)
-    scale = lax.bitcast_convert_type(content[..., -4:], jnp.float32)
-    return lax.bitcast_convert_type(as_bytes, pages.dtype), scales.at[blocks].set(scale, mode=mode)
-
-
-def _block_of(cache: Any) -> jax.ShapeDtypeStruct:
-    keys, scales = cache[0].keys, cache[0].key_scales
-    if scales is None:
-        return jax.ShapeDtypeStruct((2 * len(cache), *keys.shape[1:]), keys.dtype)
-    _, heads, size, head_dim = keys.shape
-    return jax.ShapeDtypeStruct((2 * len(cache), heads, size * head_dim + 4), jnp.uint8)
-
-
-def _groups(count: int) -> Iterator[int]:
-    """Sizes of programs that make up `count` blocks exactly: no padding, few calls."""
-    for size in GROUPS:
-        while count >= size:
-            yield size
-            count -= size
 
 
 def _bytes_of(content: np.ndarray) -> memoryview:

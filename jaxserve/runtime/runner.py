@@ -18,9 +18,10 @@ from jaxserve.core.step_record import Compilation
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import BatchBuilder
+from jaxserve.runtime.block_movers import mover_keys
 from jaxserve.runtime.kv_cache import allocate_cache, pages_dtype
 from jaxserve.runtime.lowering import Lowering
-from jaxserve.runtime.offload import Offload, mover_keys
+from jaxserve.runtime.offload import Offload
 from jaxserve.runtime.profile import named, step_named
 from jaxserve.runtime.programs import CompilationCounter, ProgramTable, smallest_holding
 from jaxserve.runtime.results import PendingMoves, PendingStep, PromptScores

@@ -15,9 +15,10 @@ import pytest
 from jaxserve.core.config import CacheConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.runtime.block_movers import lower_mover, mover_keys
 from jaxserve.runtime.disk_store import SUFFIX, DiskStore
 from jaxserve.runtime.kv_cache import LayerCache
-from jaxserve.runtime.offload import Offload, lower_mover, mover_keys
+from jaxserve.runtime.offload import Offload
 from jaxserve.runtime.programs import ProgramTable
 
 BLOCKS, LAYERS, PAGE = 40, 3, (2, 8, 4)  # K, S, H
