@@ -13,7 +13,7 @@ import jax
 
 from kernels_pallas.paged_attention.checks import check_contents, check_options, check_shapes, expect
 from kernels_pallas.paged_attention.choice import BACKENDS, choose, device_capability, module_of
-from kernels_pallas.paged_attention.options import Options, Problem
+from kernels_pallas.paged_attention.options import Problem
 
 
 def decode(
@@ -49,10 +49,10 @@ def decode(
       UnsupportedByBackend: the backend asked for cannot compute this; the message names the limit.
     """
     problem = check_shapes(q, k_pages, v_pages, block_tables, sinks, k_scales, v_scales)
-    options = _options(problem, scale, sliding_window, soft_cap, interpret)
+    options = check_options(problem.head_dim, scale, sliding_window, soft_cap, interpret)
     expect("lengths", lengths, (q.shape[0],))
     expect("block_tables", block_tables, (q.shape[0], block_tables.shape[1]))
-    run = _backend(backend, problem).decode
+    run = _backend(backend, problem, interpret).decode
     if debug:
         block_tables = check_contents(k_pages, block_tables, "lengths", lengths)
     return run(q, k_pages, v_pages, block_tables, lengths, sinks, k_scales, v_scales, options)
@@ -89,11 +89,11 @@ def prefill(
       ValueError, TypeError, UnsupportedByBackend: as `decode`.
     """
     problem = check_shapes(q, k_pages, v_pages, block_tables, sinks, k_scales, v_scales)
-    options = _options(problem, scale, sliding_window, soft_cap, interpret)
+    options = check_options(problem.head_dim, scale, sliding_window, soft_cap, interpret)
     rows = block_tables.shape[0]
     expect("query_offsets", query_offsets, (rows + 1,))
     expect("context_lengths", context_lengths, (rows,))
-    run = _backend(backend, problem).prefill
+    run = _backend(backend, problem, interpret).prefill
     if debug:
         block_tables = check_contents(
             k_pages, block_tables, "context_lengths", context_lengths, query_offsets, q.shape[0]
@@ -101,14 +101,8 @@ def prefill(
     return run(q, k_pages, v_pages, block_tables, query_offsets, context_lengths, sinks, k_scales, v_scales, options)
 
 
-def _backend(name: str, problem: Problem):
+def _backend(name: str, problem: Problem, interpret: bool):
     if name not in BACKENDS:
         raise ValueError(f"backend = {name!r} is not known: give one of {', '.join(BACKENDS)}")
-    return module_of(choose(name, problem, device_capability() if name == "auto" else None))
-
-
-def _options(
-    problem: Problem, scale: float | None, sliding_window: int | None, soft_cap: float | None, interpret: bool
-) -> Options:
-    check_options(scale, sliding_window, soft_cap)
-    return Options(problem.head_dim**-0.5 if scale is None else scale, sliding_window, soft_cap, interpret)
+    # interpreted, a kernel runs on the CPU whatever else is here
+    return module_of(choose(name, problem, None if interpret and name != "auto" else device_capability()))

@@ -1,16 +1,19 @@
 """What can be wrong with the arguments of an attention call.
 
-Shapes and types are looked at on every call, before anything is launched. The contents of tables and lengths are not:
-the host side, which made them, has checked them. With `debug` they are looked at too, also inside a jitted program:
-there the device counts what is wrong, reads page 0 instead of a page that does not exist, and the program fails with
-the argument's name.
+Shapes, types and options are looked at on every call, before anything is launched. The contents of tables and lengths
+are not: the host side, which made them, has checked them. With `debug` they are looked at too, also inside a jitted
+program: there the device counts what is wrong, reads page 0 instead of a page that does not exist, and the program
+fails with the argument's name.
 """
+
+from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.paged_attention.options import FLOATS, QUANTISED, Problem
+from kernels_pallas.paged_attention.options import FLOATS, QUANTISED, Options, Problem
 
 
 def check_shapes(
@@ -23,8 +26,10 @@ def check_shapes(
     v_scales: jax.Array | None,
 ) -> Problem:
     """The problem that the arguments pose. ValueError or TypeError names the one that does not fit."""
-    if q.ndim != 3 or k_pages.ndim != 4:
-        raise ValueError(f"q must be [rows, N, H] and k_pages [P, K, S, H], not {q.shape} and {k_pages.shape}")
+    _expect_array("q", q, "[rows, N, H]")
+    _expect_array("k_pages", k_pages, "[P, K, S, H]")
+    _expect_array("v_pages", v_pages, "[P, K, S, H]")
+    _expect_array("block_tables", block_tables, "[rows, W]")
     if v_pages.shape != k_pages.shape or v_pages.dtype != k_pages.dtype:
         raise ValueError(
             f"v_pages {v_pages.shape} {v_pages.dtype} must be like k_pages {k_pages.shape} {k_pages.dtype}"
@@ -39,32 +44,70 @@ def check_shapes(
             f"q ({q.dtype}) must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, and k_pages ({k_pages.dtype}) must have "
             f"one floating type with it, or be {' or '.join(QUANTISED)}"
         )
-    if block_tables.ndim != 2 or block_tables.dtype != jnp.int32:
+    if block_tables.dtype != jnp.int32:
         raise TypeError(f"block_tables must be [rows, W] int32, not {block_tables.shape} {block_tables.dtype}")
-    if sinks is not None and sinks.shape != (heads,):
-        raise ValueError(f"sinks must be [N] = [{heads}], not {sinks.shape}")
+    if sinks is not None:
+        _expect_array("sinks", sinks, "[N]")
+        if sinks.shape != (heads,) or sinks.dtype.name not in FLOATS:
+            raise ValueError(
+                f"sinks must be [N] = [{heads}] of {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, not {sinks.shape} "
+                f"{sinks.dtype}"
+            )
     problem = Problem(q.shape[2], heads // kv_heads, k_pages.shape[2], q.dtype.name, k_pages.dtype.name)
     for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
         if (scales is not None) != problem.quantised:
             wanted = "needed for" if problem.quantised else "given, and there are none for"
             raise ValueError(f"{name} are {wanted} pages of {problem.kv_dtype}")
-        if scales is not None and (scales.shape != k_pages.shape[:2] or scales.dtype != jnp.float32):
+        if scales is None:
+            continue
+        _expect_array(name, scales, "[P, K]")
+        if scales.shape != k_pages.shape[:2] or scales.dtype != jnp.float32:
             raise ValueError(f"{name} must be [P, K] = {k_pages.shape[:2]} float32, not {scales.shape} {scales.dtype}")
     return problem
 
 
-def check_options(scale: float | None, sliding_window: int | None, soft_cap: float | None) -> None:
-    if scale is not None and not np.isfinite(scale):
+def check_options(head_dim: int, scale: Any, sliding_window: Any, soft_cap: Any, interpret: bool) -> Options:
+    """The options. ValueError or TypeError names the one that is out of range, or no number that is known now."""
+    if scale is not None and not (_is_a("scale", scale, Real) and np.isfinite(scale)):
         raise ValueError(f"scale = {scale} must be finite")
-    if sliding_window is not None and sliding_window < 1:
-        raise ValueError(f"sliding_window = {sliding_window} must be at least 1, or None")
-    if soft_cap is not None and not soft_cap > 0:
-        raise ValueError(f"soft_cap = {soft_cap} must be positive, or None")
+    if sliding_window is not None:
+        _is_a("sliding_window", sliding_window, Integral)
+        if not 1 <= sliding_window < 1 << 31:
+            raise ValueError(f"sliding_window = {sliding_window} must be from 1 to {(1 << 31) - 1}, or None")
+    if soft_cap is not None and not (_is_a("soft_cap", soft_cap, Real) and 0 < soft_cap < np.inf):
+        raise ValueError(f"soft_cap = {soft_cap} must be positive and finite, or None")
+    return Options(
+        head_dim**-0.5 if scale is None else float(scale),
+        None if sliding_window is None else int(sliding_window),
+        None if soft_cap is None else float(soft_cap),
+        interpret,
+    )
 
 
 def expect(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    _expect_array(name, array, None)
     if array.shape != shape or array.dtype != jnp.int32:
         raise ValueError(f"{name} must be {list(shape)} int32, not {list(array.shape)} {array.dtype}")
+
+
+def _expect_array(name: str, value: Any, axes: str | None) -> None:
+    """An array with the dimensions that `axes` names, none of them empty."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(f"{name} must be an array{f' {axes}' if axes else ''}, not {type(value).__name__}")
+    if axes is None:
+        return
+    if len(value.shape) != axes.count(",") + 1:
+        raise ValueError(f"{name} must be {axes}, not {list(value.shape)}")
+    if 0 in value.shape:
+        raise ValueError(f"{name} {axes} must have something in every dimension, not {list(value.shape)}")
+
+
+def _is_a(name: str, value: Any, kind: type) -> bool:
+    """True, or TypeError: a traced array is no number yet, and True and False are none that anybody means."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        what = "a whole number" if kind is Integral else "a number"
+        raise TypeError(f"{name} must be {what}, known when the program is traced, not {type(value).__name__}")
+    return True
 
 
 def check_contents(

@@ -56,13 +56,15 @@ def preferred(capability: tuple[int, int] | None) -> tuple[str, ...]:
 def choose(backend: str, problem: Problem, capability: tuple[int, int] | None) -> str:
     """The backend's name for a problem.
 
-    `auto` takes the first preferred one that can, and warns when that is not the first, naming the limit.
+    `auto` takes the first preferred one that can, and warns when that is not the first, naming the limit, and when an
+    NVIDIA GPU is left to plain XLA. `capability` is None where the device is no NVIDIA GPU.
 
     Raises:
       UnsupportedByBackend: a backend was asked for by name and cannot.
     """
     if backend != "auto":
-        if (reason := limit(backend, problem)) is not None:
+        reason = limit(backend, problem) or _wrong_generation(backend, capability)
+        if reason is not None:
             raise UnsupportedByBackend(
                 f"backend {backend!r} cannot compute this attention: {reason}. Use backend='reference', which computes "
                 f"everything, slowly on a GPU"
@@ -70,6 +72,8 @@ def choose(backend: str, problem: Problem, capability: tuple[int, int] | None) -
         return backend
     candidates = preferred(capability)
     reasons: list[str] = []
+    if capability is not None and candidates == ("reference",):
+        reasons.append("no kernel is made for GPUs of compute capability {}.{}".format(*capability))
     for name in candidates:
         if (reason := limit(name, problem)) is None:
             if reasons:
@@ -77,6 +81,19 @@ def choose(backend: str, problem: Problem, capability: tuple[int, int] | None) -
             return name
         reasons.append(f"{name}: {reason}")
     raise UnsupportedByBackend(f"no backend can compute this attention: {'; '.join(reasons)}")
+
+
+def _wrong_generation(backend: str, capability: tuple[int, int] | None) -> str | None:
+    """None, or that the GPU is of another generation than the backend's kernels. On the CPU they are interpreted, or
+    compiled for a GPU elsewhere."""
+    if capability is None:
+        return None
+    here = "this GPU has compute capability {}.{}".format(*capability)
+    if backend == "mosaic_gpu" and capability != (9, 0):
+        return f"its kernels are for compute capability 9.0 (H100, H200), and {here}"
+    if backend == "triton" and capability < (8, 0):
+        return f"its kernels are for compute capability 8.0 and above, and {here}"
+    return None
 
 
 def device_capability() -> tuple[int, int] | None:

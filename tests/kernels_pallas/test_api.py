@@ -1,6 +1,7 @@
 """What does not fit is refused by name; `auto` picks by the GPU's generation; debug looks into the tables."""
 
 import types
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.paged_attention import UnsupportedByBackend, choice, decode, prefill
+from kernels_pallas.paged_attention import UnsupportedByBackend, api, choice, decode, prefill
 from kernels_pallas.paged_attention.cases import draw, relative_error
 from kernels_pallas.paged_attention.options import Problem
 from tests.kernels_pallas.backend_suite import compute
@@ -39,6 +40,12 @@ def given(**change: Any) -> dict[str, Any]:
         ({"k_pages": ((P, K, S, H), "int8"), "v_pages": ((P, K, S, H), "int8")}, "k_scales are needed"),
         ({"k_pages": ((P, K, S, H), "int8"), "v_pages": ((P, K, S, H), "int8"), "k_scales": (P, K),
           "v_scales": (K, P)}, "v_scales must be"),
+        ({"k_pages": (P, S, H), "v_pages": (P, S, H)}, "k_pages must be"), ({"sinks": (1, N)}, "sinks must be"),
+        ({"sinks": ((N,), "int32")}, "sinks must be"), ({"block_tables": ((4, W), "float32")}, "block_tables must be"),
+        ({"q": (0, N, H), "block_tables": (0, W), "lengths": (0,)}, "q .* something in every dimension"),
+        ({"k_pages": (P, 0, S, H), "v_pages": (P, 0, S, H)}, "k_pages .* something in every dimension"),
+        ({"k_pages": (P, K, 0, H), "v_pages": (P, K, 0, H)}, "k_pages .* something in every dimension"),
+        ({"block_tables": (4, 0)}, "block_tables .* something in every dimension"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_name(change: dict, words: str) -> None:
@@ -46,10 +53,70 @@ def test_what_does_not_fit_is_refused_by_name(change: dict, words: str) -> None:
         decode(**given(**change))
 
 
-@pytest.mark.parametrize("option", [{"sliding_window": 0}, {"soft_cap": 0.0}, {"backend": "cudnn"}, {"scale": np.inf}])
+@pytest.mark.parametrize("name", ["q", "k_pages", "v_pages", "block_tables", "lengths", "sinks"])
+@pytest.mark.parametrize("value", [[0.0], 3, "x"])
+def test_what_is_no_array_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be an array"):
+        decode(**given() | {name: value})
+
+
+def given_to_prefill(**change: Any) -> dict[str, Any]:
+    """Arguments of `prefill` that fit, but for `change`."""
+    arguments = given() | {"query_offsets": jnp.zeros(5, jnp.int32), "context_lengths": jnp.zeros(4, jnp.int32)}
+    del arguments["lengths"]
+    return arguments | change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"query_offsets": (4,)}, "query_offsets must be"), ({"context_lengths": (5,)}, "context_lengths must be"),
+        ({"block_tables": (0, W)}, "block_tables .* something in every"),
+        ({"block_tables": (4, W, 1)}, "block_tables must be"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_a_prefill_is_refused_by_name(change: dict, words: str) -> None:
+    wrong = {name: jnp.zeros(shape, jnp.int32) for name, shape in change.items()}
+    with pytest.raises((ValueError, TypeError), match=words):
+        prefill(**given_to_prefill(**wrong))
+
+
+@pytest.mark.parametrize("name", ["query_offsets", "context_lengths"])
+def test_prefill_refuses_what_is_no_array_or_of_another_type(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be an array"):
+        prefill(**given_to_prefill(**{name: [0] * 5}))
+    with pytest.raises(ValueError, match=f"^{name} must be .* float32"):
+        prefill(**given_to_prefill(**{name: jnp.zeros(5 if name == "query_offsets" else 4)}))
+
+
+def test_a_prefill_of_no_queries_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"q .* something in every dimension"):
+        prefill(**given_to_prefill(q=jnp.zeros((0, N, H))))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"sliding_window": 0}, {"sliding_window": 1 << 31}, {"soft_cap": 0.0}, {"soft_cap": np.inf}, {"soft_cap": np.nan},
+     {"backend": "cudnn"}, {"scale": np.inf}],
+)  # fmt: skip
 def test_options_out_of_range(option: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
         decode(**given(), **option)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"sliding_window": 1.5}, {"sliding_window": True}, {"sliding_window": "3"}, {"soft_cap": "x"}, {"scale": "x"},
+     {"scale": np.ones(2)}],
+)  # fmt: skip
+def test_options_that_are_no_numbers(option: dict) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(option))} must be a"):
+        decode(**given(), **option)
+
+
+def test_an_option_that_is_traced_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"^scale must be a number, known when the program is traced"):
+        jax.jit(lambda scale: decode(**given(), scale=scale))(0.5)
 
 
 def backends(monkeypatch: pytest.MonkeyPatch, **limits: str | None) -> None:
@@ -66,7 +133,37 @@ def test_auto_goes_by_the_generation(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, name: str
 ) -> None:
     backends(monkeypatch, mosaic_gpu=None, triton=None, reference=None)
-    assert choice.choose("auto", PROBLEM, capability) == name
+    left_to_xla = capability is not None and name == "reference"
+    with pytest.warns(UserWarning, match=r"no kernel is made for .* (7\.5|10\.0)") if left_to_xla else nullcontext():
+        assert choice.choose("auto", PROBLEM, capability) == name
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability"), [("mosaic_gpu", (8, 0)), ("mosaic_gpu", (10, 0)), ("mosaic_gpu", (12, 0)),
+                                ("triton", (7, 5))],
+)  # fmt: skip
+def test_a_gpu_of_another_generation_is_a_limit(backend: str, capability: tuple[int, int]) -> None:
+    with pytest.raises(
+        UnsupportedByBackend, match=rf"'{backend}' cannot .* capability {capability[0]}\.{capability[1]}"
+    ):
+        choice.choose(backend, PROBLEM, capability)
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability"), [("mosaic_gpu", (9, 0)), ("mosaic_gpu", None), ("triton", (8, 6)), ("triton", (9, 0)),
+                                ("triton", None), ("reference", (7, 5))],
+)  # fmt: skip
+def test_a_named_backend_is_taken_where_it_can_run(backend: str, capability: tuple[int, int] | None) -> None:
+    assert choice.choose(backend, PROBLEM, capability) == backend
+
+
+def test_a_named_backend_is_held_against_the_device_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's generation counts for what is launched there, not for the interpreter."""
+    monkeypatch.setattr(api, "device_capability", lambda: (8, 0))
+    case = draw("decode", 3, head_dim=64, dtype="bfloat16", page_size=16, rows=5, group=1, kv_heads=1, plain=True)
+    with pytest.raises(UnsupportedByBackend, match=r"compute capability 9\.0 \(H100, H200\), and this GPU has .* 8\.0"):
+        compute(case, "mosaic_gpu")
+    compute(case, "mosaic_gpu", interpret=True)
 
 
 def test_auto_falls_back_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
