@@ -151,7 +151,11 @@ class BackendSuite:
         self.check(draw(kind, self.seeds("small", kind)[0], head_dim=64, dtype=self.dtypes[0], **sizes))
 
     @pytest.mark.slow
-    def test_one_long_row_among_padding(self) -> None:
-        seed = self.seeds("long")[0]
-        sizes = {"max_pages": 12, "rows": 5, "page_size": 16} | self.sizes
-        self.check(draw("decode", seed, head_dim=64, dtype=self.dtypes[0], plain=True, **sizes))
+    @pytest.mark.parametrize("window", [None, 100])
+    @pytest.mark.parametrize("kind", ["decode", "prefill"])
+    def test_a_row_longer_than_the_rings(self, kind: str, window: int | None) -> None:
+        """Tiles are of 128 tokens at most, and two are on their way: this row has 305 or more, and repeats a page."""
+        seed = self.seeds("long", kind, window)[0]
+        sizes = self.sizes | {"max_pages": 20, "rows": 5, "page_size": 16, "kv_heads": 1, "group": 2}
+        case = draw(kind, seed, head_dim=64, dtype=self.dtypes[0], plain=True, long_row=True, **sizes)
+        self.check(replace(case, sliding_window=window))
