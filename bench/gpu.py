@@ -13,8 +13,10 @@ shapes: its figures mean nothing.
 """
 
 import argparse
+import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(wanted) - set(MODULES):
         print(f"bench.gpu: unknown parts {', '.join(sorted(unknown))}; known: {', '.join(MODULES)}", file=sys.stderr)
         return 2
+    if kept := _kept_of_another_kind(out, wanted, given.dry_run):
+        kind = "a real run" if given.dry_run else "a dry run, whose figures mean nothing"
+        print(f"bench.gpu: {out} holds {', '.join(kept)} of {kind}: give another --out", file=sys.stderr)
+        return 2
     for name in wanted:
         for kind in ("jsonl", "log"):
             (out / f"{name}.{kind}").unlink(missing_ok=True)
@@ -55,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: until {deadline - begin:.0f} s, now {time.monotonic() - begin:.0f} s", flush=True)
             command = [sys.executable, "-m", "bench.gpu_worker", name, str(out), str(seed), "--cache", cache]
             run_part(name, out, command + ["--dry-run"] * given.dry_run, deadline)
+    for name in wanted:
+        shutil.rmtree(out / f"dump-{name}", ignore_errors=True)
     print(write_report(out))
     print(f"seed {seed}, {time.monotonic() - begin:.0f} s; results in {out}")
     return 0
@@ -69,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, the same way through the code")
     parser.add_argument("--report", action="store_true", help="only draw the report of the results in --out")
     return parser
+
+
+def _kept_of_another_kind(out: Path, wanted: list[str], dry_run: bool) -> list[str]:
+    """Parts of an earlier run in `out` that this run does not replace, if one is a dry run and the other is not."""
+    machine = out / "machine.json"
+    earlier = json.loads(machine.read_text()).get("dry_run", False) if machine.exists() else dry_run
+    return [name for name in MODULES if earlier != dry_run and name not in wanted and (out / f"{name}.jsonl").exists()]
 
 
 def _describe(out: Path, seed: int, dry_run: bool) -> None:

@@ -10,11 +10,12 @@ from bench.gpu_worker import MODULES, lines
 Results = dict[str, dict[str, dict[str, Any]]]  # part -> item -> result
 
 BARS = [
-    ("kernels", ("decode 64 x 2048", "decode 64 x 4096"), "share", 0.85, "of copy bandwidth"),
+    ("kernels", ("decode 64 x 2048", "decode 64 x 4096", "decode 64 x 8192"), "share", 0.85, "of copy bandwidth"),
     ("kernels", ("prefill 1 x 4096 of 4096",), "share", 0.60, "of matmul rate"),
     ("steps", ("8b decode 64 x 4096", "8b decode 64 x 1024"), "share", 0.80, "of its floor"),
-    ("steps", ("8b prefill 4096", "8b prefill 8192"), "matmul_share", 0.65, "of matmul rate"),
+    ("steps", ("8b prefill 2048", "8b prefill 4096", "8b prefill 8192"), "matmul_share", 0.65, "of matmul rate"),
 ]
+AGAINST_TRANSFORMERS = 4.0
 
 
 def write_report(out: Path) -> str:
@@ -24,7 +25,7 @@ def write_report(out: Path) -> str:
     (out / "results.json").write_text(json.dumps({"machine": machine, "parts": results}, indent=1) + "\n")
     text = "\n".join(_table(machine, results))
     (out / "table.txt").write_text(text + "\n")
-    note = _draw(out, results)
+    note = _draw(out, machine, results)
     return f"{text}\n{note}" if note else text
 
 
@@ -44,13 +45,9 @@ def _table(machine: dict[str, Any], results: Results) -> Iterator[str]:
     if "copy_bytes_per_s" in rates:
         yield (
             f"measured here: copy {rates['copy_bytes_per_s'] / 1e12:.2f} TB/s, "
-            f"bfloat16 matmul {rates['matmul_flops_per_s'] / 1e12:.0f} TFLOP/s"
+            f"bfloat16 matmul {rates['matmul_flops_per_s'] / 1e12:.1f} TFLOP/s"
         )
-    checks = [r for r in results["correctness"].values() if "passed" in r]
-    wrong = [name for name, r in results["correctness"].items() if "error" in r or r.get("passed") is False]
-    yield f"correctness: {sum(r['passed'] for r in checks)} of {len(checks)} cases within their bar" + (
-        f"; FAILED: {', '.join(wrong)}" if wrong else ""
-    )
+    yield _correctness(results["correctness"])
     for part in ("kernels", "steps"):
         yield from (_line(part, name, result) for name, result in results[part].items() if name != "machine")
     for part in MODULES:
@@ -63,19 +60,45 @@ def _table(machine: dict[str, Any], results: Results) -> Iterator[str]:
     yield from _against_bars(results)
 
 
+def _correctness(found: dict[str, dict[str, Any]]) -> str:
+    """How many cases are right; by name those that are wrong, that ended in an error, and what was not reached."""
+    passed = [r["passed"] for r in found.values() if "passed" in r]
+    text = (
+        f"correctness: {sum(passed)} of {len(passed)} cases within their bar" if passed else "correctness: not measured"
+    )
+    for what, names in (
+        ("WRONG", [name for name, r in found.items() if r.get("passed") is False]),
+        ("ENDED IN AN ERROR", [name for name, r in found.items() if "error" in r]),
+        ("not measured", [f"{name} ({r['skipped']})" for name, r in found.items() if "skipped" in r]),
+    ):
+        text += f"; {what}: {', '.join(names)}" if names else ""
+    return text
+
+
 def _line(part: str, name: str, result: dict[str, Any]) -> str:
     if "s" not in result:
-        return f"{part:8s} {name:34s} not measured: {str(result.get('error') or result.get('skipped'))[:90]}"
+        return f"{part:8s} {name:34s} {_not_measured(result)}"
     more = f", {result['backend']}" if "backend" in result else ""
     if "floor_s" in result:
         more += f", floor {result['floor_s'] * 1e3:.3f} ms, host {result['host_dispatch_s'] * 1e3:.2f} ms"
-        more += f", {result['command_buffers']} command buffers, compiled in {result['compile_s']:.0f} s"
-    return f"{part:8s} {name:34s} {result['s'] * 1e3:9.3f} ms  {result['share']:6.1%}{more}"
+        buffers = result["command_buffers"]
+        more += f", command buffers {'not measured' if buffers is None else buffers}"
+        more += f", compiled in {result['compile_s']:.0f} s"
+    return f"{part:8s} {name:34s} {result['s'] * 1e3:9.3f} ms  {result['share']:6.1%} of {_whole(part, name)}{more}"
+
+
+def _whole(part: str, name: str) -> str:
+    """What a share is a share of."""
+    return "its floor" if part == "steps" else "matmul rate" if "prefill" in name else "copy bandwidth"
+
+
+def _not_measured(result: dict[str, Any]) -> str:
+    return f"not measured: {str(result.get('error') or result.get('skipped'))[:90]}"
 
 
 def _rate(result: dict[str, Any]) -> str:
     if "output_tokens_per_s" not in result:
-        return f"not measured: {str(result.get('error') or result.get('skipped'))[:90]}"
+        return _not_measured(result)
     text = f"{result['output_tokens_per_s']:9.0f} output tokens/s in {result['s']:.1f} s"
     if "step_s" in result:
         text += (
@@ -86,18 +109,26 @@ def _rate(result: dict[str, Any]) -> str:
 
 
 def _against_bars(results: Results) -> Iterator[str]:
-    for part, names, field, bar, what in BARS:
+    verdicts = {"met": 0, "MISSED": 0, "not measured": 0}
+
+    def line(what: str, found: float | None, bar: float, form: str) -> str:
+        verdict = "not measured" if found is None else "met" if found >= bar else "MISSED"
+        verdicts[verdict] += 1
+        return f"bar      {what}: " + (verdict if found is None else f"{found:{form}} {verdict}")
+
+    for part, names, field, bar, of in BARS:
         for name in names:
-            found = results[part].get(name, {}).get(field)
-            verdict = "not measured" if found is None else f"{found:.1%} {'met' if found >= bar else 'MISSED'}"
-            yield f"bar      {part} {name}: {bar:.0%} {what}: {verdict}"
+            yield line(f"{part} {name}: {bar:.0%} {of}", results[part].get(name, {}).get(field), bar, ".1%")
     ours = results["engine"].get("engine 0.6b", {}).get("output_tokens_per_s")
     theirs = results["engine"].get("transformers 0.6b", {}).get("output_tokens_per_s")
-    verdict = "not measured" if not ours or not theirs else f"{ours / theirs:.1f}x"
-    yield f"bar      engine 0.6b: 4x transformers' continuous batching: {verdict}"
+    ratio = ours / theirs if ours and theirs else None
+    bar = AGAINST_TRANSFORMERS
+    yield line(f"engine 0.6b: {bar:.0f} times transformers' continuous batching", ratio, bar, ".2f")
+    yield "bars: " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
 
 
-def _draw(out: Path, results: Results) -> str | None:
+def _draw(out: Path, machine: dict[str, Any], results: Results) -> str | None:
+    """kernels.png and steps.png: shares as horizontal bars, and a mark where one has a bar to meet."""
     try:
         import matplotlib
     except ImportError:
@@ -105,15 +136,27 @@ def _draw(out: Path, results: Results) -> str | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    where = f"{machine.get('device', 'unknown device')}, JAX {machine.get('jax')}, {machine.get('date')}"
+    if machine.get("dry_run"):
+        where = f"A DRY RUN on tiny shapes: figures mean nothing ({where})"
     for part in ("kernels", "steps"):
         shares = {name: result["share"] for name, result in results[part].items() if "share" in result}
         if not shares:
             continue
-        figure, axes = pyplot.subplots(figsize=(9, 1 + 0.3 * len(shares)))
+        figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.3 * len(shares)))
         axes.barh(list(shares), [100 * share for share in shares.values()])
+        bars = {name: 100 * bar for which, names, field, bar, _ in BARS for name in names
+                if which == part and field == "share" and name in shares}  # fmt: skip
+        if bars:
+            axes.scatter(list(bars.values()), list(bars), marker="|", s=200, color="black", zorder=3, label="its bar")
+            axes.legend(loc="lower right")
         axes.invert_yaxis()
-        axes.set_xlabel("% of this machine's measured copy bandwidth or matmul rate")
-        axes.set_title(part)
+        axes.set_xlabel(
+            "% of the least time that a step could take"
+            if part == "steps"
+            else "% of the measured copy bandwidth (decode) or matmul rate (prefill)"
+        )
+        axes.set_title(f"{part}\n{where}", fontsize=10)
         figure.tight_layout()
         figure.savefig(out / f"{part}.png", dpi=120)
         pyplot.close(figure)

@@ -9,7 +9,10 @@ from typing import Any
 
 
 def describe(device: bool = True) -> dict[str, Any]:
-    """Processor, device and versions. Without `device` JAX is not loaded: what ran has not used it."""
+    """Processor, device and versions; `platform` is the client's, on a GPU with CUDA's.
+
+    Without `device` JAX is not loaded: what ran has not used it.
+    """
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -28,7 +31,9 @@ def describe(device: bool = True) -> dict[str, Any]:
         return host
     import jax
 
-    return host | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    found = jax.devices()[0]
+    client = " ".join(found.client.platform_version.split())
+    return host | {"device": found.device_kind, "jax": jax.__version__, "platform": client}
 
 
 def matmul_rate(rows: int, inner: int = 512, columns: int = 2816, layers: int = 24, repeats: int = 7) -> float:

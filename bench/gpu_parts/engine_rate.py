@@ -72,7 +72,7 @@ def _engine(name: str, setting: Setting) -> dict[str, Any]:
 def _transformers(name: str, setting: Setting) -> dict[str, Any]:
     missing = [module for module in ("torch", "transformers") if importlib.util.find_spec(module) is None]
     if missing:
-        return {"skipped": f"{' and '.join(missing)} not installed: not measured"}
+        return {"skipped": f"{' and '.join(missing)} not installed"}
     from bench.gpu_parts.transformers_rate import measure
 
     config = tiny(MODELS[name]) if setting.dry_run else MODELS[name]

@@ -59,6 +59,7 @@ def items(setting: Setting) -> Iterator[Item]:
              Step(1, 1024, 0), Step(16, 1024, 0), Step(0, 0, 2048), Step(0, 0, 8192), Step(1, 4096, 0),
              Step(16, 4096, 0), Step(256, 4096, 0)]  # fmt: skip
     small = [Step(64, 1024, 0), Step(0, 0, 4096), Step(64, 4096, 0), Step(256, 1024, 0), Step(1, 1024, 0)]
+    small += [step for step in steps if step not in small]
     if setting.dry_run:
         steps, small = [Step(4, 128, 0), Step(0, 0, 128), Step(2, 64, 128)], [Step(4, 128, 0)]
     for name, some in (("8b", steps), ("1b", small)):

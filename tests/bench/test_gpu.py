@@ -12,6 +12,7 @@ import pytest
 from bench.gpu import main, run_part
 from bench.gpu_parts.step_times import Step, floors
 from bench.gpu_report import read, write_report
+from bench.gpu_worker import write
 from bench.models import LLAMA_1B, LLAMA_8B
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,43 @@ def test_the_report_says_what_was_not_measured(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["parts"]["kernels"]["decode 64 x 2048"]["share"] == 0.5
 
 
+@pytest.mark.parametrize(("theirs", "verdict"), [(100.0, "4.00 met"), (101.0, "3.96 MISSED"), (None, "not measured")])
+def test_four_times_transformers_is_met_or_missed(tmp_path: Path, theirs: float | None, verdict: str) -> None:
+    rate = {"output_tokens_per_s": 400.0, "s": 1.0}
+    write(tmp_path / "engine.jsonl", {"item": "engine 0.6b", "result": rate})
+    peer = {"skipped": "torch not installed"} if theirs is None else rate | {"output_tokens_per_s": theirs}
+    write(tmp_path / "engine.jsonl", {"item": "transformers 0.6b", "result": peer})
+    text = write_report(tmp_path)
+    assert f"4 times transformers' continuous batching: {verdict}" in text
+    met, missed = ("met" in verdict), ("MISSED" in verdict)
+    assert f"bars: {met:d} met, {missed:d} MISSED, {10 - met - missed} not measured" in text
+
+
+def test_the_report_does_not_take_cases_that_were_not_run_for_right_ones(tmp_path: Path) -> None:
+    for item, result in {
+        "a": {"passed": True}, "b": {"passed": False}, "c": {"error": "ended: longer than 45 s"},
+        "rest": {"skipped": "the part's time was up"},
+    }.items():  # fmt: skip
+        write(tmp_path / "correctness.jsonl", {"item": item, "result": result})
+    assert (
+        "correctness: 1 of 2 cases within their bar; WRONG: b; ENDED IN AN ERROR: c; "
+        "not measured: rest (the part's time was up)"
+    ) in write_report(tmp_path)
+
+
+def test_a_report_of_nothing_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    text = write_report(tmp_path)
+    assert "correctness: not measured" in text and "bars: 0 met, 0 MISSED, 10 not measured" in text
+
+
+def test_a_step_names_its_floor_and_what_is_not_known(tmp_path: Path) -> None:
+    step = {"s": 0.01, "share": 0.8, "floor_s": 0.008, "host_dispatch_s": 1e-3, "command_buffers": None, "compile_s": 3}
+    write(tmp_path / "steps.jsonl", {"item": "8b decode 64 x 4096", "result": step})
+    text = write_report(tmp_path)
+    assert "10.000 ms   80.0% of its floor, floor 8.000 ms, host 1.00 ms, command buffers not measured" in text
+    assert "8b decode 64 x 4096: 80% of its floor: 80.0% met" in text
+
+
 def test_floors_of_the_8b_model() -> None:
     read_bytes, flops = floors(LLAMA_8B, Step(64, 4096, 0))
     weights = 2 * (8_030_261_248 - 128_256 * 4096)  # all parameters but the embedding, of which 64 rows are read
@@ -80,6 +118,16 @@ def test_floors_of_the_8b_model() -> None:
 
 def test_unknown_parts_are_refused(tmp_path: Path) -> None:
     assert main(["--out", str(tmp_path), "--parts", "kernels,nothing"]) == 2
+
+
+@pytest.mark.parametrize(("earlier", "now", "word"), [(True, [], "a dry run"), (False, ["--dry-run"], "a real run")])
+def test_figures_of_a_dry_run_are_not_shown_beside_real_ones(
+    tmp_path: Path, earlier: bool, now: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "machine.json").write_text(json.dumps({"dry_run": earlier}))
+    write(tmp_path / "kernels.jsonl", {"item": "decode 64 x 2048", "result": {"s": 1.0, "share": 0.9}})
+    assert main(["--out", str(tmp_path), "--parts", "steps", *now]) == 2
+    assert f"holds kernels of {word}" in capsys.readouterr().err and (tmp_path / "kernels.jsonl").exists()
 
 
 def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
@@ -116,3 +164,4 @@ def test_a_dry_run_takes_the_whole_way_with_few_packages(tmp_path: Path) -> None
         assert sum("s" in r for r in results[part].values()) >= least, part
     assert results["engine"]["engine 8b"]["compilations_after_warmup"] == 0
     assert "A DRY RUN" in done.stdout
+    assert not list((tmp_path / "out").glob("dump-*"))
