@@ -17,7 +17,10 @@ from kernels_pallas.paged_attention.mosaic_gpu.operations import M, Operations
 
 LOG2E = math.log2(math.e)
 MASKED = -1e30
-"""Finite: a row that has seen nothing yet keeps m = MASKED, its weights of 2^0 are wiped by the first real maximum."""
+"""Of a score. Finite, and so far below FLOOR that it weighs nothing against it, whatever the scale."""
+FLOOR = -1e20
+"""Of m. A row of which a whole tile is masked keeps it: were m the rounded MASKED c, a multiply-add of MASKED c - m
+would give not 0 but the rounding, 1e22, and 2^1e22 is infinite."""
 
 
 class Softmax(NamedTuple):
@@ -29,8 +32,8 @@ class Softmax(NamedTuple):
 def start(ops: Operations, head_dim: int, sink: jax.Array | None) -> Softmax:
     """Nothing seen yet, or only the sink, a logit [M] with no value."""
     if sink is None:
-        return Softmax(ops.accumulator(head_dim), ops.rows(MASKED), ops.rows(0.0))
-    return Softmax(ops.accumulator(head_dim), sink * LOG2E, ops.rows(1.0))
+        return Softmax(ops.accumulator(head_dim), ops.rows(FLOOR), ops.rows(0.0))
+    return Softmax(ops.accumulator(head_dim), jnp.maximum(sink * LOG2E, FLOOR), ops.rows(1.0))
 
 
 def over_rows(x: jax.Array, width: int) -> jax.Array:
