@@ -1,10 +1,7 @@
 """The work of `bench.compile`: kernels and steps compiled for a target, each a row of a table.
 
 Temporaries of a step may be the activations of one layer (the gate and up projections, their product, queries, keys
-and values, a few hidden states) and `SLACK`. A decode kernel keeps the memory busy when the shared memory of the blocks
-that fit on one multiprocessor holds at least what the memory delivers in a microsecond, and when they are at least two,
-so that one block's beginning and end hide behind another's middle. Prefill keeps the matrix units busy when two
-warpgroups at least are on a multiprocessor, in one block or several, of which one multiplies while the other weighs.
+and values, a few hidden states) and `SLACK`. What else is wrong with a program, `compile_rules` says.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bench.compile_rules import KNOWN, kernel_problems, program_problems
 from bench.models import MODELS, tiny
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CompilerMissing, ConfigError
@@ -41,9 +39,6 @@ from kernels_pallas.paged_attention.choice import choose
 from kernels_pallas.paged_attention.options import QUANTISED, Problem
 
 SLACK = 64 << 20
-LATENCY_S = 1e-6
-COMPUTING_THREADS = 256
-"""Of prefill on one multiprocessor: two warpgroups, or eight warps, at least."""
 HEAD_DIMS = 64, 96, 128, 256
 KV_HEADS, ROWS, TOKENS, CONTEXT = 8, 64, 2048, 8192
 HEADER = (
@@ -68,6 +63,8 @@ class Row:
     blocks_per_sm: int | None
     command_buffers: int | None
     problems: tuple[str, ...]
+    known: str = ""
+    """What is known to be short of the rule, and is no failure."""
 
     def __str__(self) -> str:
         size = lambda n: f"{n / 2**20:.1f} MiB" if n < 10 << 30 else f"{n / 2**30:.1f} GiB"  # noqa: E731
@@ -76,7 +73,8 @@ class Row:
         return (
             f"{self.name:44s} {self.compile_s:6.1f} s {size(self.arguments):>10s} {size(self.aliased):>10s} "
             f"{size(self.temporaries):>10s} {self.kernels:7d} {show(self.registers):>9s} {show(self.spills):>6s} "
-            f"{shared:>8s} {show(self.blocks_per_sm):>9s}" + ("  FAILS" if self.problems else "")
+            f"{shared:>8s} {show(self.blocks_per_sm):>9s}"
+            + ("  FAILS" if self.problems else f"  known: {self.known}" if self.known else "")
         )
 
 
@@ -107,7 +105,11 @@ class CompileRun:
                 except UnsupportedByBackend as error:
                     self._add(Row(name, 0, 0, 0, 0, 0, None, None, None, None, None, (str(error),)))
                     continue
-                self._compile(name, lambda f=lower, p=problem, b=backend: f(p, b), kind=kind)
+                known = KNOWN.get((backend, problem.head_dim, jnp.dtype(problem.kv_dtype).itemsize), "")
+                self._compile(
+                    name, lambda f=lower, p=problem, b=backend: f(p, b), backend=backend, kind=kind,
+                    known=known if kind == "prefill" else "",
+                )  # fmt: skip
 
     def steps(self, names: list[str], *, small: bool) -> None:
         """The model program of every bucket of the configuration, widest first, and the moves of KV blocks."""
@@ -115,13 +117,14 @@ class CompileRun:
             if name not in MODELS:
                 raise ConfigError(f"models = {name!r} is not known: give some of {', '.join(MODELS)}")
             model = tiny(MODELS[name]) if small else MODELS[name]
-            lowering, cache_bytes, page = self._lowering(model)
+            lowering, cache_bytes, page, backend = self._lowering(model)
             buckets = BucketTable.from_config(self._config.buckets, self._config.scheduler).all()
             for bucket in buckets[:2] if small else buckets:
                 step = f"{name}{' tiny' if small else ''} step {bucket}"
                 self._compile(
                     step, lambda low=lowering, b=bucket: low.model_program(b),
-                    cache_bytes=cache_bytes, page=page, limit=step_temporaries(model, bucket) + SLACK,
+                    backend=backend, cache_bytes=cache_bytes, page=page,
+                    limit=step_temporaries(model, bucket) + SLACK,
                 )  # fmt: skip
             for move in ("gather", "scatter"):
                 blocks = GROUPS[0]
@@ -132,8 +135,8 @@ class CompileRun:
                     limit=2 * blocks * cache_bytes // page[0] + SLACK,
                 )  # fmt: skip
 
-    def _lowering(self, model: ModelConfig) -> tuple[Lowering, int, tuple[int, ...]]:
-        """The model's programs, the cache's bytes, and the shape of one page array.
+    def _lowering(self, model: ModelConfig) -> tuple[Lowering, int, tuple[int, ...], str]:
+        """The model's programs, the cache's bytes, the shape of one page array, and who computes attention.
 
         The cache takes half of the memory at most: above four fifths for all arguments, XLA tries for minutes to save
         memory where there is nothing to save.
@@ -145,22 +148,23 @@ class CompileRun:
         size = block_bytes(model, cache.block_size, pages)
         blocks = min(self._target.memory // 2 // size, 1 << 16) - 1 | 1
         problem = Problem(model.head_dim, model.group_size, cache.block_size, dtype.name, pages.name)
-        runtime = replace(
-            self._config.runtime, attention_backend=choose(self._backend, problem, self._target.capability)
-        )
+        backend = choose(self._backend, problem, self._target.capability)
+        runtime = replace(self._config.runtime, attention_backend=backend)
         lowering = Lowering(
             decoder, model, params, cache=cache, runtime=runtime, num_blocks=blocks,
             num_slots=self._config.scheduler.max_num_seqs,
             max_len=self._config.model.max_model_len or model.context_length, sharding=self._device.sharding,
         )  # fmt: skip
-        return lowering, size * blocks, (blocks, model.num_kv_heads, cache.block_size, model.head_dim)
+        return lowering, size * blocks, (blocks, model.num_kv_heads, cache.block_size, model.head_dim), backend
 
     def _compile(
         self,
         name: str,
         lower: Callable[[], Any],
         *,
+        backend: str = "",
         kind: str = "",
+        known: str = "",
         cache_bytes: int = 0,
         page: tuple[int, ...] = (),
         limit: int | None = None,
@@ -173,37 +177,11 @@ class CompileRun:
             _, report = compile_and_report(name, lower_there, page)
         dump = take_dump(self._dump, self._target.capability)
         attention = [k for k in dump.kernels if "paged" in k.name or "mosaic" in k.name]
-        problems = [*self._program_problems(report, cache_bytes, limit), *self._kernel_problems(attention, kind)]
-        self._add(_row(report, dump, attention, self._target, problems))
-
-    def _program_problems(self, report: ProgramReport, cache_bytes: int, limit: int | None) -> Iterator[str]:
-        if report.aliased < cache_bytes:
-            yield f"{report.aliased} of the cache's {cache_bytes} bytes are aliased"
-        if report.cache_copies:
-            yield f"makes {len(report.cache_copies)} arrays as large as a cache's: {', '.join(report.cache_copies[:3])}"
-        if limit is not None and report.temporaries > limit:
-            yield f"temporaries {report.temporaries / 2**20:.0f} MiB, more than {limit / 2**20:.0f}"
-
-    def _kernel_problems(self, attention: list[Kernel], kind: str) -> Iterator[str]:
-        for kernel in attention:
-            if kernel.registers is None:
-                yield f"{kernel.name}: ptxas does not take its PTX"
-            if kernel.spills:
-                yield f"{kernel.name} spills {kernel.spills} bytes"
-            blocks = blocks_per_core(kernel, self._target)
-            if blocks is None or kernel.shared is None or kernel.threads is None:
-                continue
-            needed = self._target.bandwidth * LATENCY_S / self._target.cores
-            if kind == "decode" and (blocks < 2 or blocks * kernel.shared < needed):
-                yield (
-                    f"{kernel.name}: {blocks} blocks of {kernel.shared / 1024:.0f} KiB an SM, too few to keep "
-                    f"{needed / 1024:.0f} KiB in flight"
-                )
-            if kind == "prefill" and blocks * kernel.threads < COMPUTING_THREADS:
-                yield (
-                    f"{kernel.name}: {blocks} blocks of {kernel.threads} threads an SM, fewer than the "
-                    f"{COMPUTING_THREADS} with which one's softmax hides behind another's product"
-                )
+        problems = [
+            *program_problems(report, cache_bytes, limit),
+            *kernel_problems(attention, backend, kind, self._target, known=bool(known)),
+        ]
+        self._add(_row(report, dump, attention, self._target, problems, known))
 
     def _add(self, row: Row) -> None:
         self.rows.append(row)
@@ -251,11 +229,13 @@ def _scales(scales: Any) -> dict[str, Any]:
     return {"k_scales": scales, "v_scales": scales}
 
 
-def _row(report: ProgramReport, dump: Dump, attention: list[Kernel], target: Target, problems: list[str]) -> Row:
+def _row(
+    report: ProgramReport, dump: Dump, attention: list[Kernel], target: Target, problems: list[str], known: str
+) -> Row:
     most = lambda values: max((value for value in values if value is not None), default=None)  # noqa: E731
     blocks = [count for kernel in attention if (count := blocks_per_core(kernel, target)) is not None]
     return Row(
         report.name, report.lower_s + report.compile_s, report.arguments, report.aliased, report.temporaries,
         dump.launches, most(k.registers for k in attention), most(k.spills for k in attention),
-        most(k.shared for k in attention), min(blocks, default=None), dump.command_buffers, tuple(problems),
+        most(k.shared for k in attention), min(blocks, default=None), dump.command_buffers, tuple(problems), known,
     )  # fmt: skip
