@@ -130,6 +130,7 @@ def test_figures_of_a_dry_run_are_not_shown_beside_real_ones(
     assert f"holds kernels of {word}" in capsys.readouterr().err and (tmp_path / "kernels.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
     assert main(["--out", str(tmp_path), "--parts", "kernels"]) == 0
     assert "a GPU is needed, or --dry-run" in (tmp_path / "table.txt").read_text()

@@ -61,6 +61,7 @@ def test_every_metric_named_in_deploy_exists() -> None:
     assert named <= known
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_the_rules_fire_on_their_causes_only() -> None:
     checks = [["check", "config", name] for name in ("prometheus.yml", "prometheus-compose.yml")]
