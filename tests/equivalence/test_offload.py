@@ -18,9 +18,8 @@ from jaxserve.sched.victims import CheapestFirst, Claim, Victim, Wait, YoungestF
 from tests.equivalence.conftest import SMALL_POOL
 from tests.equivalence.test_schedules import MIXED, tokens
 
-pytestmark = (
-    pytest.mark.slow
-)  # each tier has its own programs; tests/engine/test_offload_equivalence.py is the quick one
+# Each tier has its own programs; tests/engine/test_offload_equivalence.py is the quick one.
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 NO_PREFIXES: dict[str, Any] = SMALL_POOL | {"enable_prefix_caching": False}
