@@ -4,8 +4,9 @@
     python -m bench.fidelity --json fidelity.json
 
 Each repeat learns step times from one workload, and predicts another, of other lengths, that it has not seen: all at
-once (saturation), and as a Poisson process at a share of what saturation served. The runs that are learnt from stand
-between those that are predicted, since a shared machine's speed drifts. A round in which other processes took more
+once (saturation), and as a Poisson process at a share of what saturation served, in three runs each. Runs that are
+learnt from stand between those that are predicted, since a shared machine's speed drifts, by a third for a second or
+two. A round in which other processes took more
 than a twentieth of the processors is made again, whatever came out of it; after `--tries` it counts, and the table says
 so. Shown are medians over the repeats of prediction and measurement, and of the error's size. The measured run is
 recorded, too, and replayed decision by decision. Exit status 1: a bar was missed.
@@ -16,8 +17,9 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 from jaxserve.engine.heap import settle_heap
-from jaxserve.metrics.summary import Summary
+from jaxserve.metrics.summary import GroupSummary, Summary
 from jaxserve.sched.cost_model import CostModel, StepFeatures
 from jaxserve.sched.fitted_cost import Sample, fit_steps
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
@@ -54,6 +56,10 @@ BARS = {
 }  # fmt: skip
 """Largest error's size, on a CPU of two busy cores."""
 SAME_DECISIONS = 0.99
+PARTS = 3
+"""Runs of each kind in a round."""
+LEARN_AT = (0.3, 0.15)
+"""Loads at which it is learnt how much small steps cost, as shares of what saturation served."""
 Lengths = Callable[[random.Random], tuple[int, int]]
 
 
@@ -108,19 +114,19 @@ class Real:
         self.llm = LLM(config=EngineConfig.from_settings(**settings))
         self._vocab = self.llm.limits.vocab_size
 
-    def run(self, arrivals: list[Arrival], seed: int) -> tuple[Summary, Record]:
+    def run(self, arrivals: list[Arrival], seed: int) -> tuple[list[Served], Record]:
         """Serve them and record it."""
         rng = random.Random(seed)
-        summary, engine = Summary(), self.llm.engine
+        engine = self.llm.engine
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "record.jsonl"
             settle_heap()  # as the server does
             recorder = record_engine(engine, open_recording(path), self.llm.config, self.llm.tenants)
-            for served in drive(engine, MonotonicClock(), arrivals, lambda a, _: self._prompt(a, rng)):
-                summary.add(_well(served))
+            ended = drive(engine, MonotonicClock(), arrivals, lambda a, _: self._prompt(a, rng))
+            served = [_well(one) for one in ended]
             engine.observers.remove(recorder)
             recorder.close()
-            return summary, read_record(path)
+            return served, read_record(path)
 
     def _prompt(self, arrival: Arrival, rng: random.Random) -> tuple[int, ...]:
         return tuple(rng.randrange(self._vocab) for _ in range(arrival.prompt_tokens))
@@ -133,12 +139,21 @@ def _well(served: Served) -> Served:
 
 
 @dataclass(slots=True)
+class Part:
+    """One run: what was asked, what came of it, and its record."""
+
+    arrivals: list[Arrival]
+    served: list[Served]
+    record: Record
+
+
+@dataclass(slots=True)
 class Round:
     """What one round measured, before anything is predicted."""
 
     learnt: list[Sample]
-    saturated: tuple[list[Arrival], Summary, Record]
-    loaded: tuple[list[Arrival], Summary, Record]
+    saturated: list[Part]
+    loaded: list[Part]
     others: float | None
     """Share of the processors that other processes took meanwhile."""
 
@@ -159,45 +174,78 @@ def quiet_round(real: Real, given: argparse.Namespace, seed: int) -> Round:
 
 
 def measure(real: Real, given: argparse.Namespace, seed: int) -> Round:
-    """Runs to learn from around the two that are to be predicted."""
+    """Runs to learn from before, between and after those that are to be predicted, all at once (S) and at the load (L):
+
+    learn  S  learn  S  learn  S  learn  L  learn  L  learn  L  learn
+    """
     learnt: list[Sample] = []
 
-    def learn(number: int, rate: float | None) -> None:
+    def learn(number: int, rate: float | None = None) -> None:
         _, record = real.run(requests(seed + number, given.requests // 2, all_lengths, rate), seed)
         learnt.extend((step.features, step.seconds) for step in record.steps)
 
+    def run(arrivals: list[Arrival]) -> Part:
+        return Part(arrivals, *real.run(arrivals, seed))
+
     disturbance = Disturbance()
-    learn(0, None)
-    saturated = requests(seed + 10, given.requests, other, None)
-    saturation, full = real.run(saturated, seed)
-    capacity = saturation.all.completed / saturation.all.duration_s
-    learn(1, None)
-    learn(2, 0.3 * capacity)
-    arrivals = paced(requests(seed + 20, 2 * given.requests, other, capacity), given.load * saturation.all.throughput)
-    under_load, loaded = real.run(arrivals, seed)
-    learn(3, 0.15 * capacity)
-    learn(4, None)
-    return Round(learnt, (saturated, saturation, full), (arrivals, under_load, loaded), disturbance.share())
+    saturated: list[Part] = []
+    for i in range(PARTS):
+        learn(i)
+        saturated.append(run(requests(seed + 20 + i, given.requests, other, None)))
+    full = [part.served for part in saturated]
+    capacity, tokens_per_s = sum(map(len, full)) / duration_s(full), throughput(full)
+    loaded: list[Part] = []
+    for i in range(PARTS):
+        learn(PARTS + i, LEARN_AT[i % len(LEARN_AT)] * capacity)
+        drawn = requests(seed + 40 + i, 2 * given.requests, other, capacity)
+        loaded.append(run(paced(drawn, given.load * tokens_per_s)))
+    learn(2 * PARTS)
+    return Round(learnt, saturated, loaded, disturbance.share())
 
 
 def predict(found: Round, pairs: Pairs) -> float:
     """What the learnt steps say of the other runs. Returns the share of decisions that the replay repeated."""
     cost = fit_steps(found.learnt, "measured: this machine, just now")
-    arrivals, measured, full = found.saturated
-    predicted = simulate(pool(full.config, full), arrivals, cost).summary
-    pairs.add("saturation tokens/s", predicted.all.throughput, measured.all.throughput)
-    arrivals, measured, loaded = found.loaded
-    predicted = simulate(pool(loaded.config, loaded), arrivals, cost).summary
+    for name, parts in (("saturation tokens/s", found.saturated), ("tokens/s under load", found.loaded)):
+        predicted, measured = [_simulated(part, cost) for part in parts], [part.served for part in parts]
+        pairs.add(name, throughput(predicted), throughput(measured))
+        if parts is found.loaded:
+            _latencies(predicted, measured, pairs)
+    records = [part.record for part in (*found.saturated, *found.loaded)]
+    _steps(cost, found.learnt, [(s.features, s.seconds) for record in records for s in record.steps], pairs)
+    return min(replay(record).share for record in records)
+
+
+def _simulated(part: Part, cost: CostModel) -> list[Served]:
+    served: list[Served] = []
+    simulate(pool(part.record.config, part.record), part.arrivals, cost, watch=served.append)
+    return served
+
+
+def _latencies(predicted: list[list[Served]], measured: list[list[Served]], pairs: Pairs) -> None:
+    """The percentiles of all requests of the runs together."""
+    before, after = _summed(chain(*predicted)), _summed(chain(*measured))
     for metric in ("ttft", "tpot"):
         for percent in (50, 90, 99):
-            pairs.add(
-                f"{metric} p{percent}",
-                predicted.all.distribution(metric).percentile(percent),
-                measured.all.distribution(metric).percentile(percent),
-            )
-    pairs.add("tokens/s under load", predicted.all.throughput, measured.all.throughput)
-    _steps(cost, found.learnt, [(s.features, s.seconds) for r in (full, loaded) for s in r.steps], pairs)
-    return min(replay(full).share, replay(loaded).share)
+            of = [found.distribution(metric).percentile(percent) for found in (before, after)]
+            pairs.add(f"{metric} p{percent}", *of)
+
+
+def _summed(requests: Iterable[Served]) -> GroupSummary:
+    summary = Summary()
+    for served in requests:
+        summary.add(served)
+    return summary.all
+
+
+def duration_s(runs: list[list[Served]]) -> float:
+    """Of several runs, one after the other."""
+    return sum(_summed(run).duration_s for run in runs)
+
+
+def throughput(runs: list[list[Served]]) -> float:
+    """Output tokens a second of several runs, one after the other."""
+    return sum(_summed(run).output_tokens for run in runs) / duration_s(runs)
 
 
 def _steps(

@@ -43,7 +43,8 @@ _ROUNDS = 8
 _EXACT = 0.05
 """Relative errors below this weigh alike."""
 HICCUP = 3.0
-"""A step of this many times its bucket's median is left out by `fit_steps`: the machine did something else."""
+"""A step of this many times its bucket's median is left out by `fit_steps`, and one of this many times its prediction
+counts as this many times in the mean: the machine did something else."""
 Sample = tuple[StepFeatures, float]
 
 
@@ -110,6 +111,13 @@ class FittedCost:
                     gradient += (value - w[i]) * gram[:, i]
                     w[i] = value
         self._weight_list = w.tolist()
+
+    def scale(self, factor: float) -> None:
+        """Every step so many times as expensive, as if all that was observed had been."""
+        self._take_in()
+        self._moment *= factor
+        self._weights *= factor
+        self._weight_list = self._weights.tolist()
 
     def start_from(self, other: "FittedCost") -> None:
         """Begin the next `fit` at another model's weights, of the same buckets met in the same order."""
@@ -187,6 +195,10 @@ def fit_steps(samples: list[Sample], source: str = "measured") -> FittedCost:
 
     Squares would follow the steps that something else on the machine held up; hiccups are left out, even so. Least
     sizes by squares that are weighed anew, each with 1 / its last error (iteratively reweighted least squares).
+
+    That is the shape of a typical step. What a queue waits for is the sum, and slow steps are slower than fast ones are
+    fast, so the whole is then raised to the mean of all of them (by 3-7% on two cores that nothing else used; without
+    it, the median TTFT at 0.8 of saturation was predicted 5-16% too short in all of six rounds).
     """
     by_bucket: dict[Bucket, list[float]] = {}
     for features, seconds in samples:
@@ -205,6 +217,9 @@ def fit_steps(samples: list[Sample], source: str = "measured") -> FittedCost:
         errors = [max(abs(model.seconds(f) - seconds) / middle, _EXACT) for f, seconds, middle in kept]
         mean = statistics.fmean(1.0 / error for error in errors) if errors else 1.0
         scales = [middle * (error * mean) ** 0.5 for (_, _, middle), error in zip(kept, errors, strict=True)]
+    predicted = [model.seconds(features) for features, _ in samples]
+    taken = [min(seconds, HICCUP * usually) for (_, seconds), usually in zip(samples, predicted, strict=True)]
+    model.scale(sum(taken) / sum(predicted) if samples else 1.0)
     return model
 
 

@@ -78,14 +78,28 @@ def test_rows_that_go_on_for_the_longest_of_a_block_are_learnt() -> None:
 
     rng = random.Random(1)
     steps = [(f, looping(f)) for f in (drawn(rng) for _ in range(1500))]
-    model = fit_steps(
-        [(f, seconds * (rng.uniform(1.2, 2.5) if i % 6 == 0 else 1.0)) for i, (f, seconds) in enumerate(steps)]
-    )
-    errors = [abs(model.seconds(f) / looping(f) - 1.0) for f in (drawn(rng) for _ in range(300))]
-    assert statistics.median(errors) < 0.03
+    taken = [(f, seconds * (rng.uniform(1.2, 2.5) if i % 6 == 0 else 1.0)) for i, (f, seconds) in enumerate(steps)]
+    model = fit_steps(taken)
+    longer = [model.seconds(f) / looping(f) for f in (drawn(rng) for _ in range(300))]
+    usual = statistics.median(longer)
+    assert statistics.median(abs(one / usual - 1.0) for one in longer) < 0.03, "the shape is that of the other steps"
+    assert usual == pytest.approx(1.0 + 0.85 / 6, rel=0.03), "the sum is that of all of them"
+    assert sum(model.seconds(f) for f, _ in taken) == pytest.approx(sum(seconds for _, seconds in taken), rel=0.01)
     blind = fit_steps([(f._replace(decode_longest=0, prefill_longest=0), seconds) for f, seconds in steps])
     missed = [abs(blind.seconds(f._replace(decode_longest=0, prefill_longest=0)) / s - 1.0) for f, s in steps]
     assert statistics.median(missed) > 0.1, "what the spans are for"
+
+
+def test_a_scaled_model_goes_on_from_there() -> None:
+    model, rng = fitted(padded), random.Random(2)
+    model.scale(2.0)
+    model.fit()
+    assert median_error(model, lambda f: 2.0 * padded(f)) < 0.01, "what it remembers was scaled as well"
+    for _ in range(64):
+        f = features(rng)
+        model.observe(f, 2.0 * padded(f))
+    model.fit()
+    assert median_error(model, lambda f: 2.0 * padded(f)) < 0.01
 
 
 def test_the_weights_are_not_negative() -> None:
