@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from ast import literal_eval
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,8 +18,12 @@ import pytest
 from jaxserve.cli import main
 from jaxserve.core.config import all_settings
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.llm import LLM
 
 ROOT = Path(__file__).parent.parent
+SETTINGS: dict[str, Any] = {
+    "max_num_seqs": 2, "max_num_batched_tokens": 64, "decode_buckets": (2,), "prefill_buckets": (64,),
+}  # fmt: skip
 SMALL = ["--max-num-seqs=2", "--max-num-batched-tokens=64", "--decode-buckets=2", "--prefill-buckets=64"]
 
 
@@ -79,7 +85,7 @@ def test_generate_has_a_flag_for_every_field_of_sampling(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
     text = capsys.readouterr().out
-    fields = {field.name for field in dataclasses.fields(SamplingParams)} - {"prompt_logprobs", "seed"}
+    fields = {field.name for field in dataclasses.fields(SamplingParams)} - {"seed"}
     assert [name for name in [*fields, "sampling_seed"] if f"--{name.replace('_', '-')} " not in text] == []
 
 
@@ -132,6 +138,22 @@ def test_generate_prints_the_prompt_and_what_follows(
     assert main(["generate", "--prompt=x", *options, "--logprobs=0", "--logit-bias=40=100", "--logit-bias=41=99"]) == 0
     named = re.findall(r"^ +-?\d+\.\d{3}  ('.*')$", capsys.readouterr().out, re.MULTILINE)
     assert len(named) == 8 and len(set(named)) == 1, "a bias of 100 leaves one token"
+
+
+@pytest.mark.slow
+def test_generate_prints_what_the_prompt_is_worth(capsys: pytest.CaptureFixture[str], compilation_cache: str) -> None:
+    """What `LLM.score` says, first token included, which has none; the same of one completion and of several."""
+    options = ["--compilation-cache-dir", compilation_cache, *SMALL, "--prompt", "ROMEO: O!", "--prompt-logprobs=1"]
+    assert main(["generate", *options, "--max-tokens=0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["ROMEO: O!", "--- prompt"]
+    (scored,) = LLM(compilation_cache_dir=compilation_cache, progress=False, **SETTINGS).score("ROMEO: O!")
+    found = [line.split()[0] for line in lines[2:]]
+    assert found == ["-", *(f"{entry.logprob:.3f}" for entry in scored if entry)] and len(found) > 2
+    texts = [literal_eval(re.findall(r"'.*?'", line)[0]) for line in lines[2:]]
+    assert "".join(texts[1:]) == "ROMEO: O!"
+    assert main(["generate", *options, "--n=2", "--max-tokens=1"]) == 0
+    assert capsys.readouterr().out.splitlines()[: len(lines)] == [*lines[1:], "--- 1 of 2"]
 
 
 @pytest.mark.slow

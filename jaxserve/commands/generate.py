@@ -1,6 +1,6 @@
 """`jaxserve generate`: prompts completed on the terminal.
 
-There is a flag for every field of `SamplingParams` but `prompt_logprobs`.
+There is a flag for every field of `SamplingParams`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from jaxserve.engine.outputs import SequenceOutput
     from jaxserve.llm import LLM
     from jaxserve.text.prompts import Prompt
 
@@ -21,6 +22,7 @@ _EXAMPLES = """\
 examples:
   jaxserve generate --prompt "KING RICHARD:" --max-tokens 60
   echo "Good morrow, cousin" | jaxserve generate --temperature 0 --logprobs 3
+  jaxserve generate --prompt "To be, or not to be" --max-tokens 0 --prompt-logprobs 3     only scores the prompt
   jaxserve generate --prompt "ROMEO:" --logit-bias 15=-100 --logit-bias 27=5
   jaxserve generate --model ./Qwen3-0.6B --chat --prompt "Hello" --n 3 --sampling-seed 7
 """
@@ -77,6 +79,7 @@ _FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ignore_eos", {"action": "store_true", "help": "go on after the model's own end"}),
     ("skip_special_tokens", {"action": argparse.BooleanOptionalAction, "help": "leave them out of the text (default)"}),
     ("logprobs", {"type": int, "metavar": "K", "help": "print each token's log-probability, and the K likeliest"}),
+    ("prompt_logprobs", {"type": int, "metavar": "K", "help": "the same of the prompt's tokens, given those before"}),
 )
 
 
@@ -117,17 +120,25 @@ def _run(given: argparse.Namespace) -> int:
 def _complete(llm: "LLM", prompt: "Prompt", shown: str, params: SamplingParams) -> None:
     """One completion streams; several are printed one below the other."""
     if params.n == 1:
-        entries: list[TokenLogprobs] = []
+        pieces: list[SequenceOutput] = []
         print(shown, end="", flush=True)
         for piece in llm.stream(prompt, params):
             print(piece.text, end="", flush=True)
-            entries += piece.logprobs
+            pieces.append(piece)
             if piece.error is not None:
                 raise StepFailed(piece.error)
         print()
-        _print_logprobs(llm, entries)
+        if params.prompt_logprobs is not None:
+            _print_prompt_logprobs(
+                llm, pieces[0].sequence.tokens[0], [entry for piece in pieces for entry in piece.prompt_logprobs]
+            )
+            if params.logprobs is not None:
+                print("--- output")
+        _print_logprobs(llm, [entry for piece in pieces for entry in piece.logprobs])
         return
     (output,) = llm.generate([prompt], params)
+    if output.prompt_logprobs is not None:
+        _print_prompt_logprobs(llm, output.prompt_token_ids[0], [entry for entry in output.prompt_logprobs if entry])
     for completion in output.outputs:
         if completion.error is not None:
             raise StepFailed(completion.error)
@@ -135,10 +146,17 @@ def _complete(llm: "LLM", prompt: "Prompt", shown: str, params: SamplingParams) 
         _print_logprobs(llm, completion.logprobs or [])
 
 
-def _print_logprobs(llm: "LLM", entries: Sequence[TokenLogprobs]) -> None:
-    def named(token: int) -> str:
-        return str(token) if llm.tokenizer is None else repr(llm.tokenizer.token_text(token))
+def _print_prompt_logprobs(llm: "LLM", first: int, entries: Sequence[TokenLogprobs]) -> None:
+    """Under a mark, a line a token; the first has no log-probability, since nothing comes before it."""
+    print(f"--- prompt\n{'-':>9}  {_named(llm, first)}")
+    _print_logprobs(llm, entries)
 
+
+def _print_logprobs(llm: "LLM", entries: Sequence[TokenLogprobs]) -> None:
     for entry in entries:
-        likeliest = "  ".join(f"{named(token)} {logprob:.3f}" for token, logprob in entry.top)
-        print(f"{entry.logprob:9.3f}  {named(entry.token):<14} {likeliest}".rstrip())
+        likeliest = "  ".join(f"{_named(llm, token)} {logprob:.3f}" for token, logprob in entry.top)
+        print(f"{entry.logprob:9.3f}  {_named(llm, entry.token):<14} {likeliest}".rstrip())
+
+
+def _named(llm: "LLM", token: int) -> str:
+    return str(token) if llm.tokenizer is None else repr(llm.tokenizer.token_text(token))
