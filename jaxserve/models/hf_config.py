@@ -89,6 +89,8 @@ def _architecture(fields: Fields) -> Decoder:
 
 def _refuse(fields: Fields) -> None:
     """What would change the arithmetic and is not supported."""
+    if isinstance(fields.get("text_config"), Mapping):
+        fields.fail("text_config, that of a model with more than text", "supported: models of text alone")
     quantization = fields.get("quantization_config") or fields.get("compression_config")
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else quantization

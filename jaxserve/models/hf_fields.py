@@ -48,6 +48,13 @@ class Fields:
             self.fail(f"{self._prefix}{key} is {value!r}", "supported: a token id or a list of them")
         return tuple(ids)
 
+    def names(self, key: str) -> list[str] | None:
+        """A list of names; None where there is none."""
+        value = self.get(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            self.fail(f"{self._prefix}{key} is {value!r}", "supported: a list of names")
+        return value
+
     def section(self, key: str) -> "Fields | None":
         """The object under `key`; None where there is none or it is empty."""
         value = self.get(key)
@@ -67,7 +74,7 @@ class Fields:
 def read_json(path: Path) -> Mapping[str, Any]:
     """A file's JSON object. Raises CheckpointError."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(
             path, f"cannot be read ({error.strerror})", "expected a Hugging Face directory"

@@ -25,6 +25,8 @@ _KEYS: dict[RopeKind, set[str]] = {
 def read_rope(fields: Fields) -> RopeConfig:
     """The rotary settings of a `config.json`; CheckpointError if unknown, incomplete or contradictory."""
     newer, older = fields.section("rope_parameters"), fields.section("rope_scaling")
+    if newer and (by_layer := sorted(newer.keys() & {"full_attention", "sliding_attention"})):
+        fields.fail(f"rope_parameters has settings for {by_layer} each", "supported: one setting for all layers")
     for section in (newer, older):
         if section:
             _check_known(section)
@@ -35,12 +37,14 @@ def read_rope(fields: Fields) -> RopeConfig:
     theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
     if rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) != 1:
         fields.fail("partial_rotary_factor is not 1", "supported: rotary positions over the whole head")
+    if not 1 < theta < math.inf:
+        fields.fail(f"rope_theta is {theta}", "expected a number above 1")
     kind: RopeKind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return RopeConfig(theta=theta)
     factor = rope.number("factor")
-    if factor < 1 or theta <= 1:
-        fields.fail(f"rope factor {factor}, theta {theta}", "expected a factor of at least 1 and a theta above 1")
+    if not 1 <= factor < math.inf:
+        fields.fail(f"rope factor {factor}", "expected a factor of at least 1")
     if kind == "linear":
         return RopeConfig(kind="linear", theta=theta, factor=factor)
     trained = "original_max_position_embeddings"

@@ -13,7 +13,7 @@ class Mistral(Decoder):
     hf_defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 8, "sliding_window": 4096}
 
     def read_config(self, fields: Fields) -> dict[str, Any]:
-        types = fields.get("layer_types")
+        types = fields.names("layer_types")
         window = fields.integer("sliding_window", None)
         uniform = "full_attention" if window is None else "sliding_attention"
         if types is not None and set(types) != {uniform}:

@@ -25,11 +25,11 @@ def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
     without it the layers from `max_window_layers` on are the windowed ones."""
     num_layers = fields.integer("num_hidden_layers")
     window = fields.integer("sliding_window", None) if fields.flag("use_sliding_window", False) else None
-    types = fields.get("layer_types")
+    types = fields.names("layer_types")
     if types is None:
         first = fields.integer("max_window_layers", num_layers)
         return tuple(window if index >= first else None for index in range(num_layers))
-    if not isinstance(types, list) or len(types) != num_layers or set(types) - {"full_attention", "sliding_attention"}:
+    if len(types) != num_layers or set(types) - {"full_attention", "sliding_attention"}:
         fields.fail(
             f"layer_types is {types!r}", f"expected {num_layers} entries, each 'full_attention' or 'sliding_attention'"
         )

@@ -92,7 +92,7 @@ def _shards(directory: Path) -> Mapping[Path, set[str] | None]:
 
 def _indexed(index: Path) -> Mapping[Path, set[str]]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         shards: dict[Path, set[str]] = {}
         for name, file in weight_map.items():
             shards.setdefault(index.parent / file, set()).add(name)

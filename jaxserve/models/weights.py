@@ -61,7 +61,8 @@ def load(
 
 
 def convert(source: str | Path, destination: str | Path) -> None:
-    """Write a Hugging Face model as an Orbax checkpoint that `load` reads, keeping the type of its weights.
+    """Write a Hugging Face model as an Orbax checkpoint that `load` reads, in the type of its weights: float32 if they
+    have several, so that no value changes.
 
     CheckpointError as from `load`, and if `destination` exists or cannot be created.
     """
@@ -72,7 +73,7 @@ def convert(source: str | Path, destination: str | Path) -> None:
         raise CheckpointError(directory, "it is converted already", "give a Hugging Face directory or a hub id")
     config = read_config(directory)
     with TensorFiles(directory) as files:
-        params = load_params(files, config, parse_dtype(files.dtype("model.embed_tokens.weight")))
+        params = load_params(files, config, _widest(files))
     orbax.save(params, directory, target)
 
 
@@ -93,6 +94,12 @@ def load_params(files: TensorFiles, config: ModelConfig, dtype: np.dtype, place:
     return jax.tree.map(lambda leaf: put(_build(files, leaf, dtype), leaf.axes), leaves)
 
 
+def _widest(files: TensorFiles) -> np.dtype:
+    """The one type that holds every tensor exactly: the stored one, float32 where there are several."""
+    stored = {files.dtype(name) for name in files.names() if not ignorable(name)}
+    return parse_dtype(stored.pop() if len(stored) == 1 else "float32")
+
+
 def _build(files: TensorFiles, leaf: LeafSources, dtype: np.dtype) -> np.ndarray:
     out = np.empty(leaf.shape, dtype)
     for source in leaf.sources:
@@ -110,9 +117,10 @@ def _check(files: TensorFiles, config: ModelConfig, leaves: list[LeafSources]) -
     missing = [name for name in expected if name not in names]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise CheckpointError(
-            files.directory, f"tensor {missing[0]} is missing{more}", f"expected shape {list(expected[missing[0]])}"
-        )
+        wanted = f"expected shape {list(expected[missing[0]])}"
+        if missing == ["lm_head.weight"]:
+            wanted += ", or tie_word_embeddings true in config.json where the embeddings are the head as well"
+        raise CheckpointError(files.directory, f"tensor {missing[0]} is missing{more}", wanted)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in sorted(names - expected.keys() - tied):
         if not ignorable(name):

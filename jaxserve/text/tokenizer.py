@@ -67,12 +67,10 @@ class Tokenizer:
                 file, f"not a tokenizer ({error})", "supported: the tokenizers library's JSON"
             ) from error
         config = _json(folder / "tokenizer_config.json")
-        special = {name: _content(value) for name, value in config.items() if name.endswith("_token") and value}
-        ends = _end_ids(folder)
-        if not ends and (token := special.get("eos_token")) is not None:
-            token_id = backend.token_to_id(token)
-            ends = () if token_id is None else (token_id,)
-        return cls(backend, ends, _template_of(folder, config), special)
+        special = _special_tokens(folder)
+        token_id = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
+        ends = dict.fromkeys(_end_ids(folder) + (() if token_id is None else (token_id,)))
+        return cls(backend, tuple(ends), _template_of(folder, config), special)
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -97,7 +95,19 @@ class Tokenizer:
         return max(len(piece) for piece in self._backend.get_vocab(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """Raises:
+        InvalidRequest: half of a UTF-16 pair, which is no text.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+            if at is None:
+                raise
+            raise InvalidRequest(
+                f"the text has {text[at]!r} at {at}, half of a surrogate pair, which no tokenizer reads: leave it out",
+                "prompt",
+            ) from error
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
@@ -214,12 +224,29 @@ def _environment() -> Any:
 def _template_of(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text()
+        return _read(file)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {entry["name"]: entry["template"] for entry in cast(list[dict[str, str]], template)}
-        return named.get("default")
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if not isinstance(template, str | None):
+        expected = "expected Jinja, or a list of templates by name"
+        raise CheckpointError(folder / "tokenizer_config.json", f"chat_template is {template!r}", expected)
     return template
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """By name; older tokenizers have them in a file of their own, over which the newer file goes."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in _json(folder / name).items():
+            if not key.endswith("_token") or not value or isinstance(value, bool):  # add_bos_token and its like
+                continue
+            content = value.get("content") if isinstance(value, dict) else value
+            if not isinstance(content, str):
+                raise CheckpointError(folder / name, f"{key} is {value!r}", "expected a token's text")
+            found[key] = content
+    return found
 
 
 def _end_ids(folder: Path) -> tuple[int, ...]:
@@ -234,15 +261,18 @@ def _end_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def _content(value: Any) -> str:
-    return value["content"] if isinstance(value, dict) else value
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except ValueError as error:
+        raise CheckpointError(path, f"not UTF-8 ({error})", "expected text; repair the file or leave it out") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        held = json.loads(path.read_text())
+        held = json.loads(_read(path))
     except ValueError as error:
         raise CheckpointError(path, f"not JSON ({error})", "repair the file or leave it out") from error
     if not isinstance(held, dict):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models import convert, load
@@ -50,6 +52,21 @@ def test_the_tokenizers_files_come_along_and_the_weights_do_not(converted):
     assert {"config.json", "tokenizer.json", "chat_template.jinja", "params"} <= names
     assert not list(converted.rglob("*.safetensors*"))
     assert not list(converted.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("norms", ["float32", "bfloat16"])
+def test_converted_weights_keep_every_bit(tmp_path, norms):
+    """Also where a file has matrices of bfloat16 and norms of float32; in its own type where it has one."""
+    source = Path(shutil.copytree(FIXTURE, tmp_path / "source"))
+    tensors = load_file(source / "model.safetensors")
+    stored = {name: tensor.astype(norms if "norm" in name else "bfloat16") for name, tensor in tensors.items()}
+    save_file(stored, source / "model.safetensors")
+    convert(source, tmp_path / "new")
+    found, expected = load(tmp_path / "new"), load(source)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(tmp_path / "new" / "params").item_metadata.tree
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {norms}
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,11 @@ def test_the_architecture_decides_and_must_agree_with_the_model_type():
         ({"rope_scaling": {**LLAMA["rope_scaling"], "low_freq_factor": 4.0}}, "0 < low < high"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, "rope_theta is given twice"),
         ({"rope_parameters": {**YARN, "rope_theta": 500000.0}}, "given twice"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "unknown rope settings .*full_attention"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "'full_attention'.*one setting for all"),
+        ({"rope_theta": 0, "rope_scaling": None}, "rope_theta is 0.0; expected a number above 1"),
+        ({"rope_theta": float("nan"), "rope_scaling": None}, "rope_theta is nan"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": float("inf")}}, "rope factor inf"),
+        ({"text_config": {"hidden_size": 2048}, "hidden_size": None}, "text_config.*models of text alone"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -145,6 +149,12 @@ def test_the_architecture_decides_and_must_agree_with_the_model_type():
 def test_what_is_wrong_or_not_supported_is_said(changes, found):
     with pytest.raises(CheckpointError, match=f"^dir/config.json: .*{found}"):
         parse(LLAMA, **changes)
+
+
+@pytest.mark.parametrize("types", [5, "full_attention", [["full_attention"]], [None]], ids=str)
+@pytest.mark.parametrize("base", [MISTRAL, QWEN2], ids=["mistral", "qwen2"])
+def test_layer_types_that_are_no_names(base, types):
+    assert "layer_types" in refused(base, layer_types=types)
 
 
 def test_mistral_with_layers_of_several_kinds_is_refused():

@@ -151,6 +151,11 @@ def test_a_missing_tensor_is_named_with_its_shape(directory):
     refused(directory, str(directory), f"tensor {Q_PROJ} is missing", "expected shape [64, 32]")
 
 
+def test_a_missing_head_is_told_how_it_may_be_tied(directory):
+    rewrite(directory, lambda t: t.pop("lm_head.weight"))
+    refused(directory, "tensor lm_head.weight is missing", "tie_word_embeddings true")
+
+
 def test_an_unexpected_tensor_is_named_with_its_file(directory):
     rewrite(directory, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}))
     refused(directory, "model.safetensors", "unexpected tensor model.layers.0.self_attn.q_proj.bias")

@@ -102,7 +102,28 @@ def test_several_ends(directory: Path, tmp_path: Path) -> None:
     folder = tmp_path / "t"
     shutil.copytree(directory, folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": [3, 5]}')
-    assert Tokenizer.from_directory(folder).eos_token_ids == (3, 5)
+    assert Tokenizer.from_directory(folder).eos_token_ids == (3, 5, 0)
+
+
+def test_the_tokenizers_own_end_counts_too(directory: Path, tmp_path: Path) -> None:
+    """As in vLLM: a chat model is often told its end by the tokenizer alone, and config.json is the base model's."""
+    folder = Path(shutil.copytree(directory, tmp_path / "t"))
+    (folder / "config.json").write_text('{"eos_token_id": 2}')
+    assert Tokenizer.from_directory(folder).eos_token_ids == (2, 0)
+
+
+def test_special_tokens_of_the_older_file(directory: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(directory, tmp_path / "t"))
+    (folder / "special_tokens_map.json").write_text('{"bos_token": {"content": "<|end|>"}, "eos_token": "<other>"}')
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token }}")
+    tokenizer = Tokenizer.from_directory(folder)
+    assert tokenizer.render_chat([{"role": "user", "content": "x"}]) == "<|end|><|end|>"
+
+
+def test_half_a_surrogate_pair_is_no_text(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"'\\ud83d' at 2, half of a surrogate pair") as caught:
+        tokenizer.encode("to\ud83d")
+    assert caught.value.param == "prompt"
 
 
 def test_missing_and_corrupt_files(tmp_path: Path) -> None:
@@ -124,10 +145,15 @@ def test_missing_and_corrupt_files(tmp_path: Path) -> None:
         ("generation_config.json", '{"eos_token_id": "x"}'),
         ("config.json", '{"eos_token_id": [1, null]}'),
         ("chat_template.jinja", "{% if %}"),
+        ("tokenizer_config.json", '{"chat_template": {"default": "x"}}'),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": 5}]}'),
+        ("tokenizer_config.json", '{"eos_token": 5}'),
+        ("special_tokens_map.json", '{"bos_token": {"id": 5}}'),
+        ("chat_template.jinja", b"caf\xe9"),
     ],
 )
-def test_files_that_hold_something_else(directory: Path, tmp_path: Path, name: str, content: str) -> None:
+def test_files_that_hold_something_else(directory: Path, tmp_path: Path, name: str, content: str | bytes) -> None:
     copy = Path(shutil.copytree(directory, tmp_path / "copy"))
-    (copy / name).write_text(content)
+    (copy / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CheckpointError, match="expected"):
         Tokenizer.from_directory(copy)
