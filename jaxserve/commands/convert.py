@@ -7,7 +7,8 @@ from jaxserve.commands.settings_flags import WideFormatter
 
 _DESCRIPTION = """\
 Write a Hugging Face model as an Orbax checkpoint: weights fused as the engine holds them, in the type in which they are
-stored (float32 where they are stored in several), beside the configuration, the tokenizer and the chat template. Whatever takes a model takes the new folder."""
+stored (float32 where they are stored in several), beside the configuration, the tokenizer and the chat template.
+Whatever takes a model takes the new folder."""
 
 _EXAMPLES = """\
 examples:

@@ -95,9 +95,7 @@ class Tokenizer:
         return max(len(piece) for piece in self._backend.get_vocab(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Raises:
-        InvalidRequest: half of a UTF-16 pair, which is no text.
-        """
+        """Token ids. InvalidRequest: the text has half a surrogate pair, as JSON can write one."""
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError as error:
