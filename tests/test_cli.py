@@ -51,6 +51,7 @@ def test_help_shows_every_setting_and_examples(capsys: pytest.CaptureFixture[str
         (["generate", "--prompt", "x", "--compile-threads", "-1"], "compile_threads"),
         (["generate", "--config", str(ROOT / "jaxserve" / "embedded" / "model.safetensors")], "not TOML"),
         (["convert", "/no/such/model", "not-there-yet"], "/no/such/model"),
+        (["serve", "--record-tokens"], "record_tokens: there is no record: give --record FILE"),
     ],
 )
 def test_what_the_caller_can_fix_is_one_line(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.plots import plot
+from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
@@ -51,13 +52,16 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     config = read_config(given)
+    for path in (given.write, given.png):
+        expect_file(path)
     for name in ("programs", "decode_multiple", "prefill_multiple", "compile_s"):
         require(getattr(given, name) > 0, name, getattr(given, name), "a positive number")
     programs = given.programs
     if given.compile_budget is not None:
-        programs = min(programs, int(given.compile_budget / given.compile_s))
-        require(programs >= 3, "compile_budget", given.compile_budget, f"at least {3 * given.compile_s:g} s")
-    cost, workload = read_cost(given), read_workload(given)
+        enough = given.compile_budget >= 3 * given.compile_s
+        require(enough, "compile_budget", given.compile_budget, f"at least {3 * given.compile_s:g} s")
+        programs = int(min(programs, given.compile_budget / given.compile_s))
+    cost, workload = read_cost(given, config), read_workload(given)
     name = Path(given.trace).name if given.trace else "drawn requests"
     steps = step_sizes(config, workload.list(), cost, given.prefill_multiple).steps
     require(bool(steps), "requests", name, "some that fit the KV pool")
@@ -70,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
     text = to_toml(chosen, f"Buckets fitted to {name}: {best.programs} programs. {cost.source}.")
     print("\n" + text[text.index("[buckets]") :].split("\n\n")[0])
     if given.write:
-        given.write.write_text(text)
+        write_text(given.write, text)
         print(f"wrote {given.write}")
     if given.png:
         comparison.draw(given.png, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.disturbance import QUIET, Disturbance
+from jaxserve.commands.results import expect_file
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.step_record import StepRecord
@@ -44,6 +45,7 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     require(given.rounds >= 2, "rounds", given.rounds, "at least 2: one to learn from and one to hold out")
     require(given.requests >= 1, "requests", given.requests, "at least 1")
+    expect_file(given.out)
     config = read_config(given)
     disturbance = Disturbance()
     learnt, held_out = measure(config, given.rounds, given.requests, given.calibration_seed)

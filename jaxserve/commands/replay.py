@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings
+from jaxserve.commands.results import expect_file, write_text
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings, name_idle
 from jaxserve.commands.tables import table
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
@@ -43,6 +44,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
+    expect_file(given.json)
     record = read_record(given.record)
     changed = given_settings(given)
     if given.config or changed:
@@ -59,17 +61,19 @@ def _again(given: argparse.Namespace, record: Record) -> int:
         print(f"the first that differs: step {report.first_difference}\n  was    {report.was}")
         print(f"  became {report.became}")
     if given.json:
-        given.json.write_text(json.dumps(dataclasses.asdict(report) | {"share": report.share}, indent=1) + "\n")
+        write_text(given.json, json.dumps(dataclasses.asdict(report) | {"share": report.share}, indent=1) + "\n")
+        print(f"wrote {given.json}")
     return 0 if report.share >= SAME else 1
 
 
 def _what_if(given: argparse.Namespace, record: Record, changed: dict[str, Any]) -> int:
     config = EngineConfig.from_toml(given.config, **changed) if given.config else record.config.replace(**changed)
+    name_idle(config, None if config.scheduler.tenants else record.tenants)
     cost = find_cost(given.cost) if given.cost else None
-    found = counterfactual(record, config, cost, Slo.parse(given.slo) if given.slo else None)
+    found = counterfactual(record, config, cost, None if given.slo is None else Slo.parse(given.slo))
     print(_shown(found))
     if given.json:
-        given.json.write_text(json.dumps({"settings": changed} | found.to_json(), indent=1) + "\n")
+        write_text(given.json, json.dumps({"settings": changed} | found.to_json(), indent=1) + "\n")
         print(f"wrote {given.json}")
     return 0
 

@@ -44,6 +44,8 @@ def add(commands: Any) -> None:
 
 def _run(given: argparse.Namespace) -> int:
     config = read_config(given)
+    if given.record_tokens and not given.record:
+        raise ConfigError("record_tokens: there is no record: give --record FILE beside it")
     try:
         from jaxserve.server.serve import serve
         from jaxserve.server.service import Service

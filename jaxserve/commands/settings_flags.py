@@ -1,9 +1,12 @@
 """A flag for every setting: what `core.config` declares is what the command line takes."""
 
 import argparse
+import sys
 from typing import Any, get_args
 
 from jaxserve.core.config import EngineConfig, Setting, all_settings
+from jaxserve.core.idle_settings import idle_settings
+from jaxserve.core.tenants import Tenants
 
 
 class WideFormatter(argparse.RawDescriptionHelpFormatter):
@@ -55,9 +58,19 @@ def given_settings(given: argparse.Namespace) -> dict[str, Any]:
     return {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
 
 
-def read_config(given: argparse.Namespace) -> EngineConfig:
-    """The file that --config names, and the flags over it."""
+def read_config(given: argparse.Namespace, *, say_idle: bool = True) -> EngineConfig:
+    """The file that --config names, and the flags over it. Settings without effect are named on standard error."""
     settings = given_settings(given)
     if given.config:
-        return EngineConfig.from_toml(given.config, **settings)
-    return EngineConfig.from_settings(**settings)
+        config = EngineConfig.from_toml(given.config, **settings)
+    else:
+        config = EngineConfig.from_settings(**settings)
+    if say_idle:
+        name_idle(config)
+    return config
+
+
+def name_idle(config: EngineConfig, tenants: Tenants | None = None) -> None:
+    """Say on standard error which settings have no effect. `tenants`: None: those of the file that they name."""
+    for sentence in idle_settings(config, tenants):
+        print(f"jaxserve: note: {sentence}", file=sys.stderr)

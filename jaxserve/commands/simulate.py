@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings, read_config
 from jaxserve.commands.simulation_page import page, terminal
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
@@ -14,6 +15,7 @@ from jaxserve.core.progress import progress_bar
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Slo
 from jaxserve.sim.drive import Served
+from jaxserve.sim.lines import open_lines
 from jaxserve.sim.routers import ROUTERS
 from jaxserve.sim.simulate import SimReport, simulate
 
@@ -51,9 +53,12 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    config, workload, cost = read_config(given), read_workload(given), read_cost(given)
+    config, workload = read_config(given), read_workload(given)
+    cost = read_cost(given, config)
     tenants = Tenants.of(config.scheduler)
-    slo = Slo.parse(given.slo) if given.slo else None
+    slo = None if given.slo is None else Slo.parse(given.slo)
+    for path in (None if given.json == Path("-") else given.json, given.html, given.requests_out):
+        expect_file(path)
     with _Watcher(given.requests_out, _expected(workload.trace, workload.requests)) as watcher:
         report = simulate(
             config, workload.source(), cost, replicas=given.replicas, router=given.router, slo=slo, tenants=tenants,
@@ -71,11 +76,11 @@ def _write(given: argparse.Namespace, report: SimReport, stored: dict[str, Any],
     else:
         print(terminal(report))
         if given.json:
-            given.json.write_text(json.dumps(stored, indent=1) + "\n")
+            write_text(given.json, json.dumps(stored, indent=1) + "\n")
             print(f"wrote {given.json}")
     if given.html:
         title = f"jaxserve simulate: {Path(given.trace).name if given.trace else 'drawn requests'}"
-        given.html.write_text(page(report, title, settings))
+        write_text(given.html, page(report, title, settings))
         print(f"wrote {given.html}", file=sys.stderr)
 
 
@@ -83,11 +88,10 @@ def _expected(trace: str | None, requests: int | None) -> int | None:
     """Requests that will come, for the progress bar: lines of the trace, or as many as were asked for."""
     if trace is None or requests is not None:
         return requests or 1000
-    try:
-        with open(trace, "rb") as lines:
-            return sum(1 for _ in lines)
-    except OSError:
+    if not Path(trace).is_file():  # a pipe can be read once
         return None
+    with open_lines(trace) as lines:
+        return sum(1 for _ in lines)
 
 
 class _Watcher:

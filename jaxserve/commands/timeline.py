@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.settings_flags import WideFormatter
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.decision_record import from_json, load
@@ -39,16 +40,16 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
+    expect_file(Path(given.out))
     decisions = load(given.record) if given.record else from_json(_ask(given.url))
-    try:
-        Path(given.out).write_text(json.dumps(chrome_trace(decisions)))
-    except OSError as error:
-        raise ConfigError(f"{given.out}: cannot be written ({error.strerror})") from error
+    write_text(Path(given.out), json.dumps(chrome_trace(decisions)))
     print(f"wrote {given.out}: {len(decisions)} steps; open it at https://ui.perfetto.dev")
     return 0
 
 
 def _ask(url: str) -> Any:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"url = {url!r} cannot work: give http://HOST:PORT of a running jaxserve")
     request = urllib.request.Request(url.rstrip("/") + "/debug/decisions")
     if key := os.environ.get("JAXSERVE_ADMIN_KEY"):
         request.add_header("Authorization", f"Bearer {key}")

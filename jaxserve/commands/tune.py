@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.plots import plot
+from jaxserve.commands.results import expect_folder, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
@@ -62,18 +63,21 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     require(given.candidates >= 0, "candidates", given.candidates, "0 or more")
+    require(given.jobs >= 0, "jobs", given.jobs, "a number of processes, or 0 for one a processor")
     require(given.time_budget > 0, "time_budget", given.time_budget, "positive seconds")
     bounds = Bound.parse_all(given.slo)
     if given.objective == "goodput" and not bounds:
         raise ConfigError('objective = goodput needs --slo: what is a good request? Give "ttft_p99<0.5,tpot_p99<0.05"')
+    expect_folder(given.out)
     workload = read_workload(given)
     if (workload.arrivals or "").startswith("closed"):
         raise ConfigError("arrivals: tuning takes an open loop: users who wait would slow down with the engine")
-    config = read_config(given)
+    config = read_config(given, say_idle=False)  # what has no effect here may have one with another policy
     tenants = Tenants.from_toml(config.scheduler.tenants) if config.scheduler.tenants else None
     problem = Problem(
-        config, workload, read_cost(given), bounds, given.objective, given.compile_s, given.restart_s, tenants=tenants
-    )
+        config, workload, read_cost(given, config), bounds, given.objective, given.compile_s, given.restart_s,
+        tenants=tenants,
+    )  # fmt: skip
     asked = Counter(arrival.tenant for arrival in workload.list())
     choices = {} if given.only_chosen else DEFAULT
     if tenants and not given.only_chosen and (some := splits(tenants, asked)):
@@ -90,6 +94,8 @@ def run(given: argparse.Namespace) -> int:
             problem, space, requests, most=most, jobs=given.jobs or os.cpu_count() or 1, budget_s=given.time_budget,
             seed=given.search_seed, told=lambda trial: bar.update() and None,
         )  # fmt: skip
+    if not found.best.programs:  # nothing could so much as start
+        raise ConfigError(found.best.why)
     print(report(problem, found))
     write(given.out, problem, found)
     return 0 if found.best.holds else 1
@@ -111,7 +117,7 @@ def report(problem: Problem, found: Found) -> str:
         _rivals(problem, [t for t in found.trials if t.requests == found.requests][:8]),
     ]
     if found.worths:
-        lines += ["", "what each choice is worth: the winner, changed", _worths(found)]
+        lines += ["", f"what each choice is worth: {compared(found)}, changed", _worths(found)]
     if fails := reasons(found):
         lines += ["", "why candidates fail", table(["candidates", "reason"], fails)]
     return "\n".join(lines)
@@ -120,7 +126,7 @@ def report(problem: Problem, found: Found) -> str:
 def _best(problem: Problem, best: Trial) -> str:
     unit = {"goodput": "good requests/s", "throughput": "tokens/s", "cost": "tokens/s a replica"}[problem.objective]
     verdict = "holds" if best.holds else f"NOTHING HOLDS; nearest: {best.why}"
-    shown = ", ".join(f"{name} {value}" for name, value in best.choice.items())
+    shown = ", ".join(f"{name} {_word(value)}" for name, value in best.choice.items()) or "as configured"
     return f"best: {shown}\n      {best.objective:.4g} {unit}, {verdict}"
 
 
@@ -132,6 +138,14 @@ def _rivals(problem: Problem, trials: list[Trial]) -> str:
         for t in trials
     ]
     return table([*names, "programs", "worth", "goodput", *bounds], rows)
+
+
+def compared(found: Found) -> str:
+    """What the worths stand beside: the winner, or the one that a neighbour of its has taken over from."""
+    before = {w.name: w.chosen for w in found.worths if w.chosen != found.best.choice[w.name]}
+    if not before:
+        return "the winner"
+    return f"the winner with {', '.join(f'{n} {_word(v)}' for n, v in before.items())}, as it was before the last step"
 
 
 def _worths(found: Found) -> str:
@@ -163,7 +177,6 @@ def _word(value: Any) -> str:
 
 def write(folder: Path, problem: Problem, found: Found) -> None:
     """config.toml, tune.json, pareto.png; tenants.toml if their shares are not those of the file that was given."""
-    folder.mkdir(parents=True, exist_ok=True)
     best = found.best
     heading = (
         f"Found by jaxserve tune for {problem.workload.describe() or 'drawn requests'}.\n"
@@ -179,7 +192,7 @@ def write(folder: Path, problem: Problem, found: Found) -> None:
         config = config.replace(tenants=str((folder / "tenants.toml").resolve()))
         write_private(folder / "tenants.toml", tenants.to_toml())
         written.append("tenants.toml")
-    (folder / "config.toml").write_text(to_toml(config, heading))
+    write_text(folder / "config.toml", to_toml(config, heading))
     stored = {
         "objective": problem.objective,
         "bounds": [str(bound) for bound in problem.bounds],
@@ -191,7 +204,7 @@ def write(folder: Path, problem: Problem, found: Found) -> None:
         "worths": [{"choice": w.name, "chosen": w.chosen, "other": w.other, "share": w.share} for w in found.worths],
         "trials": [dataclasses.asdict(trial) for trial in found.trials],
     }
-    (folder / "tune.json").write_text(json.dumps(stored, indent=1) + "\n")
+    write_text(folder / "tune.json", json.dumps(stored, indent=1) + "\n")
     try:
         draw(folder / "pareto.png", problem, found)
         written.append("pareto.png")

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.sched.cost_file import find_cost
 from jaxserve.sched.cost_model import CostModel
@@ -37,7 +38,9 @@ def read_workload(given: argparse.Namespace) -> Workload:
 def add_cost(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("step times")
     group.add_argument(
-        "--cost", metavar="COST", help=f"a calibration file, or a name in configs/cost (default {DEFAULT_COST})"
+        "--cost",
+        metavar="COST",
+        help=f"a calibration file, or a name in configs/cost (default: the setting cost_model, else {DEFAULT_COST})",
     )
     group.add_argument(
         "--roofline",
@@ -46,7 +49,10 @@ def add_cost(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_cost(given: argparse.Namespace) -> CostModel:
+def read_cost(given: argparse.Namespace, config: EngineConfig) -> CostModel:
+    """What the flags name; else what the configuration would begin to serve with."""
     if given.roofline and given.cost:
         raise ConfigError("cost and roofline cannot both be given: step times come from one of them")
-    return parse_roofline(given.roofline) if given.roofline else find_cost(given.cost or DEFAULT_COST)
+    if given.roofline:
+        return parse_roofline(given.roofline)
+    return find_cost(given.cost or config.scheduler.cost_model or DEFAULT_COST)

@@ -69,7 +69,7 @@ class Tenants:
                 )
                 self._by_key[key] = tenant
         promised = sum(tenant.kv_guaranteed for tenant in self._by_name.values())
-        require(promised <= 1.0, "kv_guaranteed", promised, "shares that add up to at most 1")
+        require(promised <= 1.0 + 1e-9, "kv_guaranteed", promised, "shares that add up to at most 1")
 
     def __getitem__(self, name: str) -> Tenant:
         return self._by_name.get(name) or self._by_name[DEFAULT]
@@ -114,7 +114,7 @@ class Tenants:
             tables = tomllib.loads(Path(path).read_text())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}); see configs/tenants.toml") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not TOML: {error}") from error
         named = tables.get("tenants")
         if set(tables) != {"tenants"} or not isinstance(named, dict):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxserve.core.decisions import Change, Chunk, Decision, Displaced, Part, Reason, Waited
 from jaxserve.core.errors import ConfigError
@@ -17,8 +17,10 @@ def to_json(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
 
 def from_json(stored: Any) -> list[Decision]:
     """Raises ConfigError for what is no list of decisions."""
+    if not isinstance(stored, list):
+        raise ConfigError("no record of decisions: expected a list: save the answer of GET /debug/decisions")
     try:
-        return [_decision(dict(entry)) for entry in stored]
+        return [_decision(dict(entry)) for entry in cast(list[Any], stored)]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"no record of decisions ({error!r}): save the answer of GET /debug/decisions") from error
 
@@ -29,8 +31,13 @@ def load(path: str | Path) -> list[Decision]:
         return from_json(json.loads(Path(path).read_text()))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the file that holds the record") from error
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: not JSON ({error}): save the answer of GET /debug/decisions (what `jaxserve serve --record` "
+            "writes is for `jaxserve replay`)"
+        ) from error
 
 
 def _decision(entry: dict[str, Any]) -> Decision:

@@ -33,7 +33,11 @@ class Slo:
         for bound in Bound.parse_all(text):
             if bound.percent != 100.0 or bound.metric == "queue":
                 raise ConfigError(f"slo = {text!r}: one request has no {bound}: write for example ttft<0.5,tpot<0.05")
+            if bound.metric + "_s" in limits:
+                raise ConfigError(f"slo = {text!r}: {bound.metric} has two limits: give one")
             limits[bound.metric + "_s"] = bound.limit
+        if not limits:
+            raise ConfigError(f"slo = {text!r}: no objective: write for example ttft<0.5,tpot<0.05")
         return cls(**limits)
 
     def met(self, request: Measured) -> bool:

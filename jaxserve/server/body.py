@@ -3,7 +3,12 @@
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from jaxserve.server.errors import BodyTooLarge, ClientLeft
+from jaxserve.core.errors import JaxserveError
+from jaxserve.server.errors import BodyTooLarge
+
+
+class ClientLeft(JaxserveError):
+    """Nobody is there to read an answer."""
 
 
 async def read_body(request: Request, limit: int | None = None) -> bytes:

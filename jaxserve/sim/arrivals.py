@@ -76,7 +76,11 @@ def uniform(rng: random.Random, low: int, high: int) -> int:
 
 def lognormal(rng: random.Random, mu: float, sigma: float, low: int, high: int) -> int:
     """exp of a normal, rounded and clipped."""
-    return clipped(math.exp(rng.gauss(mu, sigma)), low, high)
+    return clipped(math.exp(min(rng.gauss(mu, sigma), _LARGEST)), low, high)
+
+
+_LARGEST = 700.0
+"""exp of more is no float."""
 
 
 def clipped(value: float, low: int, high: int) -> int:

@@ -13,6 +13,7 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.sched.cost_file import cost_from_json
+from jaxserve.sim.lines import open_lines
 from jaxserve.sim.record import VERSION, Record, RecordedRequest, RecordedSequence, RecordedStep
 
 
@@ -22,11 +23,8 @@ def is_record(first_line: str) -> bool:
 
 def read_record(path: str | Path) -> Record:
     """Raises ConfigError with the line and what was expected."""
-    try:
-        with open(path) as lines:
-            return _read(str(path), lines)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}): `jaxserve serve --record` writes one") from error
+    with open_lines(path, "`jaxserve serve --record` writes one") as lines:
+        return _read(str(path), lines)
 
 
 def _read(path: str, lines: Iterable[str]) -> Record:

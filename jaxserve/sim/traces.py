@@ -19,10 +19,12 @@ from typing import cast
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.sim.arrivals import Arrival
+from jaxserve.sim.lines import open_lines
 from jaxserve.sim.record_reader import is_record, read_record
 
 _KNOWN = {"arrival_s", "prompt_tokens", "output_tokens", "tenant", "kind", "prefix_blocks", "block_tokens"}
 
+_EXAMPLE = '{"arrival_s": 0.05, "prompt_tokens": 3180, "output_tokens": 8}'
 _MOONCAKE = {"input_length": "prompt_tokens", "output_length": "output_tokens", "hash_ids": "prefix_blocks"}
 
 
@@ -35,34 +37,30 @@ def read_trace(path: str | Path) -> Iterator[Arrival]:
       ConfigError: with the line, the field and what was expected.
     """
     last_s = 0.0
-    try:
-        with open(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if number == 1 and is_record(line):
-                    yield from read_record(path).arrivals()
-                    return
-                if line.strip():
-                    arrival = _arrival(f"{path}:{number}", line)
-                    if arrival.at_s < last_s:
-                        raise ConfigError(
-                            f"{path}:{number}: arrival_s = {arrival.at_s!r}: expected at least {last_s!r}, the line "
-                            "before's: a trace is in order of arrival"
-                        )
-                    last_s = arrival.at_s
-                    yield arrival
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file: a trace is JSON, one object a line ({error.reason})") from error
+    with open_lines(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and is_record(line):
+                yield from read_record(path).arrivals()
+                return
+            if line.strip():
+                arrival = _arrival(f"{path}:{number}", line)
+                if arrival.at_s < last_s:
+                    raise ConfigError(
+                        f"{path}:{number}: arrival_s = {arrival.at_s!r}: expected at least {last_s!r}, the line "
+                        "before's: a trace is in order of arrival"
+                    )
+                last_s = arrival.at_s
+                yield arrival
 
 
 def _arrival(where: str, line: str) -> Arrival:
     try:
-        fields: object = json.loads(line)
+        fields: object = json.loads(line.rstrip())  # or an error at the end would be in a second line
     except ValueError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
+        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ConfigError(f"{where}: not JSON ({what}): expected one object a line, as in {_EXAMPLE}") from error
     if not isinstance(fields, dict):
-        raise ConfigError(f"{where}: expected an object with arrival_s, prompt_tokens and output_tokens")
+        raise ConfigError(f"{where}: expected one object a line, as in {_EXAMPLE}")
     fields = cast(dict[str, object], fields)
     if "input_length" in fields:
         fields = _from_mooncake(where, fields)

@@ -7,6 +7,7 @@ Every command takes it, as flags of the same names (`jaxserve.commands.workload_
 """
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -75,7 +76,8 @@ class Workload:
         if not spec.startswith("closed"):
             return OpenLoop(self.list())
         users, think_s = _numbers("arrivals", spec, ARRIVALS)
-        require(users >= 1.0, "arrivals", spec, "at least one user")
+        require(users >= 1.0 and users == int(users), "arrivals", spec, "a whole number of users, 1 or more")
+        require(think_s >= 0.0, "arrivals", spec, "0 or more seconds to think")
         return ClosedLoop(self._bodies(), int(users), think_s)
 
     def list(self) -> Iterator[Arrival]:
@@ -98,7 +100,15 @@ class Workload:
         bodies = self._traced() if self.trace is not None else self._drawn()
         if self.trace is not None and (self.prompt_tokens or self.output_tokens):
             bodies = self._relengthened(bodies)
-        return itertools.islice(bodies, self.requests if self.requests or self.trace else 1000)
+        return self._some(itertools.islice(bodies, self.requests if self.requests or self.trace else 1000))
+
+    def _some(self, bodies: Iterator[Arrival]) -> Iterator[Arrival]:
+        """Raises ConfigError if there is no request at all."""
+        first = next(bodies, None)
+        if first is None:
+            require(self.window is None, "window", self.window, f"a stretch of {self.trace} in which requests come")
+            raise ConfigError(f"{self.trace}: no requests: expected JSON, one object a line")
+        return itertools.chain([first], bodies)
 
     def _traced(self) -> Iterator[Arrival]:
         assert self.trace is not None
@@ -137,6 +147,8 @@ class Workload:
     def _length(self, spec: str, name: str) -> Callable[[], int]:
         """Draws of one kind of length. Two files that are one are drawn from together: a prompt keeps its output."""
         kind, numbers = _parts(spec, name, LENGTHS)
+        tokens = numbers[2:] if kind == "lognormal" else numbers
+        require(all(number == int(number) for number in tokens), name, spec, "whole numbers of tokens")
         same = self.prompt_tokens == self.output_tokens
         rng = random.Random(f"{self.seed}/{'both' if kind == 'file' and same else name}")
         match kind:
@@ -173,11 +185,13 @@ def _times(name: str, numbers: list[float], rng: random.Random, spec: str | None
         case "poisson":
             return poisson(rng, numbers[0])
         case "gamma":
-            require(min(numbers) > 0, "arrivals", spec, "a rate and a coefficient of variation above 0")
+            require(numbers[0] > 0 and numbers[1] >= 1e-3, "arrivals", spec, "a rate above 0, and a CV from 0.001 on")
             return gamma(rng, *numbers)
         case _:
             rate, spike, period, begin, end = numbers
             require(0 <= begin <= end <= period and period > 0, "arrivals", spec, "0 <= FROM <= TO <= PERIOD")
+            ever = (spike > 0 and end > begin) or (rate > 0 and end - begin < period)
+            require(ever, "arrivals", spec, "a rate above 0 where it counts: no request would ever come")
             return on_off(rng, rate, spike, period, begin, end)
 
 
@@ -196,7 +210,7 @@ def _numbers(name: str, spec: str, known: dict[str, str]) -> list[float]:
     except ValueError:
         numbers = [float("nan")]
     expected = len(form.partition(":")[2].split(",")) if form and ":" in form else 0
-    if form is None or len(numbers) != expected or any(number != number for number in numbers):
+    if form is None or len(numbers) != expected or not all(map(math.isfinite, numbers)):
         raise ConfigError(f"{name} = {spec!r} cannot work: give {form or ' or '.join(known.values())}")
     return numbers
 

@@ -56,7 +56,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
-        require(self.restart_s > 0.0 <= self.compile_s, "compile_s, restart_s", self.restart_s, "positive seconds")
+        require(self.restart_s > 0.0, "restart_s", self.restart_s, "positive seconds")
+        require(self.compile_s >= 0.0, "compile_s", self.compile_s, "seconds, or 0")
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,17 @@ def test_the_time_to_compile_bounds_the_programs(trace: Path, tmp_path: Path, ca
     assert len(BucketTable.from_config(config.buckets, config.scheduler).all()) <= 6
 
 
+def test_any_time_to_compile_leaves_programs_to_bound_them(trace: Path, capsys) -> None:
+    assert run(trace, "--programs=5", "--compile-budget=inf") == 0
+    assert "compile s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--programs=2"], "at least 3"),
         (["--compile-budget=3"], "at least 6 s"),
+        (["--compile-budget=nan"], "at least 6 s"),
         (["--cost=nothing"], "h200_8b_nominal"),
         (["--prefill-multiple=0"], "prefill_multiple = 0"),
     ],

@@ -28,8 +28,10 @@ def record(trace: Path, tmp_path: Path) -> Path:
 
 
 def test_a_record_runs_again(record: Path, capsys) -> None:
-    assert main(["replay", str(record)]) == 0
+    path = record.parent / "new" / "r.json"
+    assert main(["replay", str(record), "--json", str(path)]) == 0
     assert "60 requests" in (out := capsys.readouterr().out) and "100.00% decided as recorded" in out
+    assert f"wrote {path}" in out and json.loads(path.read_text())["share"] == 1.0
 
 
 def test_decisions_that_differ_are_shown_and_fail(record: Path, capsys) -> None:
@@ -52,6 +54,11 @@ def test_what_if(record: Path, tmp_path: Path, capsys) -> None:
     assert stored["settings"] == {"max_num_seqs": 1} and stored["differences"]["ttft mean"]["difference"] > 0.0
 
 
+def test_what_changes_nothing_is_said(record: Path, capsys) -> None:
+    assert main(["replay", str(record), "--batch-size", "8"]) == 0
+    assert "note: batch_size = 8 has no effect with policy = 'chunked'" in capsys.readouterr().err
+
+
 def test_a_record_can_be_simulated(record: Path, capsys) -> None:
     assert main(["simulate", "--trace", str(record), "--num-blocks", "200", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["all"]["requests"]["completed"] == 60
@@ -62,6 +69,7 @@ def test_what_cannot_work_is_said(record: Path, trace: Path, capsys) -> None:
         (["none"], "cannot be read"),
         ([str(trace)], "no record of version 1"),
         ([str(record), "--slo", "ttft<1"], "give a setting that changes"),
+        ([str(record), "--max-num-seqs", "1", "--slo", ""], "no objective"),
     ):
         assert main(["replay", *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`jaxserve simulate`: tables, JSON, a page without outside files, and errors that say what to do."""
 
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -89,10 +90,27 @@ def test_a_pool_in_bytes(trace: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["engine"] == by_bytes["engine"]
 
 
+def test_step_times_are_those_that_the_configuration_begins_with(trace: Path, capsys) -> None:
+    def source(*more: str) -> str:
+        assert main(["simulate", "--trace", str(trace), *POOL, "--json", "-", *more]) == 0
+        return json.loads(capsys.readouterr().out)["cost_model"]
+
+    assert source("--cost-model=cpu_tiny_3M") == source("--cost=cpu_tiny_3M") != source()
+    assert source("--cost-model=cpu_tiny_3M", "--cost=h200_8b_roofline") == source()
+
+
+def test_a_compressed_trace_is_simulated(trace: Path, tmp_path: Path, capsys) -> None:
+    packed = tmp_path / "trace.jsonl.gz"
+    packed.write_bytes(gzip.compress(trace.read_bytes()))
+    assert main(["simulate", "--trace", str(packed), *POOL, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["requests"]["completed"] == 60
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "num_blocks = None"),
+        ([*POOL, "--slo", ""], "no objective"),
         ([*POOL, "--trace", "none.jsonl"], "none.jsonl: cannot be read"),
         ([*POOL, "--cost", "none"], "cost = 'none' is not known"),
         ([*POOL, "--cost", "h200_8b_nominal", "--roofline", "x"], "cannot both be given"),

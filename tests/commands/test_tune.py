@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli import main
-from jaxserve.commands.tune import front
+from jaxserve.commands.tune import compared, front
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.tenants import Tenants
+from jaxserve.tune.search import Found, Worth
+from jaxserve.tune.trial import Trial
 
 LIMITS = ["--num-blocks=500", "--no-enable-prefix-caching", "--cost=cpu_tiny_3M", "--jobs=1", "--only-chosen"]
 CHOICES = [
@@ -84,6 +86,9 @@ def test_processes_find_the_same(trace: Path, tmp_path: Path) -> None:
         (["--choose=max_num_seqs=2"], "needs --slo"),
         (["--slo=ttft<1", "--choose=speed=2"], "unknown setting"),
         (["--slo=ttft<1", "--choose=nothing"], "NAME=VALUE"),
+        (["--slo=ttft<1", "--jobs=-1"], "jobs = -1 cannot work: give a number of processes"),
+        (["--slo=ttft<1", "--compile-s=-1"], "compile_s = -1.0 cannot work"),
+        (["--slo=ttft<1", "--restart-s=0"], "restart_s = 0.0 cannot work"),
         (["--slo=ttft<1", "--choose=max_num_batched_tokens=8", "--choose=max_num_seqs=16"], "no combination"),
         (["--slo=ttft<1", "--choose=max_num_seqs=2", "--arrivals=closed:4,0"], "open loop"),
     ],
@@ -91,6 +96,31 @@ def test_processes_find_the_same(trace: Path, tmp_path: Path) -> None:
 def test_what_cannot_work_says_what_can(trace: Path, options: list[str], words: str, tmp_path: Path, capsys) -> None:
     assert run(trace, *options, "--out", str(tmp_path / "t")) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_cannot_even_start_is_an_error_and_no_result(trace: Path, tmp_path: Path, capsys) -> None:
+    """Nothing says how large the KV pool is: no candidate can be simulated."""
+    out = tmp_path / "tuned"
+    options = ["--only-chosen", "--choose=max_num_seqs=2,4", "--jobs=1", "--slo=ttft<1"]
+    assert main(["tune", "--trace", str(trace), *options, "--out", str(out)]) == 2
+    found = capsys.readouterr()
+    assert "num_blocks = None cannot work" in found.err and not found.out and not list(out.iterdir())
+
+
+def test_nothing_to_choose_is_the_configuration(trace: Path, tmp_path: Path, capsys) -> None:
+    assert run(trace, "--slo=ttft<9", "--out", str(tmp_path)) == 0
+    assert "best: as configured\n" in capsys.readouterr().out
+
+
+def test_worths_name_what_they_stand_beside() -> None:
+    def trial(**choice: int) -> Trial:
+        return Trial(choice, 9, 1.0, 1.0, 1.0, "", 1.0, {})
+
+    best, other = trial(max_num_seqs=8, chunk_size=64), trial(max_num_seqs=4, chunk_size=64)
+    seqs, chunk = Worth("max_num_seqs", 8, 4, other, 0.1), Worth("chunk_size", 64, 32, other, 0.1)
+    assert compared(Found(best, [best], [seqs, chunk])) == "the winner"
+    before = "the winner with max_num_seqs 8, as it was before the last step"
+    assert compared(Found(other, [best], [seqs, chunk])) == before
 
 
 def test_the_front_is_what_nothing_beats() -> None:

@@ -1,5 +1,6 @@
 """Tenants from a file: who a key means, and what cannot work."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, words: str) -> N
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         Tenants.from_toml(path)
+
+
+def test_shares_of_the_whole_add_up_to_it_in_floating_point_too() -> None:
+    shares = (0.05, 0.55, 0.3, 0.1)
+    assert sum(shares) > 1.0
+    for some in itertools.permutations(shares):
+        Tenants(Tenant(name=str(i), kv_guaranteed=share) for i, share in enumerate(some))
+    with pytest.raises(ConfigError, match="at most 1"):
+        Tenants(Tenant(name=str(i), kv_guaranteed=share) for i, share in enumerate((0.5, 0.5001)))
 
 
 def test_a_missing_file_says_so() -> None:

@@ -108,6 +108,12 @@ def test_one_request_has_no_percentile() -> None:
         Slo.parse("ttft_p99<1")
 
 
+@pytest.mark.parametrize(("text", "words"), [("", "no objective"), ("ttft<1,tpot<2,ttft<3", "ttft has two limits")])
+def test_an_objective_says_something_and_nothing_twice(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Slo.parse(text)
+
+
 def test_bounds_are_measured() -> None:
     summary = Summary()
     for request in THREE:

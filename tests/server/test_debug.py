@@ -55,6 +55,13 @@ def test_the_timeline_and_the_command_that_writes_it(
     monkeypatch.delenv("JAXSERVE_ADMIN_KEY")
     assert main(["timeline", str(out), "--url", watched.url]) == 2
     assert "JAXSERVE_ADMIN_KEY" in capsys.readouterr().err
-    record.write_text("[1]")
-    assert main(["timeline", str(out), "--record", str(record)]) == 2
-    assert "/debug/decisions" in capsys.readouterr().err
+    for text, words in (
+        ("[1]", "/debug/decisions"),
+        ("{}", "expected a list: save the answer of GET /debug/decisions"),
+        ('{"jaxserve_record": 1}\n{"step": 1}\n', "not JSON (Extra data"),
+    ):
+        record.write_text(text)
+        assert main(["timeline", str(out), "--record", str(record)]) == 2
+        assert f"{record}: " in (error := capsys.readouterr().err) and words in error
+    assert main(["timeline", str(out), "--url", "localhost:8000"]) == 2
+    assert "give http://HOST:PORT" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Records: what is written can be read, tells no text, and runs again decision by decision."""
 
+import gzip
 import io
 import json
 import random
@@ -166,6 +167,15 @@ def test_a_damaged_record_names_its_line(tmp_path: Path, lines: list[str], words
     path.write_text("".join(line.replace("HEADER", header) + "\n" for line in lines))
     with pytest.raises(ConfigError, match=words):
         read_record(path)
+
+
+def test_a_compressed_record_is_read(tmp_path: Path) -> None:
+    record, _ = recorded(tmp_path / "r", requests(3))
+    (tmp_path / "r.gz").write_bytes(gzip.compress((tmp_path / "r").read_bytes()))
+    assert read_record(tmp_path / "r.gz") == record
+    assert len(list(read_trace(tmp_path / "r.gz"))) == 3
+    with pytest.raises(ConfigError, match=r"none: cannot be read .*serve --record"):
+        read_record(tmp_path / "none")
 
 
 def test_a_line_that_was_cut_short_ends_the_record(tmp_path: Path) -> None:

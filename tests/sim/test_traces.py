@@ -1,5 +1,6 @@
 """Traces: what is read, and what is said of what cannot be read."""
 
+import gzip
 import random
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "2: not JSON"),
-        ("[1]", "2: expected an object"),
+        ("{", r"2: not JSON .*at column 2.*as in \{\"arrival_s\""),
+        ("[1]", "2: expected one object a line, as in"),
         ('{"arrival_s": -1, "prompt_tokens": 1, "output_tokens": 1}', "2: arrival_s = -1: expected seconds"),
         ('{"arrival_s": NaN, "prompt_tokens": 1, "output_tokens": 1}', "arrival_s = nan"),
         ('{"arrival_s": "1", "prompt_tokens": 1, "output_tokens": 1}', "arrival_s = '1'"),
@@ -62,6 +63,13 @@ def test_what_is_out_of_order_or_unreadable_is_said(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a text file"):
         list(read_trace(path))
+
+
+def test_a_compressed_trace_is_read_like_a_plain_one(tmp_path: Path) -> None:
+    plain = write(tmp_path, GOOD, GOOD)
+    packed = tmp_path / "trace.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert list(read_trace(packed)) == list(read_trace(plain)) and len(list(read_trace(packed))) == 2
 
 
 def test_a_window_is_moved_and_compressed() -> None:

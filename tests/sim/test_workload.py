@@ -72,6 +72,9 @@ def test_users_are_a_source_and_no_list() -> None:
         ({"arrivals": "on-off:1,2,3"}, "on-off:RATE,SPIKE_RATE,PERIOD,FROM,TO"),
         ({"prompt_tokens": "uniform:5"}, "uniform:LOW,HIGH"),
         ({"prompt_tokens": "fixed:"}, "fixed:TOKENS"),
+        ({"prompt_tokens": "uniform:1,inf"}, "uniform:LOW,HIGH"),
+        ({"arrivals": "poisson:nan"}, "poisson:RATE"),
+        ({"arrivals": "closed:inf,1"}, "closed:USERS,THINK_SECONDS"),
         ({"requests": 0}, "requests = 0"),
         ({"window": "1:2"}, "a trace beside it"),
         ({"speed": 2.0}, "a trace beside it"),
@@ -87,6 +90,11 @@ def test_what_cannot_work_is_refused(settings: dict[str, object], words: str) ->
     [
         ({"arrivals": "poisson:0"}, "a rate above 0"),
         ({"arrivals": "on-off:1,2,10,8,3"}, "FROM <= TO"),
+        ({"arrivals": "on-off:1,0,10,0,10"}, "no request would ever come"),
+        ({"arrivals": "on-off:0,5,10,3,3"}, "no request would ever come"),
+        ({"arrivals": "gamma:1,1e-200"}, "a CV from 0.001 on"),
+        ({"prompt_tokens": "fixed:1.5"}, "whole numbers of tokens"),
+        ({"output_tokens": "lognormal:4.6,0.8,8.5,512"}, "whole numbers of tokens"),
         ({"prompt_tokens": "uniform:9,5"}, "HIGH from LOW on"),
         ({"output_tokens": "lognormal:1,1,0,5"}, "LOW from 1"),
         ({"output_tokens": "file:none.jsonl"}, "none.jsonl: cannot be read"),
@@ -95,6 +103,33 @@ def test_what_cannot_work_is_refused(settings: dict[str, object], words: str) ->
 def test_numbers_out_of_range_are_refused_when_drawn(settings: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         next(Workload(**settings).list())
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "words"),
+    [("closed:2.5,1", "a whole number of users"), ("closed:0,1", "1 or more"), ("closed:2,-5", "seconds to think")],
+)
+def test_users_are_whole_and_do_not_think_backwards(arrivals: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Workload(arrivals=arrivals).source()
+
+
+@pytest.mark.parametrize("arrivals", ["on-off:0,5,10,3,4", "on-off:5,0,10,0,9", "on-off:5,0,10,3,3"])
+def test_requests_may_come_at_some_times_only(arrivals: str) -> None:
+    assert len(list(Workload(arrivals=arrivals, requests=20).list())) == 20
+
+
+def test_a_huge_draw_is_clipped_like_any_other() -> None:
+    assert next(Workload(prompt_tokens="lognormal:1000,1,1,20").list()).prompt_tokens == 20
+
+
+def test_no_request_at_all_is_an_error(trace: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    for spec in (Workload(trace=str(tmp_path / "empty.jsonl")), Workload(trace=str(tmp_path / "empty.jsonl"), speed=2)):
+        with pytest.raises(ConfigError, match=r"empty\.jsonl: no requests: expected JSON"):
+            list(spec.list())
+    with pytest.raises(ConfigError, match=r"window = '30:5' .* a stretch of .* in which requests come"):
+        list(Workload(trace=trace, window="30:5").list())
 
 
 def test_a_window_has_two_numbers(trace: str) -> None:
