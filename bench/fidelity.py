@@ -28,6 +28,7 @@ import numpy as np
 from bench.results_file import record as result_of
 from bench.results_file import write
 from jaxserve.commands.disturbance import QUIET, Disturbance
+from jaxserve.commands.results import expect_file
 from jaxserve.commands.tables import table
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig
@@ -323,6 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.quick:
         given.repeats, given.requests, given.tries = 1, 8, 1
     try:
+        expect_file(given.json)
         real = Real(SETTINGS)
         pairs, shares, others = Pairs(), [], []
         real.run(requests(0, given.requests, all_lengths, None), 0)  # warms the machine up

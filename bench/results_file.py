@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
+from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.tables import table
 from jaxserve.core.errors import ConfigError
 
 PACKAGES = ("jaxserve", "jax", "jaxlib", "numpy")
+_RESULTS = ("date", "json", "png", "against")
+"""Arguments, and when, that change no figure."""
 Row = dict[str, Any]
 """A name, and figures by their names: `_s` seconds, `_per_s` rates; None where there is none."""
 
@@ -40,8 +43,8 @@ def record(
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    expect_file(path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     print(f"wrote {path}")
 
 
@@ -78,9 +81,29 @@ def against(new: dict[str, Any], old: dict[str, Any], columns: Sequence[tuple[st
             a, b = row.get(name), before and before.get(name)
             if isinstance(a, int | float) and isinstance(b, int | float):
                 rows.append([row["name"], heading, _shown(heading, a), _shown(heading, b), a / b if b else None])
-    left_out = [row["name"] for row in new["rows"] if row["name"] not in older]
+    names = [row["name"] for row in new["rows"]]
     text = table(["row", "figure", "this", "that", "this / that"], rows)
-    return text + (f"\nonly here: {', '.join(left_out)}" if left_out else "")
+    for where, alone in (
+        ("only this", [name for name in names if name not in older]),
+        ("only that", [name for name in older if name not in names]),
+    ):
+        text += f"\n{where}: {', '.join(alone)}" if alone else ""
+    return text + "".join(f"\nnot the same: {difference}" for difference in differences(new, old))
+
+
+def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """What was not alike between two runs, beside what they found: or the ratios would be taken for something else."""
+    a, b = _conditions(json.loads(json.dumps(new))), _conditions(old)  # lists and not tuples, as the file holds them
+    # a flag that one of them did not know yet was left alone by it
+    names = [name for name in a | b if (a.get(name) or None) != (b.get(name) or None)]
+    return [f"{name}: {a.get(name)}, and {b.get(name)} there" for name in names]
+
+
+def _conditions(result: dict[str, Any]) -> dict[str, Any]:
+    found = {"cost_model": result.get("cost_model")}
+    for part in ("machine", "versions", "arguments"):
+        found |= result.get(part, {})
+    return {name: value for name, value in found.items() if name not in _RESULTS}
 
 
 def _shown(heading: str, value: Any) -> Any:

@@ -28,6 +28,7 @@ from bench.load.generator import run_load
 from bench.load.prompts import Ids, measured_texts
 from bench.load.rate import Probe, best, find_max_rate, judge
 from bench.load.view import LiveView
+from jaxserve.commands.results import expect_file
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_workload, read_workload
 from jaxserve.core.errors import ConfigError, JaxserveError
@@ -59,9 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("--find-max-rate needs --slo: the highest rate at which what holds?")
         source(requested(given), given.rate)  # before a server is asked anything
         bounds = Bound.parse_all(given.slo) if given.slo else ()
+        older = results_file.read(given.against, "serve")["rows"] if given.against else []
+        expect_file(given.json)
         result = asyncio.run(_all_servers(given, bounds))
         print(results_file.show(result, COLUMNS))
-        compared = [*(results_file.read(given.against, "serve")["rows"] if given.against else []), *result["rows"]]
+        compared = [*older, *result["rows"]]
         if len([r for r in compared if PROBE not in r["name"]]) > 1:
             print("\n" + side_by_side(compared))
         if given.json:

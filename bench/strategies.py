@@ -9,8 +9,8 @@ continuous8   a slot is free at every step, 8 of them; whole prompts
 continuous    the same with all slots
 chunked       prompts in chunks beside the decodes, first come, first served
 shortest      the same, shortest remaining prompt first, with ageing
-slack         the same, least time to its objective first (needs objectives: --slo)
-adaptive      the largest step that keeps the objective for TPOT; shortest prompt first
+slack         the same, least time to its objective first (needs --slo ttft<..)
+adaptive      the largest step that keeps the objective for TPOT (--slo tpot<..); shortest prompt first
 admission     the same, and requests whose first token would come too late are refused
 """
 
@@ -35,6 +35,9 @@ COLUMNS = (
     ("TPOT p99 ms", "tpot_p99_s"), ("ITL p99 ms", "itl_p99_s"), ("padding %", "padding"),
 )  # fmt: skip
 ALL = ("static4", "dynamic8", "continuous8", "continuous", "chunked", "shortest", "slack", "adaptive", "admission")
+
+NEEDS = {"slack": ("ttft_s",), "adaptive": ("tpot_s",), "admission": ("ttft_s", "tpot_s")}
+"""Objectives without which a strategy would be another one."""
 
 
 def settings(name: str, slo: Slo, chunk: int, rows: int) -> dict[str, Any]:
@@ -63,12 +66,14 @@ def variants(given: argparse.Namespace, stage: Stage, arrivals: Sequence[Arrival
     slo = Slo.parse(given.slo) if given.slo else Slo()
     chosen = given.strategies or [
         name for name in ALL
-        if (name not in ("slack", "adaptive") or slo.tpot_s) and (name != "admission" or (slo.tpot_s and slo.ttft_s))
+        if all(getattr(slo, objective) for objective in NEEDS.get(name, ()))
     ]  # fmt: skip
     if unknown := [name for name in chosen if name not in ALL]:
         raise ConfigError(f"strategies = {unknown[0]!r}: give some of {', '.join(ALL)}")
-    if needing := [name for name in chosen if name in ("slack", "adaptive", "admission") and not slo.tpot_s]:
-        raise ConfigError(f"strategies = {needing[0]!r} needs objectives: give --slo ttft<SECONDS,tpot<SECONDS")
+    for name in chosen:
+        if missing := [objective for objective in NEEDS.get(name, ()) if not getattr(slo, objective)]:
+            wanted = ",".join(f"{objective.removesuffix('_s')}<SECONDS" for objective in missing)
+            raise ConfigError(f"strategies = {name!r} goes by an objective: give --slo {wanted}")
     if given.quick:
         chosen = [name for name in chosen if name in ("dynamic8", "chunked")] or chosen[:2]
     rows = limits.max_num_seqs

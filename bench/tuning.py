@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import results_file
+from jaxserve.commands.results import expect_file
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.progress import progress_bar
@@ -155,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in given.problems:
             if name not in PROBLEMS:
                 raise ConfigError(f"problems = {name!r}: known: {', '.join(PROBLEMS)}")
+        expect_file(given.json)
         rows = list(
             _judged([(name, seed, given.searches) for name in given.problems for seed in given.seeds], given.jobs)
         )

@@ -21,7 +21,8 @@ from typing import Any
 
 from bench import results_file
 from bench.compare.stage import Engines, Real, Simulated, Stage, Variant
-from jaxserve.commands.settings_flags import WideFormatter
+from jaxserve.commands.results import expect_file, expect_folder
+from jaxserve.commands.settings_flags import WideFormatter, whole_numbers
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import ConfigError, JaxserveError
@@ -62,6 +63,8 @@ class Comparison:
 def main(bench: Comparison, arguments: Sequence[str] | None = None) -> int:
     given = _parser(bench).parse_args(arguments)
     try:
+        expect_file(given.json)
+        expect_folder(given.png)
         old = results_file.read(given.against, bench.name) if given.against else None
         result = run(bench, given)
         print(results_file.show(result, bench.columns))
@@ -70,7 +73,6 @@ def main(bench: Comparison, arguments: Sequence[str] | None = None) -> int:
         if given.json:
             results_file.write(given.json, result)
         if given.png:
-            given.png.mkdir(parents=True, exist_ok=True)
             bench.draw(given.png, result)
     except JaxserveError as error:
         print(f"bench.{bench.name}: {error}", file=sys.stderr)
@@ -181,7 +183,8 @@ def _stage(given: argparse.Namespace) -> Stage:
     settings = dict(_setting(text) for text in given.set)
     if given.simulate:
         base = EngineConfig.from_toml(given.config) if given.config else SIMULATED
-        return Simulated(read_cost(given), base.replace(**settings), given.compile_s)
+        config = base.replace(**settings)
+        return Simulated(read_cost(given, config), config, given.compile_s)
     base = EngineConfig.from_toml(given.config) if given.config else REAL
     if given.cost or given.roofline:
         raise ConfigError("cost: step times of the real engine are measured: give --simulate beside it")
@@ -198,15 +201,11 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _pair(text: str) -> tuple[int, int]:
-    first, second = _numbers(text)
-    if min(first, second) < 1:
-        raise ValueError
-    return first, second
+    numbers = whole_numbers(text)
+    if len(numbers) != 2 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give two numbers of at least 1, as in 4,2")
+    return numbers[0], numbers[1]
 
 
 def _parser(bench: Comparison) -> argparse.ArgumentParser:
@@ -220,7 +219,9 @@ def _parser(bench: Comparison) -> argparse.ArgumentParser:
     group = parser.add_argument_group("comparison")
     group.add_argument("--config", metavar="FILE", help="TOML file of settings that every variant begins with")
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting over it; repeatable")
-    group.add_argument("--seeds", type=_numbers, default=[1], metavar="S,S", help="rows are medians over them (1)")
+    group.add_argument(
+        "--seeds", type=whole_numbers, default=(1,), metavar="S,S", help="rows are medians over them (1)"
+    )
     group.add_argument("--load", type=float, default=0.7, help="share of the slowest variant's capacity (0.7)")
     group.add_argument("--own-times", action="store_true", help="the workload's own arrival times; nothing at once")
     group.add_argument("--shrink", type=_pair, default=(1, 1), metavar="P,O", help="divide prompts by P, outputs by O")

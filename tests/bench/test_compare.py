@@ -103,13 +103,43 @@ def test_prompts_drawn_from_a_mixture_come_at_the_times_of_the_arrivals(tmp_path
         (chunks.BENCH, ["--simulate", "--chunks=big"], "chunks = 'big'"),
         (chunks.BENCH, ["--simulate", "--chunks=512", "--budgets=128"], "less than the chunk"),
         (strategies.BENCH, ["--simulate", "--strategies=magic"], "'magic'"),
-        (strategies.BENCH, ["--simulate", "--strategies=slack"], "needs objectives"),
+        (strategies.BENCH, ["--simulate", "--strategies=slack"], "'slack' goes by an objective: give --slo ttft<SEC"),
+        (strategies.BENCH, ["--simulate", "--strategies=slack", "--slo=tpot<1"], "give --slo ttft<SECONDS"),
+        (strategies.BENCH, ["--simulate", "--strategies=adaptive", "--slo=ttft<1"], "give --slo tpot<SECONDS"),
+        (strategies.BENCH, ["--simulate", "--strategies=admission"], "give --slo ttft<SECONDS,tpot<SECONDS"),
         (strategies.BENCH, ["--simulate", "--quick", "--against=nowhere.json"], "cannot be read"),
     ],
 )
 def test_what_cannot_work_says_what_can(bench: Comparison, options: list[str], words: str, capsys) -> None:
     assert main(bench, options) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pair", ["4", "4,0", "4,2,1", "a,b"])
+def test_a_pair_is_two_numbers(pair: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(buckets.BENCH, [f"--shrink={pair}"])
+    assert "as in" in capsys.readouterr().err
+
+
+def test_strategies_run_for_which_there_are_objectives(tmp_path: Path) -> None:
+    options = ["--simulate", "--requests=20", "--own-times", "--arrivals=poisson:9"]
+    for slo, others in (("itl<9", set()), ("ttft<9", {"slack"}), ("ttft<9,tpot<9", {"slack", "adaptive", "admission"})):
+        rows = run(strategies.BENCH, tmp_path / "a.json", *options, f"--slo={slo}")["rows"]
+        assert {row["name"] for row in rows} & set(strategies.NEEDS) == others
+
+
+def test_step_times_are_those_of_the_settings(tmp_path: Path) -> None:
+    options = ["--simulate", "--requests=9", "--chunks=512", "--set=cost_model=cpu_tiny_3M"]
+    assert run(chunks.BENCH, tmp_path / "a.json", *options)["cost_model"].startswith("measured")
+
+
+def test_where_results_go_is_looked_at_before_anything_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(command, "run", lambda *given: pytest.fail("minutes for nothing"))
+    (tmp_path / "file").touch()
+    for option in ("--json={}/a.json", "--png={}"):
+        assert main(buckets.BENCH, ["--simulate", option.format(tmp_path / "file")]) == 2
+        assert "file is a file: give a folder" in capsys.readouterr().err
 
 
 def test_what_it_is_to_be_compared_with_is_read_before_anything_runs(

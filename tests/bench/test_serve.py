@@ -169,6 +169,14 @@ def test_what_cannot_work_says_what_can(options: list[str], words: str, capsys, 
     assert words in capsys.readouterr().err
 
 
+def test_files_are_looked_at_before_a_server_is_asked(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(serve, "_all_servers", lambda *given: pytest.fail("minutes for nothing"))
+    (tmp_path / "file").touch()
+    for option, words in ((f"--against={tmp_path}/none", "cannot be read"), (f"--json={tmp_path}/file/a", "is a file")):
+        assert serve.main(["http://127.0.0.1:1", option]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_no_server_is_no_traceback(capsys) -> None:
     assert serve.main(["http://127.0.0.1:9"]) == 2
     assert "cannot be reached" in capsys.readouterr().err

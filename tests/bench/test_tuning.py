@@ -31,5 +31,7 @@ def test_a_small_grid_is_judged_and_written(tmp_path: Path, monkeypatch, capsys)
     assert [row["seed"] for row in rows] == [3, 4] and all(row["configurations"] == 4 for row in rows)
     assert all(row["worst"] <= row["found"] <= 1.0 and row["price"] >= 1.0 for row in rows)
     assert status == 1 and "in 0 of 2 draws" in capsys.readouterr().out  # so few are all tried, for more than a fifth
+    assert tuning.main(["--problems=goodput", "--json", str(path / "b.json")]) == 2
+    assert "a.json is a file: give a folder" in capsys.readouterr().err
     assert tuning.main(["--problems=magic"]) == 2
     assert "known: goodput" in capsys.readouterr().err
