@@ -10,6 +10,7 @@ for output in llm.generate(["Enter HAMLET.", "Exeunt"], SamplingParams(max_token
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig, require
-from jaxserve.core.errors import ConfigError, InvalidRequest, JaxserveError, ParamsMismatch
+from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.progress import progress_bar
-from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
@@ -32,7 +33,7 @@ from jaxserve.engine.offline import run
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.generation_config import read_generation_config
-from jaxserve.models.params import check_params
+from jaxserve.models.params import abstract_like, check_params, place_params
 from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
 from jaxserve.runtime.capacity import estimate_programs
@@ -125,6 +126,10 @@ class LLM:
         use_tqdm: bool | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, through the model's chat template."""
+        if not isinstance(messages, Sequence) or isinstance(messages, str):
+            raise InvalidRequest(
+                f"messages is a {type(messages).__name__}: give a list of messages, or of such lists", "messages"
+            )
         several = bool(messages) and not isinstance(messages[0], dict)
         conversations: Any = messages if several else [messages]
         tokenizer = self._need_tokenizer("chat")
@@ -138,6 +143,8 @@ class LLM:
 
     def score(self, prompts: Prompt | Sequence[Prompt], *, top: int = 0) -> list[list[TokenLogprobs | None]]:
         """Log-probability of every token of each prompt given those before it; None for the first."""
+        if not isinstance(top, Integral) or isinstance(top, bool) or not 0 <= top <= MAX_LOGPROBS:
+            raise InvalidParameter("top", top, f"a whole number from 0 to {MAX_LOGPROBS}")
         outputs = self.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=top))
         return [output.prompt_logprobs or [] for output in outputs]
 
@@ -172,10 +179,13 @@ class LLM:
 
         Raises:
           JaxserveError: requests are under way. ParamsMismatch: shapes or types are not those of the old weights.
+
+        Arrays of JAX are shared, not copied: do not donate them to a training step while they serve. NumPy's are
+        copied.
         """
         self._between_requests("weights")
         check_params(params, self.model_config)
-        self._runner.update_params(_like(params, self._runner.params))
+        self._runner.update_params(place_params(params, self._runner.params))
         self.engine.scheduler.blocks.drop_prefixes()
 
     @property
@@ -238,7 +248,7 @@ class LLM:
             require(wanted in ("auto", held), "dtype", wanted, f"auto, or params cast to it (they are {held})")
             revision = self.config.model.revision
             require(revision is None, "revision", revision, "none beside params: revisions belong to hub ids")
-            return model_config, jax.tree.map(jax.numpy.asarray, params), None
+            return model_config, place_params(params, abstract_like(params, model_config)), None
         section = self.config.model
         source = str(EMBEDDED) if section.model == "embedded" else section.model
         checkpoint = load(source, dtype=None if section.dtype == "auto" else section.dtype, revision=section.revision)
@@ -308,7 +318,8 @@ class LLM:
             victims=CheapestFirst(blocks, costs, self._runner.measure_moves(), table),
         )
         ends = self.tokenizer.eos_token_ids if self.tokenizer else ()
-        self._eos_token_ids = tuple(sorted({*ends, *model_config.eos_token_ids, *self._generation.eos_token_ids}))
+        ends = {*ends, *model_config.eos_token_ids, *self._generation.eos_token_ids}
+        self._eos_token_ids = tuple(sorted(end for end in ends if 0 <= end < model_config.vocab_size))
         self.engine = Engine(
             scheduler,
             self._runner,
@@ -359,20 +370,6 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> 
             f"{len(params)} sampling_params for {count} prompts: give one, or one each", "sampling_params"
         )
     return params
-
-
-def _like(new: Any, old: Any) -> Any:
-    """`new` with the placement of `old`; the types must agree, or the compiled programs would not take it."""
-
-    def place(path: Any, leaf: Any, model: jax.Array) -> jax.Array:
-        if leaf.shape != model.shape or leaf.dtype != model.dtype:
-            raise ParamsMismatch(
-                f"params{jax.tree_util.keystr(path)}: found {leaf.shape} {leaf.dtype}, "
-                f"expected {model.shape} {model.dtype}"
-            )
-        return jax.device_put(leaf, model.sharding)
-
-    return jax.tree_util.tree_map_with_path(place, new, old)
 
 
 __all__ = ["LLM", "RequestOutput", "SamplingParams"]

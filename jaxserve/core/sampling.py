@@ -6,6 +6,7 @@ Names, defaults and meanings are those of vLLM and of the OpenAI API, so that a 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxserve.core.errors import InvalidParameter
 
@@ -48,7 +49,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
-    """Given: the same tokens whatever the request is batched with. None: drawn from the engine's seed."""
+    """Given: the same tokens whatever the request is batched with. None (or -1): drawn from the engine's seed."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -65,17 +66,21 @@ class SamplingParams:
     def __post_init__(self) -> None:
         put = object.__setattr__  # the record is frozen; these spellings are folded into one
         for name in _NUMBERS + _FLAGS:
-            if getattr(value := getattr(self, name), "ndim", None) == 0:  # of NumPy or JAX
-                put(self, name, value.item())
+            put(self, name, _plain(getattr(self, name)))
         if isinstance(self.stop, str):
             put(self, "stop", (self.stop,))
         for name, kind, accepted in _LISTS:
+            value = getattr(self, name)
             try:
-                put(self, name, kind(getattr(self, name) or ()))
+                put(self, name, kind(value.tolist() if hasattr(value, "tolist") else value or ()))
             except (TypeError, ValueError) as error:
-                raise InvalidParameter(name, getattr(self, name), accepted) from error
+                raise InvalidParameter(name, value, accepted) from error
+        put(self, "stop_token_ids", tuple(_plain(token) for token in self.stop_token_ids))
+        put(self, "logit_bias", {_plain(token): _plain(bias) for token, bias in self.logit_bias.items()})
         if self.top_k == -1:
             put(self, "top_k", 0)
+        if self.seed == -1:
+            put(self, "seed", None)
         self._check_lengths()
         self._check_distribution()
         self._check_lists()
@@ -95,7 +100,9 @@ class SamplingParams:
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 0, None)
-        _whole("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _whole("min_tokens", self.min_tokens, 0, None)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidParameter("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         _whole("n", self.n, 1, MAX_N)
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**64 - 1)
@@ -124,6 +131,11 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0, None)
             _real("logit_bias", bias, -100.0, 100.0)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or JAX as Python's own."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _whole(name: str, value: object, low: int, high: int | None) -> None:

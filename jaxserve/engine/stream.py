@@ -47,6 +47,11 @@ class OutputStream:
         """Every sequence has had its last output, or the stream failed; what is ready may still be fetched."""
         return not self._open or self._error is not None
 
+    @property
+    def failed(self) -> bool:
+        """`next` will raise, after what is ready."""
+        return self._error is not None
+
     def on_overflow(self, call: Callable[[], None]) -> None:
         """Have `call` called once when the reader falls too far behind, at once if it has: whoever is stuck writing to
         it can be freed."""

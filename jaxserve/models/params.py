@@ -12,6 +12,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Params
 from jaxserve.models.registry import model_for
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _CONTRACTED = {"wqkv": 1, "wo": 3, "w_gate_up": 1, "w_down": 1, "lm_head": 1}
 """How many leading axes a matrix is multiplied over."""
 
@@ -26,7 +27,7 @@ def random_params(config: ModelConfig, seed: int, dtype) -> Params:
 
 
 def check_params(params: Any, config: ModelConfig) -> None:
-    """That a pytree of arrays is what `config` describes, in one floating-point type.
+    """That a pytree of arrays is what `config` describes, all in one type that a model computes in.
 
     ParamsMismatch names the leaf, what was found and what is expected.
     """
@@ -46,6 +47,40 @@ def check_params(params: Any, config: ModelConfig) -> None:
             raise ParamsMismatch(
                 f"params{path}: found {leaf.dtype}, expected one floating-point type for all (embed is {dtype})"
             )
+        if str(leaf.dtype) not in _DTYPES:
+            raise ParamsMismatch(f"params{path}: found {leaf.dtype}, expected one of {', '.join(_DTYPES)}: cast them")
+
+
+def abstract_like(params: Any, config: ModelConfig) -> Params:
+    """What `config` describes, in the type and on the device of `params`, which `check_params` has passed.
+
+    The device is JAX's default one if NumPy holds `params`, or several devices do.
+    """
+    first = jax.tree.leaves(params)[0]
+    devices = first.sharding.device_set if isinstance(first, jax.Array) else ()
+    (device,) = devices if len(devices) == 1 else jax.device_put(np.float32(0)).devices()
+    here = jax.sharding.SingleDeviceSharding(device)
+    abstract = model_for(config).abstract_params(config, first.dtype)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract)
+
+
+def place_params(params: Any, like: Any) -> Params:
+    """`params` in the containers and on the devices of `like`. What NumPy holds is copied: its owner may write to it.
+
+    ParamsMismatch where a shape or type is another: compiled programs would not take it.
+    """
+    found = _by_path(params)
+
+    def place(path: Any, model: Any) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        leaf = found[name]
+        if leaf.shape != model.shape or leaf.dtype != model.dtype:
+            raise ParamsMismatch(f"params{name}: found {leaf.shape} {leaf.dtype}, expected {model.shape} {model.dtype}")
+        if not isinstance(leaf, jax.Array):
+            leaf = np.array(leaf)
+        return jax.device_put(leaf, model.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, like)
 
 
 def _random_leaf(rng: np.random.Generator, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -28,7 +28,6 @@ from jaxserve.server import (
     tokens,
 )
 from jaxserve.server.batches import Batches
-from jaxserve.server.body import ClientLeft
 from jaxserve.server.dashboard import routes as dashboard
 from jaxserve.server.errors import error_response
 from jaxserve.server.front import Front
@@ -125,8 +124,6 @@ async def open_service(app: Starlette, service: Service) -> None:
 
 
 async def _known(request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientLeft):
-        raise error
     request.state.call.failure = type(error).__name__
     return error_response(error)
 

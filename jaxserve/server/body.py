@@ -3,12 +3,7 @@
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from jaxserve.core.errors import JaxserveError
-from jaxserve.server.errors import BodyTooLarge
-
-
-class ClientLeft(JaxserveError):
-    """Nobody is there to read an answer."""
+from jaxserve.server.errors import BodyTooLarge, ClientLeft
 
 
 async def read_body(request: Request, limit: int | None = None) -> bytes:

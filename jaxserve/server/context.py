@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxserve.core.sequence import Request, Sequence
+from jaxserve.core.sequence import FinishReason, Request, Sequence
 from jaxserve.engine.outputs import SequenceOutput
 
 
@@ -71,6 +71,11 @@ class Call:
             self.text.add(output)
         if output.finish_reason is not None:
             self.finish_reasons.append(output.finish_reason)
+
+    def aborted(self) -> None:
+        """The client has left: what had not ended never will."""
+        wanted = sum(request.params.n for request in self.requests)
+        self.finish_reasons += [FinishReason.ABORT] * (wanted - len(self.finish_reasons))
 
     def log_fields(self, status: int) -> dict[str, Any]:
         """What a log line says of it, now that it has ended."""

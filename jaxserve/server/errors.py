@@ -16,6 +16,14 @@ from jaxserve.core.errors import (
     UnknownModel,
 )
 
+CLIENT_CLOSED_REQUEST = 499
+"""What nginx calls the status of a call whose client has left; no client sees it."""
+
+
+class ClientLeft(Exception):
+    """Nobody is there to read an answer. No JaxserveError: there is no response to make of it, and in mid-stream
+    Starlette must let it pass."""
+
 
 class BodyTooLarge(InvalidRequest):
     def __init__(self, limit: int, name: str = "max_body_bytes") -> None:

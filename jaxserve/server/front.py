@@ -10,10 +10,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxserve.server.body import ClientLeft, Incoming
+from jaxserve.server.body import Incoming
 from jaxserve.server.context import Call
 from jaxserve.server.dashboard.routes import FEED_PATHS, PAGE_PATHS
-from jaxserve.server.errors import NotAllowed, error_response
+from jaxserve.server.errors import CLIENT_CLOSED_REQUEST, ClientLeft, NotAllowed, error_response
 from jaxserve.server.keys import ADMIN_KEY_VARIABLE, Keys
 from jaxserve.server.log import logger
 from jaxserve.server.state import ServerState
@@ -64,7 +64,8 @@ class Front:
                 self._state.check_admission()
             await self._app(scope, incoming, send_with_id)
         except ClientLeft:
-            status = status or 499
+            status = CLIENT_CLOSED_REQUEST
+            call.aborted()
         except Exception as error:
             call.failure = type(error).__name__
             if not status:

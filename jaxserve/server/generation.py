@@ -20,10 +20,10 @@ from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.engine.stream import OutputStream
 from jaxserve.server.context import Call, LoggedText
+from jaxserve.server.errors import ClientLeft
 from jaxserve.server.service import Service
 from jaxserve.server.stream import EventStream, wait_for_disconnect
 
-CLIENT_CLOSED_REQUEST = 499
 _T = TypeVar("_T")
 
 
@@ -57,12 +57,11 @@ async def respond(request: Request, service: Service, job: Job, stream: bool) ->
     call: Call = request.state.call
     note(call, service, job, stream)
     if not stream:
-        done = await unless_left(request, whole(service, job, call))
-        return done if isinstance(done, Response) else JSONResponse(done)
+        return JSONResponse(await unless_left(request, whole(service, job, call)))
     backlog = service.config.max_stream_backlog
     outputs = service.loop.open(job.requests, timeout_s=job.timeout_s, max_backlog=backlog)
     first = await unless_left(request, _first(outputs))
-    return first if isinstance(first, Response) else EventStream(outputs, _payloads(first, outputs, job, call))
+    return EventStream(outputs, _payloads(first, outputs, job, call))
 
 
 def note(call: Call, service: Service, job: Job, stream: bool = False) -> None:
@@ -93,13 +92,15 @@ async def whole(service: Service, job: Job, call: Call) -> dict[str, Any]:
     return job.answer.whole([collector.output for collector in collectors.values()])
 
 
-async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T | Response:
-    """The work's result; if the client leaves first, the work is cancelled, which aborts its requests."""
+async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """The work's result. Raises ClientLeft if the client leaves first: that aborts its requests."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(wait_for_disconnect(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
+        if not working.done():
+            raise ClientLeft
+        return working.result()
     finally:
         working.cancel()
         leaving.cancel()

@@ -28,7 +28,6 @@ _REASONS = {
     409: "not in this state",
     413: "the body is over max_body_bytes",
     429: "too busy: try again after Retry-After",
-    499: "the client left",
     500: "the step that ran it failed",
     503: "loading, draining, or stopped",
     504: "not done within its timeout",

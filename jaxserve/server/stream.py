@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.engine.stream import OutputStream
-from jaxserve.server.errors import error_body
+from jaxserve.server.errors import ClientLeft, error_body
 
 DONE = b"data: [DONE]\n\n"
 
@@ -55,8 +55,9 @@ class EventStream(Response):
         writing = asyncio.ensure_future(self._write(send))
         try:
             await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
+            if not writing.done() and not self._outputs.failed:
+                raise ClientLeft
+            await writing  # of a stream that failed, to its end: a connection that is cut takes all at once
         finally:
             self._outputs.close()
             writing.cancel()

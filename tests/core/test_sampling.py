@@ -29,13 +29,33 @@ def test_refused_by_name(name: str, value: object) -> None:
 
 
 def test_min_tokens_is_at_most_max_tokens() -> None:
-    with pytest.raises(InvalidParameter, match="min_tokens"):
+    with pytest.raises(InvalidParameter, match=r"min_tokens = 4 .* at most max_tokens, which is 3"):
         SamplingParams(max_tokens=3, min_tokens=4)
+    assert SamplingParams(max_tokens=None, min_tokens=4).min_tokens == 4
 
 
 def test_spellings_are_folded_into_one() -> None:
     params = SamplingParams(stop="end", top_k=-1, stop_token_ids=[1, 2])  # type: ignore[arg-type]
     assert params.stop == ("end",) and params.top_k == 0 and params.stop_token_ids == (1, 2)
+
+
+def test_the_seed_that_means_none_in_vllm() -> None:
+    assert SamplingParams(seed=-1).seed is None and SamplingParams(seed=-2).seed == -2
+
+
+def test_lists_of_numpy_become_pythons_own() -> None:
+    params = SamplingParams(
+        stop_token_ids=np.array([1, 2]),  # type: ignore[arg-type]
+        logit_bias={np.int64(5): np.float32(0.5)},  # type: ignore[dict-item]
+    )
+    assert params == SamplingParams(stop_token_ids=(1, 2), logit_bias={5: 0.5})
+    assert [type(x) for x in (*params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())] == [
+        int, int, int, float,
+    ]  # fmt: skip
+    assert SamplingParams(stop_token_ids=[np.int32(7)]).stop_token_ids == (7,)  # type: ignore[arg-type]
+    for bad in (np.array([[1]]), np.array([1.5]), np.array(5)):
+        with pytest.raises(InvalidParameter, match="stop_token_ids"):
+            SamplingParams(stop_token_ids=bad)  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy_become_pythons_own() -> None:

@@ -1,12 +1,14 @@
 """What researchers do: new weights, a processor of logits, stepping by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
 
 from jaxserve.core.errors import ConfigError, EmptyPrompt, InvalidRequest, JaxserveError, ParamsMismatch
 from jaxserve.core.sampling import SamplingParams
@@ -56,6 +58,42 @@ def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig,
         LLM(params=params, model_config=config, dtype="bfloat16")
     with pytest.raises(ConfigError, match="revision"):
         LLM(params=params, model_config=config, revision="main")
+
+
+def test_weights_in_other_containers_and_of_numpy(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
+    """Tuples and frozen dictionaries hold the same weights; what NumPy holds is copied, and may be written to after."""
+    params = tiny[1]
+    first = tokens(base, [4, 5, 6])
+    try:
+        for held in ({**params, "layers": tuple(params["layers"])}, freeze(params)):
+            base.update_params(held)
+            assert jax.tree.structure(base.params) == jax.tree.structure(params) and tokens(base, [4, 5, 6]) == first
+        own = jax.tree.map(np.array, params)
+        base.update_params(own)
+        for leaf in jax.tree.leaves(own):
+            leaf[...] = 0.0
+        assert tokens(base, [4, 5, 6]) == first
+        with pytest.raises(ParamsMismatch, match="float64"):
+            base.update_params(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params))
+    finally:
+        base.update_params(params)
+
+
+def test_what_is_no_conversation_and_no_number_of_tokens(base: LLM) -> None:
+    for wrong in ({"role": "user", "content": "x"}, "hello"):
+        with pytest.raises(InvalidRequest, match="give a list of messages"):
+            base.chat(wrong)  # type: ignore[arg-type]
+    for top in (21, -1, None, True, "3"):
+        with pytest.raises(InvalidRequest, match=f"top = {top!r} is not accepted: give a whole number from 0 to 20"):
+            base.score([1, 2], top=top)  # type: ignore[arg-type]
+    assert base.score([1, 2], top=np.int64(0)) == base.score([1, 2])  # type: ignore[arg-type]
+
+
+def test_an_end_outside_the_vocabulary_bans_nothing(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
+    """Some files say -1 where there is none."""
+    config = replace(tiny[0], eos_token_ids=(-1, 5, 999_999))
+    llm = LLM(params=tiny[1], model_config=config, config=base.config, progress=False)
+    assert llm.make_request([1], GREEDY).eos_token_ids == (5,)
 
 
 def test_prompts_with_another_salt_share_no_blocks(base: LLM) -> None:

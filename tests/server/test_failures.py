@@ -21,15 +21,30 @@ def running_with(engine: Engine, **settings: Any) -> Iterator[Running]:
 
 @pytest.mark.parametrize("where", ["fail_submit", "fail_wait"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_failing_step_is_a_500_and_the_next_request_is_served(where: str, stream: bool) -> None:
-    engine = build_engine(max_model_len=4000, blocks=600)
-    getattr(engine.fake, where).add(200)  # type: ignore[attr-defined]
+def test_a_failing_step_is_a_500_and_the_next_request_is_served(
+    where: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_engine()
+    getattr(engine.fake, where).add(20)  # type: ignore[attr-defined]
+    begun, submit = threading.Event(), engine.fake.submit  # type: ignore[attr-defined]
+
+    def submit_after_the_first_event(plan: Any) -> Any:
+        assert plan.step < 15 or not stream or begun.wait(20)
+        return submit(plan)
+
+    monkeypatch.setattr(engine.fake, "submit", submit_after_the_first_event)  # type: ignore[attr-defined]
     for server in running_with(engine):
-        response = server.client.post("/generate", json=BODY | {"stream": stream, "max_tokens": 400})
+        body = BODY | {"stream": stream, "max_tokens": 100}
         if stream:
-            error = json.loads(response.text.split("\n\n")[-3][6:])["error"]
-            assert response.status_code == 200 and response.text.endswith("data: [DONE]\n\n")
+            with server.client.stream("POST", "/generate", json=body) as response:
+                lines = response.iter_lines()
+                events = [next(lines)]
+                begun.set()
+                events += [line for line in lines if line]
+            error = json.loads(events[-2].removeprefix("data: "))["error"]
+            assert response.status_code == 200 and len(events) > 2 and events[-1] == "data: [DONE]"
         else:
+            response = server.client.post("/generate", json=body)
             error = response.json()["error"]
             assert response.status_code == 500
         assert error["code"] == 500 and error["type"] == "internal_server_error" and "step" in error["message"]

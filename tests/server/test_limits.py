@@ -14,7 +14,7 @@ from jaxserve.batches.store import Store
 from jaxserve.core.config import BatchConfig
 from jaxserve.server.batches import Batches
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, assert_idle, fake_service, serve
+from tests.server.conftest import Running, assert_idle, fake_service, log_lines, serve
 
 LONG = {"prompt": [1, 2, 3], "max_tokens": 19_000, "ignore_eos": True}
 
@@ -183,6 +183,15 @@ def test_a_reader_that_reads_nothing_is_cut(tight: Running) -> None:
             time.sleep(0.05)
         assert tight.app.state.server.open_calls == 0
         assert b"[DONE]" not in read_to_end(slow)
+
+
+def test_the_log_says_who_was_cut() -> None:
+    """It did not leave: no 499."""
+    engine = build_engine(max_model_len=20_000, blocks=3000)
+    for running in serve(fake_service(engine, max_stream_backlog=500)):
+        with raw(running, receive_buffer=4096) as slow, log_lines(1) as found:
+            slow.sendall(post("/generate", LONG | {"stream": True, "request_id": "x" * 200}))
+        assert found[0]["status"] == 200 and found[0]["error"] == "ReaderTooSlow"
 
 
 def test_json_depth_and_number_of_prompts(tight: Running) -> None:

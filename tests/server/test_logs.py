@@ -5,12 +5,13 @@ import json
 import logging
 import sys
 
+import httpx
 import pytest
 
 from jaxserve.llm import LLM
 from jaxserve.server import log
 from tests.engine.conftest import build_engine
-from tests.server.conftest import fake_service, llm_service, log_lines, serve
+from tests.server.conftest import assert_idle, fake_service, llm_service, log_lines, serve
 
 PROMPT = "JULIET:\nO Romeo"
 
@@ -73,3 +74,21 @@ def test_what_failed_in_mid_stream_is_named() -> None:
             body = {"prompt": [1], "max_tokens": 19_000, "ignore_eos": True, "stream": True, "timeout": 0.3}
             assert "504" in running.client.post("/generate", json=body).text
         assert found[0]["status"] == 200 and found[0]["error"] == "DeadlineExceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_left_is_told_as_499(stream: bool) -> None:
+    """In mid-stream, too, though its status was 200 already; in the log and in the metric."""
+    for running in serve(fake_service(build_engine(max_model_len=20_000, blocks=3000))):
+        with log_lines(1) as found:
+            body = {"prompt": [1], "max_tokens": 19_000, "ignore_eos": True, "n": 2, "stream": stream}
+            if stream:
+                with running.client.stream("POST", "/generate", json=body) as answer:
+                    assert answer.status_code == 200 and next(answer.iter_lines()).startswith("data: ")
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    running.client.post("/generate", json=body, timeout=httpx.Timeout(10, read=0.3))
+            assert_idle(running.engine)
+        (line,) = found
+        assert line["status"] == 499 and line["finish_reasons"] == ["abort", "abort"] and "error" not in line
+        assert 'route="/generate",status="499"} 1.0' in running.client.get("/metrics").text
