@@ -87,7 +87,7 @@ def against(new: dict[str, Any], old: dict[str, Any], columns: Sequence[tuple[st
         ("only this", [name for name in names if name not in older]),
         ("only that", [name for name in older if name not in names]),
     ):
-        text += f"\n{where}: {', '.join(alone)}" if alone else ""
+        text += f"\n{where}: {'; '.join(alone)}" if alone else ""
     return text + "".join(f"\nnot the same: {difference}" for difference in differences(new, old))
 
 

@@ -1,6 +1,7 @@
 """The command line: what all commands share. Each is a module of `jaxserve.commands`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,16 +40,25 @@ Every setting is documented in docs/settings.md.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for anything that the caller can fix."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    """Returns the exit status: 0, 1 for a finding (of `doctor`, say), or 2 for anything that the caller can fix."""
     try:
+        return _run(arguments)
+    except BrokenPipeError:  # whoever reads what is printed has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would complain again
+        return 141  # what a shell says of SIGPIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        given = _parser().parse_args(arguments)
         return given.run(given)
     except JaxserveError as error:
         print(f"jaxserve: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        sys.stdout.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

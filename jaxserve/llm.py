@@ -306,7 +306,7 @@ class LLM:
             processor=processor,
         )
         self._warm_up()
-        limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens)
+        limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens, config.cache.pool_setting)
         costs = StepCosts(load_cost(config.scheduler.cost_model) if config.scheduler.cost_model else None)
         scheduler = Scheduler(
             config.scheduler,

@@ -17,9 +17,12 @@ def test_it_times_learns_and_writes(tmp_path, capsys, compilation_cache: str) ->
     out = tmp_path / "cost.json"
     arguments = ["calibrate", str(out), "--rounds", "2", "--requests", "6", *SMALL]
     assert main([*arguments, "--compilation-cache-dir", compilation_cache]) == 0
-    assert "error on held-out steps: median" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "error on held-out steps: median" in text
+    assert "KV pool: 64 blocks of 16 tokens: --num-blocks 64 to simulate it\n" in text
     model = load_cost(out)
     assert isinstance(model, FittedCost) and model.num_observed > 0
+    assert model.source.startswith("measured: embedded on cpu (") and ", JAX " in model.source
 
 
 @pytest.mark.parametrize("flag", ["--rounds", "--requests"])

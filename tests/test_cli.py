@@ -71,6 +71,17 @@ def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"  jaxserve {command} " in capsys.readouterr().out.partition("examples:")[2]
 
 
+@pytest.mark.parametrize("arguments", [["simulate", "--help"], ["simulate", "--num-blocks=40", "--requests=3"]])
+def test_whoever_has_seen_enough_may_go(arguments: list[str]) -> None:
+    """As in `jaxserve simulate .. | head`: no traceback."""
+    command = [sys.executable, "-m", "jaxserve.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode in ((0, 141) if "--help" in arguments else (141,))  # argparse may keep it to itself
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["serve", "--help"], ["convert", "--help"]])
 def test_help_loads_neither_jax_nor_a_web_server(arguments: list[str]) -> None:
     code = (

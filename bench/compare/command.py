@@ -21,6 +21,7 @@ from typing import Any
 
 from bench import results_file
 from bench.compare.stage import Engines, Real, Simulated, Stage, Variant
+from jaxserve.commands.plots import expect_plots
 from jaxserve.commands.results import expect_file, expect_folder
 from jaxserve.commands.settings_flags import WideFormatter, whole_numbers
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
@@ -65,6 +66,7 @@ def main(bench: Comparison, arguments: Sequence[str] | None = None) -> int:
     try:
         expect_file(given.json)
         expect_folder(given.png)
+        expect_plots(given.png)
         old = results_file.read(given.against, bench.name) if given.against else None
         result = run(bench, given)
         print(results_file.show(result, bench.columns))
@@ -74,6 +76,7 @@ def main(bench: Comparison, arguments: Sequence[str] | None = None) -> int:
             results_file.write(given.json, result)
         if given.png:
             bench.draw(given.png, result)
+            print(f"wrote plots to {given.png}")
     except JaxserveError as error:
         print(f"bench.{bench.name}: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxserve.commands.plots import plot
+from jaxserve.commands.plots import expect_plots, plot
 from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.commands.tables import table
@@ -54,6 +54,7 @@ def run(given: argparse.Namespace) -> int:
     config = read_config(given)
     for path in (given.write, given.png):
         expect_file(path)
+    expect_plots(given.png)
     for name in ("programs", "decode_multiple", "prefill_multiple", "compile_s"):
         require(getattr(given, name) > 0, name, getattr(given, name), "a positive number")
     programs = given.programs

@@ -4,16 +4,20 @@ import argparse
 import random
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.commands.results import expect_file
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.step_record import StepRecord
 from jaxserve.sched.cost_file import save_cost
 from jaxserve.sched.cost_model import StepFeatures
 from jaxserve.sched.fitted_cost import Sample, fit_steps
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM
 
 _EXAMPLE = """\
 examples:
@@ -47,10 +51,14 @@ def run(given: argparse.Namespace) -> int:
     require(given.requests >= 1, "requests", given.requests, "at least 1")
     expect_file(given.out)
     config = read_config(given)
+    from jaxserve.llm import LLM
+
     disturbance = Disturbance()
-    learnt, held_out = measure(config, given.rounds, given.requests, given.calibration_seed)
+    llm = LLM(config=config.replace(enable_prefix_caching=False, policy="chunked", admission="queue"))
+    learnt, held_out = measure(llm, given.rounds, given.requests, given.calibration_seed)
     others = disturbance.share()
-    model = fit_steps(learnt)
+    belongs_to = _belongs_to(config)
+    model = fit_steps(learnt, "measured: {model} on {device} ({machine}), JAX {jax}".format(**belongs_to))
     errors = sorted(abs(model.seconds(features) / seconds - 1.0) for features, seconds in held_out)
     predicted, measured = sum(model.seconds(features) for features, _ in held_out), sum(s for _, s in held_out)
     print(f"{len(learnt)} steps learnt from, {len(held_out)} held out")
@@ -63,17 +71,15 @@ def run(given: argparse.Namespace) -> int:
             f"other processes took {others:.0%} of the processors: steps were held up, and not all of them alike; "
             "calibrate again when nothing else runs"
         )
-    save_cost(given.out, model, _belongs_to(config))
+    pool = llm.engine.scheduler.blocks.pool.capacity
+    print(f"KV pool: {pool} blocks of {config.cache.block_size} tokens: --num-blocks {pool} to simulate it")
+    save_cost(given.out, model, belongs_to | {"num_blocks": pool, "block_size": config.cache.block_size})
     print(f"wrote {given.out}")
     return 0
 
 
-def measure(config: EngineConfig, rounds: int, requests: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(steps to learn from, steps held out) of the engine with these settings on this machine."""
-    from jaxserve.core.sampling import SamplingParams
-    from jaxserve.llm import LLM
-
-    llm = LLM(config=config.replace(enable_prefix_caching=False, policy="chunked", admission="queue"))
+def measure(llm: "LLM", rounds: int, requests: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """(steps to learn from, steps held out) of this engine on this machine."""
     timer = StepTimer()
     llm.engine.observers.append(timer)
     rng, longest, vocab = random.Random(seed), llm.limits.max_len[0], llm.limits.vocab_size

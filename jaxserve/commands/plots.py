@@ -2,22 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from jaxserve.commands.results import expect_file
 from jaxserve.core.errors import ConfigError
 
 PALETTE = ("#1b6ca8", "#d1495b", "#2a9d5c", "#edae49", "#6a4c93", "#00798c", "#8d5b4c", "#7f8c8d")
 """Told apart by most colour-blind readers; markers differ as well."""
 MARKERS = "osD^vPX*"
+_MISSING = "plots need matplotlib: pip install 'jaxserve[bench]'"
+
+
+def expect_plots(path: Path | None) -> None:
+    """ConfigError if plots are asked for (`path`: where) and matplotlib is not installed: said before the work."""
+    if path is not None and find_spec("matplotlib") is None:
+        raise ConfigError(_MISSING)
 
 
 @contextmanager
 def plot(path: Path, title: str, note: str = "", columns: int = 1) -> Iterator[Any]:
-    """A figure of `columns` axes, written to `path` at the end. `note` stands under it: where the figures come from.
+    """A figure of `columns` axes, a PNG written to `path` at the end. `note` stands under it: where figures come from.
 
     Raises:
-      ConfigError: matplotlib is not installed.
+      ConfigError: matplotlib is not installed, or nothing can be written there.
     """
     try:
         import matplotlib
@@ -25,7 +34,7 @@ def plot(path: Path, title: str, note: str = "", columns: int = 1) -> Iterator[A
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'jaxserve[bench]'") from error
+        raise ConfigError(_MISSING) from error
     look: dict[str, Any] = {
         "font.size": 13,
         "axes.spines.top": False,
@@ -44,7 +53,7 @@ def plot(path: Path, title: str, note: str = "", columns: int = 1) -> Iterator[A
             yield axes
             if note:
                 figure.supxlabel(note, fontsize=9, color="#555555", x=0.02, ha="left")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
+            expect_file(path)
+            figure.savefig(path, dpi=150, format="png")
         finally:
             pyplot.close(figure)

@@ -78,6 +78,8 @@ def _write(given: argparse.Namespace, report: SimReport, stored: dict[str, Any],
         if given.json:
             write_text(given.json, json.dumps(stored, indent=1) + "\n")
             print(f"wrote {given.json}")
+    if given.requests_out:
+        print(f"wrote {given.requests_out}", file=sys.stderr)
     if given.html:
         title = f"jaxserve simulate: {Path(given.trace).name if given.trace else 'drawn requests'}"
         write_text(given.html, page(report, title, settings))

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.sched.cost_file import find_cost
+from jaxserve.sched.cost_file import find_cost, load_cost
 from jaxserve.sched.cost_model import CostModel
 from jaxserve.sched.roofline import parse_roofline
 from jaxserve.sim.workload import ARRIVALS, LENGTHS, Workload
@@ -55,4 +55,6 @@ def read_cost(given: argparse.Namespace, config: EngineConfig) -> CostModel:
         raise ConfigError("cost and roofline cannot both be given: step times come from one of them")
     if given.roofline:
         return parse_roofline(given.roofline)
-    return find_cost(given.cost or config.scheduler.cost_model or DEFAULT_COST)
+    if not given.cost and config.scheduler.cost_model:
+        return load_cost(config.scheduler.cost_model)
+    return find_cost(given.cost or DEFAULT_COST)

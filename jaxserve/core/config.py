@@ -73,6 +73,11 @@ class CacheConfig:
         256 << 20, "host memory for KV blocks on their way to or from the disk, unless one sequence needs more"
     )
 
+    @property
+    def pool_setting(self) -> str:
+        """The setting that makes the pool larger: that which says its size, or would."""
+        return "kv_cache_bytes" if self.num_blocks is None else "num_blocks"
+
     def __post_init__(self) -> None:
         require(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
         share = self.gpu_memory_utilization

@@ -14,12 +14,14 @@ class Limits:
     vocab_size: int
     max_model_len: int
     pool_tokens: int
+    pool_setting: str = "kv_cache_bytes"
+    """The setting that a larger pool takes."""
 
     @property
     def max_len(self) -> tuple[int, str]:
         """The longest sequence, and the setting that says so."""
         if self.pool_tokens < self.max_model_len:
-            return self.pool_tokens, "kv_cache_bytes"
+            return self.pool_tokens, self.pool_setting
         return self.max_model_len, "max_model_len"
 
     def check(self, request: Request) -> int:

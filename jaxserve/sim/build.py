@@ -87,7 +87,7 @@ def host_side(
         tenants=tenants,
         victims=victims,
     )
-    limits = Limits(VOCAB_SIZE, max_len, blocks.max_tokens)
+    limits = Limits(VOCAB_SIZE, max_len, blocks.max_tokens, config.cache.pool_setting)
     return Engine(scheduler, executor, limits, clock, overlap=config.runtime.overlap, seed=config.model.seed)
 
 
@@ -97,8 +97,8 @@ def _num_blocks(config: CacheConfig, cost: CostModel) -> int:
     token = cost.kv_bytes_per_token if isinstance(cost, FormulaCost) else 0
     if config.kv_cache_bytes is None or not token:
         raise ConfigError(
-            "num_blocks = None cannot work in a simulation: give the size of the KV pool in blocks, or kv_cache_bytes "
-            "with a cost model that has kv_bytes_per_token"
+            "num_blocks = None cannot work in a simulation: give the size of the KV pool in blocks, which `jaxserve "
+            "plan` and `jaxserve calibrate` tell, or kv_cache_bytes with a cost model that has kv_bytes_per_token"
         )
     return max(config.kv_cache_bytes // (token * config.block_size), 1)
 

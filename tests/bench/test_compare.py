@@ -12,6 +12,7 @@ from bench.compare import command
 from bench.compare.command import Comparison, main
 
 BENCHES = [buckets.BENCH, chunks.BENCH, strategies.BENCH]
+CPU_TINY = Path(__file__).parents[2] / "configs" / "cost" / "cpu_tiny_3M.json"
 SMALL = [
     "--requests=12", "--set=num_blocks=80", "--set=max_num_seqs=4", "--set=max_num_batched_tokens=64",
 ]  # fmt: skip
@@ -130,7 +131,7 @@ def test_strategies_run_for_which_there_are_objectives(tmp_path: Path) -> None:
 
 
 def test_step_times_are_those_of_the_settings(tmp_path: Path) -> None:
-    options = ["--simulate", "--requests=9", "--chunks=512", "--set=cost_model=cpu_tiny_3M"]
+    options = ["--simulate", "--requests=9", "--chunks=512", f"--set=cost_model={CPU_TINY}"]
     assert run(chunks.BENCH, tmp_path / "a.json", *options)["cost_model"].startswith("measured")
 
 

@@ -11,6 +11,7 @@ import pytest
 from jaxserve.cli import main
 
 POOL = ["--num-blocks", "400"]
+CPU_TINY = Path(__file__).parents[2] / "configs" / "cost" / "cpu_tiny_3M.json"
 
 
 def test_a_trace_is_simulated_and_reported(trace: Path, tmp_path: Path, capsys) -> None:
@@ -19,8 +20,9 @@ def test_a_trace_is_simulated_and_reported(trace: Path, tmp_path: Path, capsys) 
         ["simulate", "--trace", str(trace), *POOL, "--slo", "ttft<0.5,tpot<0.05", "--json", str(files["report.json"]),
          "--html", str(files["report.html"]), "--requests-out", str(files["requests.jsonl"])]
     )  # fmt: skip
-    out = capsys.readouterr().out
+    out, said = capsys.readouterr()
     assert status == 0 and "TTFT p99 ms" in out and "roofline, not measured" in out
+    assert all(f"wrote {path}\n" in out + said for path in files.values())
     stored = json.loads(files["report.json"].read_text())
     assert stored["simulated"] and "roofline" in stored["cost_model"]
     assert stored["all"]["requests"]["completed"] == 60 and stored["all"]["goodput"] == 1.0
@@ -79,6 +81,7 @@ def test_a_request_that_cannot_fit_is_named(tmp_path: Path, capsys) -> None:
     assert main(["simulate", "--trace", str(trace), *POOL, "--html", str(tmp_path / "r.html")]) == 0
     out = capsys.readouterr().out
     assert "1 cannot_fit" in out and "the prompt has 99999 tokens" in out
+    assert "a larger num_blocks" in out, "the setting that says how large the pool is"
     assert "the prompt has 99999 tokens" in (tmp_path / "r.html").read_text()
 
 
@@ -95,8 +98,8 @@ def test_step_times_are_those_that_the_configuration_begins_with(trace: Path, ca
         assert main(["simulate", "--trace", str(trace), *POOL, "--json", "-", *more]) == 0
         return json.loads(capsys.readouterr().out)["cost_model"]
 
-    assert source("--cost-model=cpu_tiny_3M") == source("--cost=cpu_tiny_3M") != source()
-    assert source("--cost-model=cpu_tiny_3M", "--cost=h200_8b_roofline") == source()
+    assert source(f"--cost-model={CPU_TINY}") == source("--cost=cpu_tiny_3M") != source()
+    assert source(f"--cost-model={CPU_TINY}", "--cost=h200_8b_roofline") == source()
 
 
 def test_a_compressed_trace_is_simulated(trace: Path, tmp_path: Path, capsys) -> None:
