@@ -38,6 +38,17 @@ class TokenOutOfRange(InvalidRequest):
         super().__init__(f"token id {token!r} is outside the vocabulary: ids go from 0 to {vocab_size - 1}", param)
 
 
+class TooManyBanned(InvalidRequest):
+    """`min_tokens` cannot hold back so many ends."""
+
+    def __init__(self, ends: int, limit: int) -> None:
+        super().__init__(
+            f"min_tokens holds back at most {limit} tokens, and {ends} would end this request: give fewer "
+            f"stop_token_ids, or set ignore_eos to leave out the model's own",
+            "min_tokens",
+        )
+
+
 class PromptTooLong(InvalidRequest):
     """`limit_name` says which setting set the limit: the model's length or the KV pool."""
 

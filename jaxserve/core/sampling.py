@@ -15,6 +15,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 300
 MAX_N = 128
+MAX_BANNED = 72
+"""Tokens that `min_tokens` can hold back: 64 stop tokens, and 8 of the model's own ends of sequence."""
 
 _NUMBERS = (
     "max_tokens", "min_tokens", "n", "temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty",

@@ -57,6 +57,12 @@ class Request:
     tpot_slo_s: float | None = None
     """Mean time between output tokens that is wanted at most."""
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end it: the model's end tokens unless ignored, and the caller's."""
+        ends = () if self.params.ignore_eos else self.eos_token_ids
+        return frozenset(ends) | frozenset(self.params.stop_token_ids)
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -107,14 +113,12 @@ class Sequence:
     num_charged: int = 0
     """Leading tokens that were counted as served to its tenant."""
     stop_ids: frozenset[int] = frozenset()
-    """Tokens that end it: the model's end tokens unless ignored, and the caller's."""
+    """The request's, at hand: each token is looked up in it."""
 
     def __post_init__(self) -> None:
         if not self.tokens:
             self.tokens = list(self.request.prompt)
-        params = self.request.params
-        ends = () if params.ignore_eos else self.request.eos_token_ids
-        self.stop_ids = frozenset(ends) | frozenset(params.stop_token_ids)
+        self.stop_ids = self.request.stop_ids
 
     @property
     def id(self) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxserve.core.errors import EmptyPrompt, PromptTooLong, RequestTooLarge, TokenOutOfRange
+from jaxserve.core.errors import EmptyPrompt, PromptTooLong, RequestTooLarge, TokenOutOfRange, TooManyBanned
+from jaxserve.core.sampling import MAX_BANNED
 from jaxserve.core.sequence import Request
 
 
@@ -28,7 +29,7 @@ class Limits:
         """The most tokens that prompt and output may reach together.
 
         Raises:
-          EmptyPrompt, PromptTooLong, RequestTooLarge, TokenOutOfRange: with what to change.
+          EmptyPrompt, PromptTooLong, RequestTooLarge, TokenOutOfRange, TooManyBanned: with what to change.
         """
         prompt, params = request.prompt, request.params
         limit, name = self.max_len
@@ -40,6 +41,8 @@ class Limits:
         self._check_tokens(prompt, "prompt")
         self._check_tokens(params.stop_token_ids, "stop_token_ids")
         self._check_tokens(params.logit_bias, "logit_bias")
+        if params.min_tokens and len(request.stop_ids) > MAX_BANNED:
+            raise TooManyBanned(len(request.stop_ids), MAX_BANNED)
         if params.max_tokens is None:
             return limit
         if len(prompt) + params.max_tokens > limit:

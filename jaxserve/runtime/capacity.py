@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import ConfigError, NotEnoughMemory
 from jaxserve.core.plan import Bucket
+from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
 from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
@@ -103,7 +104,7 @@ def fit(
     params = model_for(model).abstract_params(model, dtype)
     weights = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) // devices
     slots = config.scheduler.max_num_seqs + 1
-    state = slots * 4 * (max_len + -(-max_len // config.cache.block_size) + 2 * 300 + 72)
+    state = slots * 4 * (max_len + -(-max_len // config.cache.block_size) + 2 * MAX_LOGIT_BIAS + MAX_BANNED)
     usable = int(target.memory * jax_share() * config.cache.gpu_memory_utilization)
     block = block_bytes(model, config.cache.block_size, pages_dtype(config.cache, dtype)) // devices
     room = usable - weights - state - programs.temporaries

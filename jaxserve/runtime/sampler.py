@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxserve.core.sampling import MAX_LOGIT_BIAS
+from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
 from jaxserve.runtime.logprobs import prompt_logprobs, token_logprobs
 from jaxserve.runtime.sampling_variant import MIN_TEMPERATURE, Variant, choose_variant
 from jaxserve.runtime.truncation import truncate
 from jaxserve.runtime.vocabulary_blocks import BLOCK, argmax, split_blocks, take_blocks
 
 __all__ = [
-    "MAX_BANNED",
     "LogitsState",
     "Processor",
     "RowParams",
@@ -32,9 +31,6 @@ __all__ = [
     "prompt_logprobs",
     "sample",
 ]
-
-MAX_BANNED = 72
-"""Tokens that may be forbidden until `min_tokens` is reached: 64 stop tokens and the model's own ends of sequence."""
 
 
 class SlotState(NamedTuple):

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.core.sampling import MAX_LOGIT_BIAS
+from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
 from jaxserve.core.sequence import Sequence
-from jaxserve.runtime.sampler import MAX_BANNED
 
 SlotRow = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]
 
@@ -40,7 +39,7 @@ class SlotLoader:
         bias_values[: len(params.logit_bias)] = list(params.logit_bias.values())
         banned = np.full(MAX_BANNED, self._vocab_size, np.int32)
         if params.min_tokens:
-            ends = sorted(sequence.stop_ids)[:MAX_BANNED]
+            ends = sorted(sequence.stop_ids)  # at most MAX_BANNED: `Limits` refuses more
             banned[: len(ends)] = ends
         return tokens, bias_ids, bias_values, banned
 

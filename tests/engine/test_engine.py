@@ -10,6 +10,7 @@ from jaxserve.core.errors import (
     QueueFull,
     RequestTooLarge,
     TokenOutOfRange,
+    TooManyBanned,
 )
 from tests.engine.conftest import assert_whole, build_engine, drive, request
 
@@ -36,6 +37,18 @@ def test_a_refusal_leaves_the_others_alone(bad, error) -> None:
     with pytest.raises(error):
         engine.add(bad)
     assert len(drive(engine)["good", 0]) == 8
+
+
+def test_min_tokens_holds_back_every_end_or_says_how_many_it_can() -> None:
+    """64 stop tokens and 9 ends of the model are one more than a slot holds."""
+    engine = build_engine()
+    ends = {"stop_token_ids": tuple(range(1, 65)), "eos": tuple(range(65, 74)), "max_tokens": 6}
+    with pytest.raises(TooManyBanned, match="at most 72 tokens, and 73 would end this request: give fewer stop_token"):
+        engine.add(request("too many", [1], min_tokens=1, **ends))
+    engine.add(request("none held back", [1], **ends))
+    engine.add(request("not the model's", [1], min_tokens=1, ignore_eos=True, **ends))
+    engine.add(request("as many as can be", [1], min_tokens=1, **ends | {"eos": tuple(range(60, 73))}))
+    assert {name for name, _ in drive(engine)} == {"none held back", "not the model's", "as many as can be"}
 
 
 def test_the_queue_is_bounded_for_whole_requests() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jaxserve.core.sampling import MAX_BANNED
 from jaxserve.runtime.sampler import (
-    MAX_BANNED,
     LogitsState,
     RowParams,
     Sampled,
