@@ -54,7 +54,10 @@ class ModelConfigSection:
 class CacheConfig:
     """The pool of KV blocks."""
 
-    block_size: int = setting(32, "tokens in a KV block (a page of the kernels): 16, 32, 64 or 128")
+    block_size: int = setting(
+        32,
+        "tokens in a KV block (a page of the kernels): 8, 16, 32, 64 or 128; from 16 on for kernels of an H100 or H200",
+    )
     kv_cache_dtype: Literal["auto", "float8_e4m3fn", "int8"] = setting(
         "auto", "type of the KV blocks; auto: that of the weights. 8 bits: half the memory of bfloat16, less exact"
     )

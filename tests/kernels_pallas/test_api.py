@@ -172,6 +172,16 @@ def test_auto_falls_back_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choice.choose("auto", PROBLEM, (9, 0)) == "reference"
 
 
+def test_pages_of_eight_are_left_to_other_kernels_than_mosaic() -> None:
+    """Those that `block_size` allows, on an H100 or H200."""
+    problem = Problem(128, 4, 8, "bfloat16", "bfloat16")
+    with pytest.warns(UserWarning, match="'triton': mosaic_gpu: page size 8 is none of 16, 32, 64, 128"):
+        assert choice.choose("auto", problem, (9, 0)) == "triton"
+    assert choice.choose("auto", problem, (8, 0)) == "triton" and choice.choose("auto", problem, None) == "reference"
+    with pytest.raises(UnsupportedByBackend, match="page size 8"):
+        choice.choose("mosaic_gpu", problem, (9, 0))
+
+
 def test_a_named_backend_says_which_limit_was_hit(monkeypatch: pytest.MonkeyPatch) -> None:
     backends(monkeypatch, mosaic_gpu="head dimension 80 is none of 64, 128", reference=None)
     with pytest.raises(UnsupportedByBackend, match=r"'mosaic_gpu' cannot .* head dimension 80 .* backend='reference'"):

@@ -14,6 +14,7 @@ class TestMosaicGPU(BackendSuite):
     interpret = True
     # the older interpreter is half as fast, and finds fewer races: there each run takes one of the types
     dtypes = BackendSuite.dtypes if NEWEST else (BackendSuite.dtypes[SEED % 2],)
+    page_sizes = (16, 32, 64, 128)
     draws = 1
     sizes: ClassVar[dict[str, int]] = {"rows": 5, "kv_heads": 1, "max_pages": 3}
 
