@@ -60,13 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("--find-max-rate needs --slo: the highest rate at which what holds?")
         source(requested(given), given.rate)  # before a server is asked anything
         bounds = Bound.parse_all(given.slo) if given.slo else ()
-        older = results_file.read(given.against, "serve")["rows"] if given.against else []
+        older = results_file.read(given.against, "serve") if given.against else None
         expect_file(given.json)
         result = asyncio.run(_all_servers(given, bounds))
         print(results_file.show(result, COLUMNS))
-        compared = [*older, *result["rows"]]
+        compared = [*(older["rows"] if older else []), *result["rows"]]
         if len([r for r in compared if PROBE not in r["name"]]) > 1:
             print("\n" + side_by_side(compared))
+        for difference in results_file.differences(result, older) if older else ():
+            print(f"not the same: {difference}")
         if given.json:
             results_file.write(given.json, result)
     except JaxserveError as error:

@@ -23,7 +23,7 @@ examples:
   jaxserve serve --record monday.jsonl                        writes a record while it serves
   jaxserve replay monday.jsonl                                the same decisions, with the recorded step times
   jaxserve replay monday.jsonl --chunk-size 128               what if? differences of the same requests, in pairs
-  jaxserve replay monday.jsonl --policy adaptive --slo "ttft<0.5,tpot<0.05"
+  jaxserve replay monday.jsonl --policy adaptive --tpot-slo-s 0.05 --slo "ttft<0.5,tpot<0.05"
 
 A setting given here goes over the recorded one. Exit status 1: fewer than 99% of the decisions were the same.
 """

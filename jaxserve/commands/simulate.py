@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     add_cost(parser)
     group = parser.add_argument_group("simulation")
     group.add_argument("--replicas", type=int, default=1, metavar="N", help="engines behind a router (default 1)")
-    group.add_argument("--router", choices=ROUTERS, default="round-robin", help="who gets a request")
+    group.add_argument("--router", choices=ROUTERS, help="who gets a request (default round-robin)")
     group.add_argument("--slo", metavar="SLO", help='what goodput asks of each request, "ttft<0.5,tpot<0.05"')
     group.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON; -: print it, and no table")
     group.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
@@ -57,11 +57,14 @@ def run(given: argparse.Namespace) -> int:
     cost = read_cost(given, config)
     tenants = Tenants.of(config.scheduler)
     slo = None if given.slo is None else Slo.parse(given.slo)
+    if given.router and given.replicas == 1:
+        print(f"jaxserve: note: router = {given.router!r} has no effect with one engine", file=sys.stderr)
+    router = given.router or "round-robin"
     for path in (None if given.json == Path("-") else given.json, given.html, given.requests_out):
         expect_file(path)
     with _Watcher(given.requests_out, _expected(workload.trace, workload.requests)) as watcher:
         report = simulate(
-            config, workload.source(), cost, replicas=given.replicas, router=given.router, slo=slo, tenants=tenants,
+            config, workload.source(), cost, replicas=given.replicas, router=router, slo=slo, tenants=tenants,
             watch=watcher.watch,
         )  # fmt: skip
     settings = {"workload": workload.describe(), "config": given.config or "", **given_settings(given)}

@@ -58,7 +58,8 @@ def _ask(url: str) -> Any:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise ConfigError(
-            f"{url} refused ({error.code} {error.reason}): set JAXSERVE_ADMIN_KEY to the server's admin key"
+            f"{url} refused ({error.code} {error.reason}): set JAXSERVE_ADMIN_KEY to the server's admin key, which "
+            "`jaxserve serve --admin-key-file` gives it"
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{url} gives no decisions ({error}): give the URL of a running jaxserve") from error

@@ -116,6 +116,8 @@ def report(problem: Problem, found: Found) -> str:
         "the best on all requests",
         _rivals(problem, [t for t in found.trials if t.requests == found.requests][:8]),
     ]
+    if found.cut_short:
+        lines.insert(1, "The time was up before all was tried: --time-budget gives it more, --candidates less to do.")
     if found.worths:
         lines += ["", f"what each choice is worth: {compared(found)}, changed", _worths(found)]
     if fails := reasons(found):
@@ -200,6 +202,7 @@ def write(folder: Path, problem: Problem, found: Found) -> None:
         "workload": problem.workload.describe(),
         "candidates": found.candidates,
         "evaluations": found.evaluations,
+        "cut_short": found.cut_short,
         "best": dataclasses.asdict(best),
         "worths": [{"choice": w.name, "chosen": w.chosen, "other": w.other, "share": w.share} for w in found.worths],
         "trials": [dataclasses.asdict(trial) for trial in found.trials],

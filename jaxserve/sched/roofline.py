@@ -10,6 +10,7 @@ which every output shows: a roofline is a guess that is often right within a thi
 """
 
 import json
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -93,10 +94,10 @@ class Machine:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "name":
-                require(
-                    value >= 0 if f.name in ("overhead_s", "row_s") else value > 0, f.name, value, "a positive rate"
-                )
+            if f.name in ("overhead_s", "row_s"):
+                require(0 <= value < math.inf, f.name, value, "seconds, or 0")
+            elif f.name != "name":
+                require(0 < value < math.inf, f.name, value, "a positive rate")
             if f.name.endswith("efficiency"):
                 require(value <= 1, f.name, value, "a share up to 1")
 
@@ -120,7 +121,12 @@ def parse_roofline(text: str) -> FormulaCost:
             raise ConfigError(f"roofline: {part!r}: give NAME=NUMBER; names: {', '.join(known)}")
     for name in ("bandwidth", "matmul"):
         require(name in values, "roofline", text, f"{name}=NUMBER too: bytes or operations a second")
-    return roofline(ModelShape.from_file(path), Machine(**values), Path(path).stem)
+    return roofline(ModelShape.from_file(path), Machine(**values), _model_name(Path(path)))
+
+
+def _model_name(path: Path) -> str:
+    """The folder's name where the file has the name that all have."""
+    return path.resolve().parent.name if path.name == "config.json" else path.stem
 
 
 def roofline(shape: ModelShape, machine: Machine, model_name: str) -> FormulaCost:

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.tune.halving import Evaluate, halve, rungs
+from jaxserve.tune.halving import Evaluate, Rung, halve, rungs
 from jaxserve.tune.space import Choice, Space
 from jaxserve.tune.trial import Evaluated, Problem, Trial, evaluated
 
@@ -50,6 +50,8 @@ class Found:
     candidates: int = 0
     simulated_requests: int = 0
     requests: int = 0
+    cut_short: bool = False
+    """The time was up before everything had been tried that would have been."""
 
     @property
     def evaluations(self) -> float:
@@ -106,9 +108,11 @@ def search(
             tried = _reserves(ranked[-1], ranked[-2], watched, lambda: now() - begin > HALVING_SHARE * budget_s)
             best = max(tried, key=lambda trial: trial.rank)
             failed = _failed(tried, {repr(trial.choice): trial for trial in ranked[-2]})
+        neighbours = sum(1 for _ in space.neighbours(best.choice))
         best, worths = _neighbours(space, best, part, requests, failed, watched, lambda: now() - begin > budget_s)
     trials = sorted(last.values(), key=lambda t: (t.requests, t.rank), reverse=True)
-    return Found(best, trials, worths, len(candidates), count, requests)
+    cut_short = _cut_short(len(candidates), plan, ranked) or len(worths) < neighbours
+    return Found(best, trials, worths, len(candidates), count, requests, cut_short)
 
 
 def expected_trials(candidates: int, requests: int) -> int:
@@ -117,6 +121,16 @@ def expected_trials(candidates: int, requests: int) -> int:
     for rung in rungs(candidates, requests):
         total, left = total + left, rung.keep
     return total
+
+
+def _cut_short(candidates: int, plan: Sequence[Rung], ranked: Sequence[list[Trial]]) -> bool:
+    """Whether a rung's time ended before all who had come to it were tried."""
+    due = candidates
+    for rung, trials in zip(plan, ranked, strict=True):
+        if len(trials) < due:
+            return True
+        due = min(rung.keep, len(trials))
+    return False
 
 
 def _reserves(finals: list[Trial], before: list[Trial], run: Evaluate, late: Callable[[], bool]) -> list[Trial]:

@@ -196,7 +196,9 @@ def test_a_server_is_measured(fake: Running, tmp_path, capsys) -> None:
     capsys.readouterr()
     options = ["--requests=3", "--rate=50", "--output-tokens=fixed:4", "--against", str(first), "--json", str(second)]
     assert serve.main([fake.url, *options]) == 0
-    assert "last / first" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "last / first" in text
+    assert "not the same: requests: 3, and 12 there\n" in text and "not the same: arrivals: None, and closed" in text
 
 
 def test_texts_come_out_as_long_as_the_server_counts(fake: Running, tmp_path) -> None:

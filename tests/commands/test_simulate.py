@@ -57,6 +57,12 @@ def test_drawn_requests_on_replicas(capsys) -> None:
     assert stored["all"]["requests"]["completed"] == 40 and sum(stored["engine"]["requests_by_replica"]) == 40
 
 
+@pytest.mark.parametrize(("more", "said"), [(["--router=prefix"], True), (["--router=prefix", "--replicas=2"], False)])
+def test_a_router_of_one_engine_has_nothing_to_decide(more: list[str], said: bool, capsys) -> None:
+    assert main(["simulate", "--requests", "4", *POOL, *more]) == 0
+    assert ("note: router = 'prefix' has no effect with one engine" in capsys.readouterr().err) == said
+
+
 def test_users_in_a_closed_loop(capsys) -> None:
     assert main(["simulate", "--arrivals", "closed:3,1", "--requests", "12", *POOL, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"]["max_running"] <= 3

@@ -98,6 +98,13 @@ def test_what_cannot_work_says_what_can(trace: Path, options: list[str], words: 
     assert words in capsys.readouterr().err
 
 
+def test_a_search_that_was_cut_short_says_so(trace: Path, tmp_path: Path, capsys) -> None:
+    for budget_s, late in (("1e-9", True), ("600", False)):
+        assert run(trace, *CHOICES, "--slo=ttft_p99<5", f"--time-budget={budget_s}", f"--out={tmp_path}") == 0
+        assert ("The time was up before all was tried: --time-budget" in capsys.readouterr().out) == late
+        assert json.loads((tmp_path / "tune.json").read_text())["cut_short"] == late
+
+
 def test_what_cannot_even_start_is_an_error_and_no_result(trace: Path, tmp_path: Path, capsys) -> None:
     """Nothing says how large the KV pool is: no candidate can be simulated."""
     out = tmp_path / "tuned"

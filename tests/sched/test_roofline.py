@@ -52,6 +52,14 @@ def test_it_is_marked_as_a_roofline_and_near_the_nominal_figures(config: Path) -
     assert cost.kv_bytes_per_token == nominal.kv_bytes_per_token
 
 
+def test_a_file_with_the_usual_name_is_named_by_its_folder(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = config.rename(config.with_name("config.json"))
+    monkeypatch.chdir(config.parent)
+    for path in (usual, "config.json"):
+        source = parse_roofline(f"{path},bandwidth=4.3e12,matmul=790e12").source
+        assert source.startswith(f"roofline, not measured: {config.parent.name} (8.03B parameters)")
+
+
 def test_the_shipped_roofline_is_what_the_formula_gives(config: Path) -> None:
     made = parse_roofline(f"{config},bandwidth=4.3e12,matmul=790e12,name=H200")
     assert load_cost(COSTS / "h200_8b_roofline.json") == made
@@ -65,6 +73,9 @@ def test_the_shipped_roofline_is_what_the_formula_gives(config: Path) -> None:
         ("{},bandwidth=1,matmul=fast", "'matmul=fast': give NAME=NUMBER"),
         ("{},bandwidth=1,matmul=1,color=2", "'color=2'"),
         ("{},bandwidth=0,matmul=1", "bandwidth = 0.0"),
+        ("{},bandwidth=inf,matmul=1", "bandwidth = inf"),
+        ("{},bandwidth=1,matmul=nan", "matmul = nan"),
+        ("{},bandwidth=1,matmul=1,row_s=-1", "row_s = -1.0 cannot work: give seconds, or 0"),
         ("{},bandwidth=1,matmul=1,matmul_efficiency=2", "a share up to 1"),
     ],
 )

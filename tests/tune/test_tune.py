@@ -98,6 +98,20 @@ def test_the_time_budget_is_kept_and_something_is_found() -> None:
     assert [len(trials) for trials in late] == [1, 1, 1, 1]
 
 
+def test_a_search_says_whether_its_time_was_up() -> None:
+    space = Space({"replicas": (1, 2, 3, 4, 5), "max_num_seqs": (1, 2, 3, 4)})
+
+    def cut_short(budget_s: float) -> bool:
+        clock = iter(range(10_000))
+        found = search(PROBLEM, space, REQUESTS, evaluate=drowning, budget_s=budget_s, now=lambda: next(clock))
+        assert found.best.choice
+        return found.cut_short
+
+    found = [cut_short(budget_s) for budget_s in (1e-9, 20, 40, 60, 1e9)]
+    assert found == sorted(found, reverse=True) and found[0] and not found[-1]
+    assert search(PROBLEM, space, REQUESTS, evaluate=drowning).cut_short is False
+
+
 def test_compile_time_is_charged() -> None:
     """With a start every minute few programs win, with one a year many do."""
     quiet = dataclasses.replace(
