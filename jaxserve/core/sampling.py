@@ -56,6 +56,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Added to the logits of these tokens. Keys may be text, as they are in JSON: {"15": -100} is {15: -100}."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
@@ -78,7 +79,10 @@ class SamplingParams:
             except (TypeError, ValueError) as error:
                 raise InvalidParameter(name, value, accepted) from error
         put(self, "stop_token_ids", tuple(_plain(token) for token in self.stop_token_ids))
-        put(self, "logit_bias", {_plain(token): _plain(bias) for token, bias in self.logit_bias.items()})
+        biases = {_token(token): _plain(bias) for token, bias in self.logit_bias.items()}
+        if len(biases) < len(self.logit_bias):
+            raise InvalidParameter("logit_bias", self.logit_bias, "each token once")
+        put(self, "logit_bias", biases)
         if self.top_k == -1:
             put(self, "top_k", 0)
         if self.seed == -1:
@@ -131,13 +135,19 @@ class SamplingParams:
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidParameter("logit_bias", f"{len(self.logit_bias)} entries", f"at most {MAX_LOGIT_BIAS}")
         for token, bias in self.logit_bias.items():
-            _whole("logit_bias", token, 0, None)
+            if type(token) is not int or token < 0:
+                raise InvalidParameter("logit_bias", token, "token ids, whole numbers from 0, each with its bias")
             _real("logit_bias", bias, -100.0, 100.0)
 
 
 def _plain(value: Any) -> Any:
     """A number of NumPy or JAX as Python's own."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _token(key: Any) -> Any:
+    """A token id as a mapping has it for a key; JSON's objects have text there."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 20 else _plain(key)
 
 
 def _whole(name: str, value: object, low: int, high: int | None) -> None:

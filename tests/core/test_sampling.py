@@ -14,6 +14,8 @@ BAD = [
     ("top_k", -2), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.5),
     ("seed", 2**64), ("seed", 0.5), ("presence_penalty", 2.5), ("frequency_penalty", -2.5),
     ("repetition_penalty", 0.0), ("logit_bias", {1: 101.0}), ("logit_bias", {-1: 1.0}), ("logit_bias", {1: math.nan}),
+    ("logit_bias", {"x": 1.0}), ("logit_bias", {"-1": 1.0}), ("logit_bias", {"²": 1.0}), ("logit_bias", {1.5: 1.0}),
+    ("logit_bias", {True: 1.0}), ("logit_bias", {5: 1.0, "5": 2.0}),
     ("logit_bias", dict.fromkeys(range(301), 0.0)), ("stop", ("",)), ("stop", ("a",) * 17), ("stop_token_ids", (-1,)),
     ("stop_token_ids", tuple(range(65))), ("logprobs", -1), ("logprobs", 21), ("prompt_logprobs", 21),
     ("stop", 5), ("stop", b"x"), ("stop_token_ids", 5), ("logit_bias", [1, 2]), ("ignore_eos", "yes"),
@@ -37,6 +39,14 @@ def test_min_tokens_is_at_most_max_tokens() -> None:
 def test_spellings_are_folded_into_one() -> None:
     params = SamplingParams(stop="end", top_k=-1, stop_token_ids=[1, 2])  # type: ignore[arg-type]
     assert params.stop == ("end",) and params.top_k == 0 and params.stop_token_ids == (1, 2)
+
+
+def test_a_bias_may_be_keyed_by_text_as_json_is() -> None:
+    """So that a body of the HTTP API can be handed over as it is."""
+    params = SamplingParams(logit_bias={"123": 1.0, 7: -2.0})  # type: ignore[dict-item]
+    assert params.logit_bias == {123: 1.0, 7: -2.0}
+    with pytest.raises(InvalidParameter, match=r"logit_bias = \{'5': 1.0, '05': 2.0\} is not .* each token once"):
+        SamplingParams(logit_bias={"5": 1.0, "05": 2.0})  # type: ignore[dict-item]
 
 
 def test_the_seed_that_means_none_in_vllm() -> None:

@@ -123,10 +123,6 @@ class SamplingFields(Body):
           InvalidParameter: names the field and what is accepted.
         """
         given = {name: value for name, value in self._given() if name in _SAMPLING}
-        if self.logit_bias is not None:
-            if not all(key.isascii() and key.isdecimal() and len(key) < 20 for key in self.logit_bias):
-                raise InvalidParameter("logit_bias", self.logit_bias, "an object from token ids to numbers")
-            given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         return SamplingParams(**(dict(defaults) | given | changed))
 
     def _given(self) -> list[tuple[str, Any]]:
