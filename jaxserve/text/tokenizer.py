@@ -11,6 +11,7 @@ import tokenizers
 
 from jaxserve.core.errors import CheckpointError, InvalidRequest
 from jaxserve.text.token_bytes import TokenBytes
+from jaxserve.text.tokenizer_files import end_ids, special_tokens, template_source, warn_of_idle_flags
 
 Message = dict[str, Any]
 
@@ -66,11 +67,11 @@ class Tokenizer:
             raise CheckpointError(
                 file, f"not a tokenizer ({error})", "supported: the tokenizers library's JSON"
             ) from error
-        config = _json(folder / "tokenizer_config.json")
-        special = _special_tokens(folder)
+        special = special_tokens(folder)
         token_id = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
-        ends = dict.fromkeys(_end_ids(folder) + (() if token_id is None else (token_id,)))
-        return cls(backend, tuple(ends), _template_of(folder, config), special)
+        ends = dict.fromkeys(end_ids(folder) + (() if token_id is None else (token_id,)))
+        warn_of_idle_flags(folder, backend, special)
+        return cls(backend, tuple(ends), template_source(folder), special)
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -217,62 +218,3 @@ def _environment() -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
-
-
-def _template_of(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return _read(file)
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    if not isinstance(template, str | None):
-        expected = "expected Jinja, or a list of templates by name"
-        raise CheckpointError(folder / "tokenizer_config.json", f"chat_template is {template!r}", expected)
-    return template
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """By name; older tokenizers have them in a file of their own, over which the newer file goes."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in _json(folder / name).items():
-            if not key.endswith("_token") or not value or isinstance(value, bool):  # add_bos_token and its like
-                continue
-            content = value.get("content") if isinstance(value, dict) else value
-            if not isinstance(content, str):
-                raise CheckpointError(folder / name, f"{key} is {value!r}", "expected a token's text")
-            found[key] = content
-    return found
-
-
-def _end_ids(folder: Path) -> tuple[int, ...]:
-    for name in ("generation_config.json", "config.json"):
-        found = _json(folder / name).get("eos_token_id")
-        if found is not None:
-            ids = cast(list[Any], found if isinstance(found, list) else [found])
-            if not all(type(token) is int for token in ids):
-                expected = "expected a token id or a list of them"
-                raise CheckpointError(folder / name, f"eos_token_id is {found!r}", expected)
-            return tuple(ids)
-    return ()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except ValueError as error:
-        raise CheckpointError(path, f"not UTF-8 ({error})", "expected text; repair the file or leave it out") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        held = json.loads(_read(path))
-    except ValueError as error:
-        raise CheckpointError(path, f"not JSON ({error})", "repair the file or leave it out") from error
-    if not isinstance(held, dict):
-        raise CheckpointError(path, f"holds a {type(held).__name__}", "expected a JSON object")
-    return cast(dict[str, Any], held)

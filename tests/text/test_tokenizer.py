@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import processors
 
 from jaxserve.core.errors import CheckpointError, InvalidRequest
 from jaxserve.text.tokenizer import Tokenizer
@@ -118,6 +121,43 @@ def test_special_tokens_of_the_older_file(directory: Path, tmp_path: Path) -> No
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token }}")
     tokenizer = Tokenizer.from_directory(folder)
     assert tokenizer.render_chat([{"role": "user", "content": "x"}]) == "<|end|><|end|>"
+
+
+@pytest.mark.parametrize(
+    ("post", "flags", "warned"),
+    [
+        (None, {}, None),
+        (None, {"add_bos_token": False, "add_eos_token": False}, None),
+        (None, {"add_bos_token": True}, r"add_bos_token = true has no effect: tokenizer.json does not add <\|bos\|> "),
+        ("ByteLevel", {"add_bos_token": True, "add_eos_token": False}, "add_bos_token = true has no effect"),
+        ("ByteLevel", {"add_eos_token": True}, r"add_eos_token = true .* does not add <\|end\|> "),
+        ("Template", {}, None),
+        ("Template", {"add_bos_token": True}, None),
+        ("Template", {"add_bos_token": False}, r"add_bos_token = false has no effect: tokenizer.json adds <\|bos\|> "),
+    ],
+)
+def test_tokenizer_json_decides_what_begins_a_prompt(
+    directory: Path, tmp_path: Path, post: str | None, flags: dict[str, bool], warned: str | None
+) -> None:
+    """As transformers 5.24.0 has it for LlamaTokenizerFast, Qwen2Tokenizer and PreTrainedTokenizerFast alike."""
+    folder = Path(shutil.copytree(directory, tmp_path / "t"))
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(["<|bos|>"])
+    bos = backend.token_to_id("<|bos|>")
+    if post == "ByteLevel":
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    if post == "Template":
+        backend.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", bos)]
+        )
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "tokenizer_class": "LlamaTokenizerFast"} | flags
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with nullcontext() if warned is None else pytest.warns(UserWarning, match=warned):
+        tokenizer = Tokenizer.from_directory(folder)
+    ids = tokenizer.encode("the king")
+    assert (ids[0] == bos) == (post == "Template") and ids[-1] != 0
+    assert ids[post == "Template" :] == tokenizer.encode("the king", add_special_tokens=False)
 
 
 def test_half_a_surrogate_pair_is_no_text(tokenizer: Tokenizer) -> None:
