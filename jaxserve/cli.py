@@ -1,9 +1,12 @@
 """The command line: what all commands share. Each is a module of `jaxserve.commands`."""
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jaxserve import __version__
 from jaxserve.commands import (
@@ -50,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        given = _parser().parse_args(arguments)
+        given, unknown = _parser().parse_known_args(arguments)
+        if unknown:
+            _refuse(given.command, unknown[0])
         return given.run(given)
     except JaxserveError as error:
         print(f"jaxserve: {error}", file=sys.stderr)
@@ -61,8 +66,22 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
 
 
+class _Parser(argparse.ArgumentParser):
+    """An error is one line: below the usage of a hundred flags nobody would find it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}: see {self.prog} --help\n")
+
+
+def _refuse(command: argparse.ArgumentParser, argument: str) -> NoReturn:
+    """An argument that the command does not take; perhaps another one was meant."""
+    flags = re.findall(r"--[a-z][a-z-]+", command.format_help())
+    near = difflib.get_close_matches(argument.partition("=")[0], flags, 1)
+    command.error(f"{argument} is not known" + (f" (did you mean {near[0]}?)" if near else ""))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxserve",
         description="Continuous-batching LLM serving for JAX.",
         epilog=_EXAMPLES,
@@ -72,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+    for command in commands.choices.values():
+        command.set_defaults(command=command)
     return parser
 
 

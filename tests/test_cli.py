@@ -71,6 +71,33 @@ def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"  jaxserve {command} " in capsys.readouterr().out.partition("examples:")[2]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["simulate", "--requests", "1e3"],
+            "argument --requests: invalid int value: '1e3': see jaxserve simulate",
+        ),
+        (
+            ["simulate", "--num_blocks=4"],
+            "--num_blocks=4 is not known (did you mean --num-blocks?): see",
+        ),
+        (
+            ["serve", "--enable_prefix_caching"],
+            "serve: --enable_prefix_caching is not known (did you mean --enable-",
+        ),
+        (["buckets", "zzz"], "buckets: zzz is not known: see jaxserve buckets --help"),
+        (["simulat"], "invalid choice: 'simulat'"),
+        ([], "the following arguments are required: COMMAND: see jaxserve --help"),
+    ],
+)
+def test_a_flag_that_is_wrong_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
+
+
 @pytest.mark.parametrize("arguments", [["simulate", "--help"], ["simulate", "--num-blocks=40", "--requests=3"]])
 def test_whoever_has_seen_enough_may_go(arguments: list[str]) -> None:
     """As in `jaxserve simulate .. | head`: no traceback."""

@@ -22,7 +22,7 @@ from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Bound
 from jaxserve.tune.kv_splits import splits
 from jaxserve.tune.search import Found, expected_trials, search
-from jaxserve.tune.space import DEFAULT, Space, parse_choice
+from jaxserve.tune.space import DEFAULT, Space, parse_choices
 from jaxserve.tune.trial import OBJECTIVES, Problem, Trial, build, shares
 
 _EXAMPLE = """\
@@ -82,7 +82,7 @@ def run(given: argparse.Namespace) -> int:
     choices = {} if given.only_chosen else DEFAULT
     if tenants and not given.only_chosen and (some := splits(tenants, asked)):
         choices = choices | {"kv_split": some}
-    space = Space(choices | dict(map(parse_choice, given.choose)))
+    space = Space(choices | parse_choices(given.choose))
     for text in space.choices.get("kv_split", ()):
         shares(problem, {"kv_split": text})
     requests = asked.total()

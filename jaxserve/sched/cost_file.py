@@ -33,7 +33,7 @@ def load_cost(path: str | Path) -> CostModel:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); `jaxserve calibrate` makes one") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from error
+        raise ConfigError(f"{path}: not JSON ({error}): `jaxserve calibrate` makes a cost model") from error
     fields = cast(dict[str, Any], stored if isinstance(stored, dict) else {})
     if fields.get("kind") not in _KINDS:
         raise ConfigError(f"{path}: no cost model: `jaxserve calibrate` makes one, configs/cost/ holds examples")

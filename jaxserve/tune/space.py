@@ -7,11 +7,11 @@ choice is a setting of `core.config` by its flat name.
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig, all_settings, require
 from jaxserve.core.errors import ConfigError
 from jaxserve.tune.bucket_sets import fitted_programs
 
@@ -38,8 +38,11 @@ class Space:
     choices: dict[str, tuple[Any, ...]]
 
     def __post_init__(self) -> None:
+        known = {setting.name: setting for setting in all_settings()}
         for name, values in self.choices.items():
             require(bool(values), name, values, "at least one value")
+            for value in values if name in known and name not in SPECIAL else ():
+                known[name].accept(value)
         for name in self.choices.get("buckets", ()):
             fitted_programs(str(name))
         for count in self.choices.get("replicas", ()):
@@ -87,6 +90,17 @@ def settings(base: EngineConfig, choice: Choice) -> EngineConfig:
     if "buckets" in choice:  # those of the base need not cover the choice's limits
         changed |= {"decode_buckets": (), "prefill_buckets": (), "mixed_decode_buckets": ()}
     return base.replace(**changed)
+
+
+def parse_choices(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """`parse_choice` of each. Raises ConfigError for a name that is there twice: which of them is meant?"""
+    found: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        name, values = parse_choice(text)
+        if name in found:
+            raise ConfigError(f"choose = {text!r}: {name} is chosen already: give all of its values at once")
+        found[name] = values
+    return found
 
 
 def parse_choice(text: str) -> tuple[str, tuple[Any, ...]]:

@@ -86,6 +86,8 @@ def test_processes_find_the_same(trace: Path, tmp_path: Path) -> None:
         (["--choose=max_num_seqs=2"], "needs --slo"),
         (["--slo=ttft<1", "--choose=speed=2"], "unknown setting"),
         (["--slo=ttft<1", "--choose=nothing"], "NAME=VALUE"),
+        (["--slo=ttft<1", "--choose=chunk_size=64,1x"], "chunk_size = '1x' cannot work: give int or none"),
+        (["--slo=ttft<1", "--choose=chunk_size=64", "--choose=chunk_size=9"], "chunk_size is chosen already: give all"),
         (["--slo=ttft<1", "--jobs=-1"], "jobs = -1 cannot work: give a number of processes"),
         (["--slo=ttft<1", "--compile-s=-1"], "compile_s = -1.0 cannot work"),
         (["--slo=ttft<1", "--restart-s=0"], "restart_s = 0.0 cannot work"),

@@ -137,7 +137,7 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "not JSON"), ("[]", "no cost model"), ('{"kind": "magic"}', "no cost model"),
+    [("{", "not JSON .*: `jaxserve calibrate` makes"), ("[]", "no cost model"), ('{"kind": "magic"}', "no cost model"),
      ('{"kind": "formula", "source": "x"}', "damaged"), ('{"kind": "fitted", "source": "x"}', "damaged")],
 )  # fmt: skip
 def test_a_bad_file_says_what_to_do(tmp_path: Path, text: str, words: str) -> None:

@@ -181,7 +181,15 @@ def test_the_space_holds_what_makes_sense() -> None:
 
 
 @pytest.mark.parametrize(
-    "choices", [{"buckets": ("magic",)}, {"buckets": ("fitted-2",)}, {"replicas": (0,)}, {"a": ()}]
+    "choices",
+    [
+        {"buckets": ("magic",)},
+        {"buckets": ("fitted-2",)},
+        {"replicas": (0,)},
+        {"a": ()},
+        {"chunk_size": (64, "1x")},
+        {"max_num_seqs": (None,)},
+    ],
 )
 def test_a_space_that_cannot_work_is_refused(choices) -> None:
     with pytest.raises(ConfigError):
