@@ -58,7 +58,7 @@ class LLM:
       model: a Hugging Face directory or hub id, a converted checkpoint, or "embedded"; or give `params`.
       params, model_config: weights as a pytree (see `jaxserve.models`), and what they are; for research.
       tokenizer: a `Tokenizer`, or a directory that holds one; default: the model's own. With `params` there may be
-        none: then prompts are token ids.
+        none, and with `skip_tokenizer_init` there is none: then prompts are token ids, and outputs have no text.
       logits_processor: traced into the sampler: (logits [R, V], state) -> logits. See the property of this name.
       progress: show progress bars.
       settings: any setting of `core.config`, by its flat name; or `config`, all of them.
@@ -255,6 +255,9 @@ class LLM:
         return checkpoint.config, checkpoint.params, Path(checkpoint.directory)
 
     def _find_tokenizer(self, given: Tokenizer | str | Path | None, directory: Path | None) -> Tokenizer | None:
+        if self.config.model.skip_tokenizer_init:
+            require(given is None, "skip_tokenizer_init", True, "false beside a tokenizer")
+            return None
         if isinstance(given, Tokenizer):
             return given
         place = given or directory

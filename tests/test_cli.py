@@ -45,6 +45,7 @@ def test_help_shows_every_setting_and_examples(capsys: pytest.CaptureFixture[str
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
         (["generate", "--prompt", "x", "--n", "0"], "n = 0"),
         (["generate", "--prompt", "x", "--revision", "v1"], "revision"),
+        (["generate", "--prompt", "x", "--skip-tokenizer-init"], "skip_tokenizer_init = True cannot work: give false"),
         (["generate", "--prompt", "x", "--attention-backend", "triton"], "attention_backend = 'triton'"),
         (["convert", "/no/such/model", __file__ + "/below"], "test_cli.py is not a directory"),
         (["generate", "--prompt", "x", "--max-model-len", "0"], "max_model_len"),

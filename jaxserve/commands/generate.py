@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config, whole_numbers
+from jaxserve.core.config import require
 from jaxserve.core.errors import StepFailed
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sampling import SamplingParams
@@ -103,6 +104,10 @@ def _run(given: argparse.Namespace) -> int:
     from jaxserve.llm import LLM
 
     config = read_config(given)
+    require(
+        not config.model.skip_tokenizer_init, "skip_tokenizer_init", True,
+        "false: this command reads and prints text (LLM and jaxserve serve take token ids)",
+    )  # fmt: skip
     asked = {name[7:]: value for name, value in vars(given).items() if name.startswith("sample_")}
     asked = {"max_tokens": 128} | asked
     SamplingParams(**asked)  # a flag out of range is told before the model is loaded

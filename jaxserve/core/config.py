@@ -38,6 +38,7 @@ class ModelConfigSection:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "type of weights and activations; auto: float32 on the CPU, bfloat16 on a GPU"
     )
+    skip_tokenizer_init: bool = setting(False, "token ids in, token ids out, no text: the model needs no tokenizer")
     max_model_len: int | None = setting(None, "longest prompt + output, in tokens; default: what the model declares")
     served_model_name: str | None = setting(None, "the name clients see; default: the model's own")
     seed: int = setting(0, "seed of every request that brings none")

@@ -70,7 +70,9 @@ class Service:
 
     def need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise InvalidRequest(f"{what} needs a tokenizer and this model has none: send token ids", "prompt")
+            raise InvalidRequest(
+                f"{what} needs a tokenizer and there is none here: send token ids, and read them", "prompt"
+            )
         return self.tokenizer
 
     def shown(self, tokens: Sequence[int]) -> str:

@@ -59,7 +59,8 @@ class Tokenizer:
             raise CheckpointError(
                 folder,
                 found,
-                "a fast tokenizer is needed: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) makes one",
+                "a fast tokenizer is needed: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) makes one; or set "
+                "skip_tokenizer_init, for token ids alone",
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxserve.core.errors import CheckpointError, ConfigError, InvalidRequest
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models import load
@@ -14,15 +15,40 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 ORACLES = sorted(path.parent.name for path in FIXTURES.glob("*/oracle.json"))
 
 
+SIZES = {
+    "max_num_seqs": 4, "max_num_batched_tokens": 32, "num_blocks": 32, "block_size": 8, "decode_buckets": (4,),
+    "mixed_decode_buckets": (4,), "prefill_buckets": (32,), "prefill_rows": 3, "progress": False,
+}  # fmt: skip
+
+
+def test_a_folder_without_a_tokenizer_says_what_to_do():
+    with pytest.raises(CheckpointError, match=r"no tokenizer.json; .* set skip_tokenizer_init, for token ids alone"):
+        LLM(FIXTURES / "llama3.2", **SIZES)
+    with pytest.raises(ConfigError, match="skip_tokenizer_init"):
+        LLM(FIXTURES / "llama3.2", skip_tokenizer_init=True, tokenizer="embedded", **SIZES)
+
+
+@pytest.mark.slow
+def test_a_folder_without_a_tokenizer_serves_token_ids(compilation_cache):
+    folder = FIXTURES / "llama3.2"
+    llm = LLM(folder, skip_tokenizer_init=True, compilation_cache_dir=compilation_cache, **SIZES)
+    case = json.loads((folder / "oracle.json").read_text())["cases"][0]
+    prompt = case["tokens"][: case["prompt_length"]]
+    (output,) = llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True))
+    assert list(output.outputs[0].token_ids) == case["tokens"][case["prompt_length"] :] and output.outputs[0].text == ""
+    assert llm.make_request(prompt, SamplingParams()).eos_token_ids == llm.model_config.eos_token_ids
+    for wants_text in (lambda: llm.generate("x"), lambda: llm.chat([{"role": "user", "content": "x"}])):
+        with pytest.raises(InvalidRequest, match="needs a tokenizer and there is none: give token ids"):
+            wants_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 def test_the_engine_generates_what_transformers_does(name, compilation_cache):
     checkpoint = load(FIXTURES / name, dtype="float32")
     llm = LLM(
-        params=checkpoint.params, model_config=checkpoint.config, compilation_cache_dir=compilation_cache,
-        progress=False, max_num_seqs=4, max_num_batched_tokens=32, num_blocks=32, block_size=8, decode_buckets=(4,),
-        mixed_decode_buckets=(4,), prefill_buckets=(32,), prefill_rows=3,
-    )  # fmt: skip
+        params=checkpoint.params, model_config=checkpoint.config, compilation_cache_dir=compilation_cache, **SIZES
+    )
     cases = json.loads((FIXTURES / name / "oracle.json").read_text())["cases"]
     prompts = [case["tokens"][: case["prompt_length"]] for case in cases]
     assert max(map(len, prompts)) > 32  # more than a step takes

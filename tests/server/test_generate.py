@@ -3,13 +3,15 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.engine.conftest import build_engine
 from tests.engine.test_equivalence import expected
-from tests.server.conftest import Running, assert_idle
+from tests.server.conftest import Running, assert_idle, fake_service, serve
 
 
 def events(response: httpx.Response) -> list:
@@ -25,6 +27,30 @@ def test_an_answer(running: Running) -> None:
     (choice,) = answer["choices"]
     assert choice["token_ids"] == expected([1, 2, 3], 6) and choice["finish_reason"] == "length"
     assert answer["usage"]["prompt_tokens"] == 3 and answer["usage"]["total_tokens"] == 9
+
+
+def test_without_a_tokenizer_token_ids_come_and_go() -> None:
+    """`skip_tokenizer_init`: what needs text says so, everything else works."""
+    service = replace(fake_service(build_engine()), tokenizer=None)
+    ids = {"prompt": [1, 2, 3], "max_tokens": 6, "temperature": 0, "seed": 0}
+    for running in serve(service):
+        post = running.client.post
+        (choice,) = post("/generate", json=ids).json()["choices"]
+        assert choice["token_ids"] == expected([1, 2, 3], 6) and choice["text"] == ""
+        *pieces, _ = events(post("/generate", json=ids | {"stream": True}))
+        assert [token for piece in pieces for token in piece["token_ids"]] == expected([1, 2, 3], 6)
+        answer = post("/v1/completions", json=ids | {"return_token_ids": True, "logprobs": 1}).json()
+        (choice,) = answer["choices"]
+        assert choice["token_ids"] == expected([1, 2, 3], 6) and choice["text"] == ""
+        assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in choice["token_ids"]]
+        messages = {"messages": [{"role": "user", "content": "x"}]}
+        for path, body in [
+            ("/generate", ids | {"prompt": "text"}), ("/generate", ids | {"stop": "x"}), ("/tokenize", {"prompt": "x"}),
+            ("/v1/completions", {"prompt": "text"}), ("/v1/completions", ids | {"echo": True}),
+            ("/v1/chat/completions", messages), ("/detokenize", {"tokens": [1]}),
+        ]:  # fmt: skip
+            refused = post(path, json=body)
+            assert refused.status_code == 400 and "tokenizer" in refused.json()["error"]["message"], (path, body)
 
 
 def test_several_completions(running: Running) -> None:
