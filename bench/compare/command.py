@@ -217,7 +217,8 @@ def _parser(bench: Comparison) -> argparse.ArgumentParser:
     )
     parser.add_argument("--simulate", action="store_true", help="on the virtual clock, an 8B model on an H200")
     parser.add_argument("--quick", action="store_true", help="few requests, small programs: does it work?")
-    add_workload(parser)
+    simulated, real = bench.requests[True], bench.requests[False]
+    add_workload(parser, otherwise=f"{real}, simulated {simulated}; a twentieth of that with --quick")
     add_cost(parser)
     group = parser.add_argument_group("comparison")
     group.add_argument("--config", metavar="FILE", help="TOML file of settings that every variant begins with")

@@ -78,7 +78,7 @@ def observe(
     try:
         for served in drive(engine, clock, arrivals, prompts):
             seen.summary.add(served)
-            (seen.long if served.prompt_tokens >= long_from else seen.short).add(served, met=False)
+            (seen.long if served.prompt_tokens >= long_from else seen.short).add(served, met=None)
     finally:
         engine.observers.remove(seen.steps)
     return seen

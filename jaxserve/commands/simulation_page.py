@@ -42,7 +42,7 @@ def page(report: SimReport, title: str, settings: dict[str, Any]) -> str:
          [[name, *_milliseconds(group, METRICS)] for name, group in groups]),
         ("Service", ["", *_SERVICE], [[name, *_service(group)] for name, group in groups]),
         ("Engine", ["", ""], _engine(report)),
-        ("Run", ["", ""], [[name, value] for name, value in settings.items()]),
+        ("Run", ["", ""], _run(settings)),
     ]  # fmt: skip
     if report.cannot_fit:
         tables.append(("Cannot be served", ["request", "why"], [list(row) for row in report.cannot_fit]))
@@ -50,6 +50,12 @@ def page(report: SimReport, title: str, settings: dict[str, Any]) -> str:
     charts = "".join(f"<figure>{svg}</figure>" for chart in _charts(report) if (svg := chart.svg()))
     source = escape(report.cost_source)
     return _PAGE.format(title=escape(title), source=source, charts=charts, tables=body, style=_STYLE)
+
+
+def _run(settings: dict[str, Any]) -> Rows:
+    """What was asked: the workload's words, and every setting that was given."""
+    asked = settings.get("workload", {}) | {name: value for name, value in settings.items() if name != "workload"}
+    return [[name, value] for name, value in asked.items() if value != ""]
 
 
 def _groups(report: SimReport) -> list[tuple[str, GroupSummary]]:
@@ -101,6 +107,7 @@ def _charts(report: SimReport) -> list[Chart]:
             {name: group.distribution(metric).curve() for name, group in groups if len(group.distribution(metric))},
             log_x=True,
             y_max=1.0,
+            rising=True,
         )
         for metric in ("ttft", "tpot", "itl", "e2e")
     ]

@@ -15,7 +15,8 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Lines by name over common axes; `log_x`: a logarithmic x axis, on which zeros are left out."""
+    """Lines by name over common axes; `log_x`: a logarithmic x axis, on which zeros are left out; `rising`: they all
+    end at the top, and their names stand below."""
 
     title: str
     x_label: str
@@ -23,6 +24,7 @@ class Chart:
     lines: dict[str, Points]
     log_x: bool = False
     y_max: float | None = None
+    rising: bool = False
 
     def svg(self) -> str:
         points = [p for line in self.lines.values() for p in line if not self.log_x or p[0] > 0]
@@ -54,8 +56,9 @@ class Chart:
             path = " ".join(place(x, y) for x, y in line if not self.log_x or x > 0)
             parts.append(f'<polyline stroke="{colour}" points="{path}"/>')
             if len(self.lines) > 1:
-                at = _TOP + 4 + 15 * i
-                parts.append(f'<text class="key" fill="{colour}" x="{_W - _RIGHT}" y="{at}">{escape(name)}</text>')
+                at = _H - _BOTTOM - 8 - 15 * (len(self.lines) - 1 - i) if self.rising else _TOP + 4 + 15 * i
+                style = f"fill: {colour}"  # a page's own style would go over the attribute of that name
+                parts.append(f'<text class="key" style="{style}" x="{_W - _RIGHT}" y="{at}">{escape(name)}</text>')
         return "".join([*parts, "</svg>"])
 
 
@@ -79,9 +82,16 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    ticks = [10.0**e * m for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 3)]
-    return [tick for tick in ticks if low <= tick <= high]
+    """Round numbers for a logarithmic axis, three at least."""
+    for multiples in ((1,), (1, 3), (1, 2, 5)):
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [tick for e in exponents for m in multiples if low <= (tick := m * 10.0**e) <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return _ticks(low, high)
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 10_000 else f"{value / 1000:.4g}k"
+    if abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) < 10_000 else f"{value / 1000:,.4g}k"

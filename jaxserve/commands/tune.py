@@ -256,12 +256,16 @@ def draw(path: Path, problem: Problem, found: Found) -> None:
             [x(t) for t in early], [y(t) for t in early], s=16, color="#bbbbbb", label="on a part of the requests"
         )
         for holds, color, label in ((True, "#2a9d5c", "all bounds hold"), (False, "#d1495b", "a bound does not hold")):
-            some = [t for t in whole if t.holds == holds]
-            axes.scatter([x(t) for t in some], [y(t) for t in some], s=55, color=color, label=label)
+            if some := [t for t in whole if t.holds == holds]:
+                axes.scatter([x(t) for t in some], [y(t) for t in some], s=55, color=color, label=label)
         line = front([(x(t), y(t)) for t in whole])
         axes.plot([p[0] for p in line], [p[1] for p in line], color="#1b6ca8", label="Pareto front", zorder=0)
         axes.scatter([x(found.best)], [y(found.best)], s=260, marker="*", color="#edae49", label="chosen", zorder=5)
         if problem.bounds:
             axes.axvline(1e3 * problem.bounds[0].limit, color="#7f8c8d", linestyle=":")
         axes.set(xlabel=f"{bound.partition('<')[0]}, ms" if bound else "programs", ylabel=worth, xscale="log")
+        for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            which("{x:,g}")  # and not 2 x 10^2
+        if problem.objective == "goodput":
+            axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.legend()

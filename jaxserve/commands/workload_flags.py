@@ -14,9 +14,13 @@ from jaxserve.sim.workload import ARRIVALS, LENGTHS, Workload
 DEFAULT_COST = "h200_8b_roofline"
 
 
-def add_workload(parser: argparse.ArgumentParser, requests: int | None = None) -> None:
-    """The fields of `Workload`, as flags. `requests`: how many, where no flag says it."""
-    first = "the first N; without a trace: 1000" if requests is None else f"the first N (default {requests})"
+def add_workload(
+    parser: argparse.ArgumentParser,
+    requests: int | None = None,
+    otherwise: str = "all of the trace; without one: 1000",
+) -> None:
+    """The fields of `Workload`, as flags. `requests`: how many, where no flag says it; None: `otherwise` tells."""
+    first = f"the first N (default: {otherwise if requests is None else requests})"
     group = parser.add_argument_group("requests")
     group.add_argument("--trace", metavar="FILE", help="JSONL: arrival_s, prompt_tokens, output_tokens; or a record")
     group.add_argument("--window", metavar="FROM:SECONDS", help="a stretch of the trace, from 0 on")

@@ -30,8 +30,10 @@ class GroupSummary:
         self.failed = 0
         self.refused: Counter[str] = Counter()
         """By reason: "queue_full", "rate_limit", "slo", "cannot_fit"."""
+        self.judged = 0
+        """Requests for which there was an objective; a tenant may have been promised nothing."""
         self.met = 0
-        """Requests that met the objective."""
+        """Requests that met it."""
         self.prompt_tokens = 0
         """Of the requests that were taken; so are the next three."""
         self.cached_tokens = 0
@@ -41,10 +43,11 @@ class GroupSummary:
         self.last_completion_s = -math.inf
         self.ttft, self.tpot, self.itl, self.e2e, self.queue = (Distribution() for _ in METRICS)
 
-    def add(self, request: Measured, met: bool) -> None:
-        """`met`: it met its objective."""
+    def add(self, request: Measured, met: bool | None) -> None:
+        """`met`: it met its objective; None: it had none."""
         self.offered += 1
-        self.met += met
+        self.judged += met is not None
+        self.met += met or False
         self.first_arrival_s = min(self.first_arrival_s, request.arrival_s)
         if request.refused:
             self.refused[request.refused] += 1
@@ -93,8 +96,8 @@ class GroupSummary:
 
     @property
     def goodput(self) -> float | None:
-        """Share of all offered requests that met the objective: refused and failed ones did not. None: no objective."""
-        return self.met / self.offered if self.slo is not None and self.offered else None
+        """Share of the offered requests with an objective that met it; refused and failed ones did not. None: none."""
+        return self.met / self.judged if self.judged else None
 
     @property
     def goodput_per_s(self) -> float | None:
@@ -135,7 +138,7 @@ class Summary:
         tenant = self.tenants.get(request.tenant)
         if tenant is None:
             tenant = self.tenants[request.tenant] = GroupSummary(slo and str(slo))
-        met = slo is not None and slo.met(request)
+        met = None if slo is None else slo.met(request)
         tenant.add(request, met)
         self.all.add(request, met)
 

@@ -116,6 +116,13 @@ def test_what_cannot_work_says_what_can(bench: Comparison, options: list[str], w
     assert words in capsys.readouterr().err
 
 
+def test_the_help_says_how_many_requests_there_are(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(chunks.BENCH, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the first N (default: 150, simulated 2000; a twentieth of that with --quick)" in text
+
+
 @pytest.mark.parametrize("pair", ["4", "4,0", "4,2,1", "a,b"])
 def test_a_pair_is_two_numbers(pair: str, capsys) -> None:
     with pytest.raises(SystemExit):

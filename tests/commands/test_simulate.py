@@ -30,7 +30,8 @@ def test_a_trace_is_simulated_and_reported(trace: Path, tmp_path: Path, capsys) 
     lines = [json.loads(line) for line in files["requests.jsonl"].read_text().splitlines()]
     assert sorted(line["request"] for line in lines) == list(range(60))
     assert max(line["ttft_s"] for line in lines) == stored["all"]["ttft_s"]["max"]
-    check_page(files["report.html"].read_text())
+    check_page(text := files["report.html"].read_text())
+    assert f"<td>trace</td><td>{trace}</td>" in text and "<td>num_blocks</td><td>400</td>" in text
 
 
 def check_page(page: str) -> None:
@@ -78,6 +79,10 @@ def test_tenants_have_their_own_rows(tmp_path: Path, capsys) -> None:
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert re.search(r"^t0 .*100\.00%", out, re.M) and re.search(r"^t1 .*0\.00%", out, re.M)
+    assert re.search(r"^all .* 50\.00%", out, re.M)
+    assert main([*arguments[:-2], "--json=-"]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    assert stored["all"]["goodput"] == 0.0 and stored["tenants"]["t0"]["goodput"] is None
 
 
 def test_a_request_that_cannot_fit_is_named(tmp_path: Path, capsys) -> None:

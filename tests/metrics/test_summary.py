@@ -83,6 +83,14 @@ def test_a_tenants_own_objective() -> None:
     assert summary.all.goodput == pytest.approx(2 / 3)
 
 
+def test_who_was_promised_nothing_is_no_miss() -> None:
+    summary = Summary(slos={"chat": Slo(ttft_s=100.0)})
+    for request in THREE:
+        summary.add(request)
+    assert summary.tenants["chat"].goodput == 1.0 and summary.tenants["default"].goodput is None
+    assert summary.all.goodput == 1.0 and summary.all.offered == 3
+
+
 def test_without_an_objective_there_is_no_goodput() -> None:
     summary = Summary()
     summary.add(THREE[0])
