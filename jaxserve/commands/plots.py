@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jaxserve.commands.results import expect_file
+from jaxserve.commands.results import expect_file, written
 from jaxserve.core.errors import ConfigError
 
 PALETTE = ("#1b6ca8", "#d1495b", "#2a9d5c", "#edae49", "#6a4c93", "#00798c", "#8d5b4c", "#7f8c8d")
@@ -54,6 +54,7 @@ def plot(path: Path, title: str, note: str = "", columns: int = 1) -> Iterator[A
             if note:
                 figure.supxlabel(note, fontsize=9, color="#555555", x=0.02, ha="left")
             expect_file(path)
-            figure.savefig(path, dpi=150, format="png")
+            with written(path):
+                figure.savefig(path, dpi=150, format="png")
         finally:
             pyplot.close(figure)

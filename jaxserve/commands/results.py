@@ -1,6 +1,8 @@
 """Where results go: looked at before the work, so that an hour of it does not end at a folder that is not there."""
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jaxserve.core.errors import ConfigError
@@ -36,9 +38,16 @@ def expect_folder(path: Path | None) -> None:
         raise ConfigError(f"nothing can be written in {path}: give another place")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Raises ConfigError when the disk will not take it."""
+@contextmanager
+def written(path: Path) -> Generator[None]:
+    """Around what writes there. Raises ConfigError when the disk will not take it."""
     try:
-        path.write_text(text)
+        yield
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}): make room, or give another file") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises ConfigError when the disk will not take it."""
+    with written(path):
+        path.write_text(text)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxserve.commands.results import expect_file, write_text
+from jaxserve.commands.results import expect_file, write_text, written
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings, read_config
 from jaxserve.commands.simulation_page import page, terminal
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
@@ -104,7 +104,7 @@ class _Watcher:
 
     def __init__(self, path: Path | None, total: int | None) -> None:
         self._bar = progress_bar(total or 0, "simulating", "requests", show=sys.stderr.isatty())
-        self._file = path.open("w") if path else None
+        self._path, self._file = path, path.open("w") if path else None
 
     def __enter__(self) -> "_Watcher":
         self._bar.__enter__()
@@ -112,13 +112,15 @@ class _Watcher:
 
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
-        if self._file is not None:
-            self._file.close()
+        if self._path is not None and self._file is not None:
+            with written(self._path):
+                self._file.close()
 
     def watch(self, served: Served) -> None:
         self._bar.update()
-        if self._file is not None:
-            self._file.write(json.dumps(dict(_told(served))) + "\n")
+        if self._path is not None and self._file is not None:
+            with written(self._path):
+                self._file.write(json.dumps(dict(_told(served))) + "\n")
 
 
 def _told(served: Served) -> Iterator[tuple[str, Any]]:

@@ -4,8 +4,12 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ Tries policies, token budgets, chunk sizes, max_num_seqs, bucket sets and the sp
 requests, the better ones on more, the finalists on all of them. --choose NAME=VALUE,.. narrows a choice or adds one:
 any setting, policy (chunked/shortest), buckets (powers2, fitted-24, ..) or replicas. With --tenants and requests of
 several of them, their shares of the KV pool are searched as well: kv_split (given, shared, chat:0.5..1+batch:0..0.9).
+Ctrl-C ends the search as if its time were up, and what was found so far is written.
 """
 
 
@@ -89,16 +94,35 @@ def run(given: argparse.Namespace) -> int:
     most = given.candidates or None
     count = sum(1 for _ in space.candidates(problem.base))
     count = min(count, most or count)
-    with progress_bar(expected_trials(count, requests), "tuning", "trials", show=sys.stderr.isatty()) as bar:
+    total = expected_trials(count, requests)
+    with progress_bar(total, "tuning", "trials", show=sys.stderr.isatty()) as bar, interruptible() as now:
         found = search(
             problem, space, requests, most=most, jobs=given.jobs or os.cpu_count() or 1, budget_s=given.time_budget,
-            seed=given.search_seed, told=lambda trial: bar.update() and None,
+            seed=given.search_seed, told=lambda trial: bar.update() and None, now=now,
         )  # fmt: skip
     if not found.best.programs:  # nothing could so much as start
         raise ConfigError(found.best.why)
     print(report(problem, found))
     write(given.out, problem, found)
     return 0 if found.best.holds else 1
+
+
+@contextmanager
+def interruptible() -> Generator[Callable[[], float]]:
+    """A clock whose time is up at the first Ctrl-C: the search ends with what it knows. The second ends the program."""
+    up = False
+
+    def interrupted(number: int, frame: object) -> None:
+        nonlocal up
+        up = True
+        signal.signal(signal.SIGINT, before)
+        print("\njaxserve: ending with what is known; Ctrl-C again gives it up", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield lambda: float("inf") if up else time.monotonic()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- what is said ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ does better on a part of the requests is tried on all of them, and takes over if
 """
 
 import random
+import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -203,7 +204,10 @@ def _running(problem: Problem, jobs: int, evaluate: Evaluator) -> Generator[Run]
     if jobs <= 1:
         yield lambda choices, requests: (evaluate(problem, choice, requests) for choice in choices)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    # a terminal's Ctrl-C goes to all of its processes: what it means is for this one to say
+    with ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
 
         def parallel(choices: Sequence[Choice], requests: int) -> Iterable[Evaluated]:
             futures = [pool.submit(evaluate, problem, choice, requests) for choice in choices]

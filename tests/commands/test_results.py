@@ -47,12 +47,11 @@ def test_what_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.
     expect_file(tmp_path / "mine")  # like /dev/stdout: itself, and not its folder, has to bear it
 
 
-def test_a_disk_that_is_full_is_an_error_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_written_after_all_is_one_line(tmp_path: Path) -> None:
     write_text(tmp_path / "x", "text")
     assert (tmp_path / "x").read_text() == "text"
-    if Path("/dev/full").exists():
-        with pytest.raises(ConfigError, match=r"/dev/full: cannot be written .No space left"):
-            write_text(Path("/dev/full"), "text")
+    with pytest.raises(ConfigError, match=r"x: cannot be written .Not a directory.: make room"):
+        write_text(tmp_path / "x" / "x", "text")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +72,19 @@ def test_commands_look_before_they_work(arguments: list[str], trace: Path, monke
     place = str(trace / "x") if arguments[0] != "tune" else str(trace)
     assert main([*arguments, place, "--trace", str(trace), "--num-blocks=400"]) == 2
     assert f"{folder}/{name} is a file: give a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full disk to try")
+def test_a_disk_that_fills_up_on_the_way_is_one_line(trace: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    for command in (
+        ["simulate", "--requests-out"],
+        ["simulate", "--html"],
+        ["buckets", "--png"],
+        ["buckets", "--write"],
+    ):
+        assert main([*command, "/dev/full", "--trace", str(trace), "--num-blocks=400"]) == 2
+        assert "jaxserve: /dev/full: cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_commands_make_the_folder(trace: Path, tmp_path: Path) -> None:

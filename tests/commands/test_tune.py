@@ -1,16 +1,21 @@
 """`jaxserve tune`: a configuration that the engine takes, a front, and reasons."""
 
+import functools
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from jaxserve.cli import main
-from jaxserve.commands.tune import compared, front
+from jaxserve.commands.tune import compared, front, interruptible
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.tenants import Tenants
-from jaxserve.tune.search import Found, Worth
-from jaxserve.tune.trial import Trial
+from jaxserve.tune.search import Found, Worth, search
+from jaxserve.tune.space import Choice
+from jaxserve.tune.trial import Evaluated, Problem, Trial, evaluated
 
 LIMITS = ["--num-blocks=500", "--no-enable-prefix-caching", "--cost=cpu_tiny_3M", "--jobs=1", "--only-chosen"]
 CHOICES = [
@@ -105,6 +110,34 @@ def test_a_search_that_was_cut_short_says_so(trace: Path, tmp_path: Path, capsys
         assert run(trace, *CHOICES, "--slo=ttft_p99<5", f"--time-budget={budget_s}", f"--out={tmp_path}") == 0
         assert ("The time was up before all was tried: --time-budget" in capsys.readouterr().out) == late
         assert json.loads((tmp_path / "tune.json").read_text())["cut_short"] == late
+
+
+def test_the_first_interruption_ends_the_search_and_the_second_the_program(capsys) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as now:
+        assert now() <= time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert now() == float("inf") and "Ctrl-C again gives it up" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    with interruptible():
+        pass
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_what_was_found_before_an_interruption_is_written(trace: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    signals = iter([signal.SIGINT])
+
+    def interrupted(problem: Problem, choice: Choice, requests: int) -> Evaluated:
+        for number in signals:
+            os.kill(os.getpid(), number)
+        return evaluated(problem, choice, requests)
+
+    monkeypatch.setattr("jaxserve.commands.tune.search", functools.partial(search, evaluate=interrupted))
+    assert run(trace, *CHOICES, "--slo=ttft_p99<5", f"--out={tmp_path}") == 0
+    assert json.loads((tmp_path / "tune.json").read_text())["cut_short"]
+    assert "8 candidates; 1 tried" in capsys.readouterr().out
 
 
 def test_what_cannot_even_start_is_an_error_and_no_result(trace: Path, tmp_path: Path, capsys) -> None:
