@@ -19,7 +19,7 @@ import jax
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import MonotonicClock
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings, require
 from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.progress import progress_bar
@@ -83,6 +83,9 @@ class LLM:
             if params is not None:
                 raise ConfigError(f"model = {str(model)!r} and params exclude each other: give one of them")
             settings["model"] = str(model)
+        for setting in all_settings():
+            if setting.section in SERVER_SECTIONS and setting.name in settings:
+                require(False, setting.name, settings[setting.name], "none here: it is a setting of `jaxserve serve`")
         self.config = (config or EngineConfig()).replace(**settings)
         self._progress = progress
         self._tenants = Tenants.of(self.config.scheduler)

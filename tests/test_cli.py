@@ -88,6 +88,8 @@ def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> Non
             "serve: --enable_prefix_caching is not known (did you mean --enable-",
         ),
         (["buckets", "zzz"], "buckets: zzz is not known: see jaxserve buckets --help"),
+        (["generate", "--port", "9000"], "generate: --port is not known"),
+        (["simulate", "--batch-dir", "x"], "simulate: --batch-dir is not known"),
         (["simulat"], "invalid choice: 'simulat'"),
         ([], "the following arguments are required: COMMAND: see jaxserve --help"),
     ],
@@ -178,6 +180,9 @@ def test_generate_prints_the_prompt_and_what_follows(
     assert main(["generate", "--prompt=x", *options, "--logprobs=0", "--logit-bias=40=100", "--logit-bias=41=99"]) == 0
     named = re.findall(r"^ +-?\d+\.\d{3}  ('.*')$", capsys.readouterr().out, re.MULTILINE)
     assert len(named) == 8 and len(set(named)) == 1, "a bias of 100 leaves one token"
+    assert main(["generate", "--prompt=fine", f"--prompt={'x ' * 2000}", *options]) == 2
+    printed, error = capsys.readouterr()
+    assert printed == "" and "the prompt has" in error, "the first one was printed though the second cannot be"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 README = (ROOT / "README.md").read_text()
 EVERYTHING = "\n".join([README, *DOCS.values()])
-ASSETS = PAGE_PATHS - {"/dashboard"}
+ASSETS = PAGE_PATHS - {"/", "/dashboard"}
 
 
 def words(text: str) -> set[str]:

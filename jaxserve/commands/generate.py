@@ -114,11 +114,14 @@ def _run(given: argparse.Namespace) -> int:
     prompts = given.prompt or [sys.stdin.read().rstrip("\n")]
     llm = LLM(config=config, progress=sys.stderr.isatty())
     params = SamplingParams(**(dict(llm.sampling_defaults) | asked))
-    for prompt in prompts:
-        if given.chat:
-            _complete(llm, llm.encode_chat([{"role": "user", "content": prompt}]), "", params)
-        else:
-            _complete(llm, prompt, prompt, params)
+    wanted: list[tuple[Prompt, str]] = [
+        (llm.encode_chat([{"role": "user", "content": prompt}]), "") if given.chat else (prompt, prompt)
+        for prompt in prompts
+    ]
+    for prompt, _ in wanted:
+        llm.engine.check(llm.make_request(prompt, params))  # before the first is printed
+    for prompt, shown in wanted:
+        _complete(llm, prompt, shown, params)
     return 0
 
 

@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         help="write requests, decisions and step times, for simulate and replay; no text",
     )
     group.add_argument("--record-tokens", action="store_true", help="token ids of prompts and outputs, too")
-    add_settings(parser)
+    add_settings(parser, serves=True)
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any, get_args
 
-from jaxserve.core.config import EngineConfig, Setting, all_settings
+from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, Setting, all_settings
 from jaxserve.core.idle_settings import idle_settings
 from jaxserve.core.tenants import Tenants
 
@@ -16,11 +16,14 @@ class WideFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=120)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting, grouped by section. Unset flags are absent from the result."""
+def add_settings(parser: argparse.ArgumentParser, *, serves: bool = False) -> None:
+    """A flag for every setting, grouped by section; those of the server if the command `serves`. Unset flags are absent
+    from the result."""
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings; configs/ holds examples")
     groups: dict[str, Any] = {}
     for setting in all_settings():
+        if setting.section in SERVER_SECTIONS and not serves:
+            continue
         group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
         flag = "--" + setting.name.replace("_", "-")
         options: dict[str, Any] = {"dest": f"set_{setting.name}", "default": argparse.SUPPRESS, "help": _help(setting)}

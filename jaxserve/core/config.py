@@ -348,6 +348,10 @@ class Setting:
         return value
 
 
+SERVER_SECTIONS = ("server", "batches")
+"""What only `jaxserve serve` heeds: no flags of other commands, no keywords of `LLM`."""
+
+
 def all_settings() -> Iterator[Setting]:
     """Every setting of every section, in the order of the file."""
     for section, kind in _sections().items():

@@ -8,7 +8,8 @@ _HEAD = """\
 # Settings
 
 Each name is a key of its section in a TOML file, a keyword of `LLM(...)`, and a flag (`max_num_seqs` is
-`--max-num-seqs`). Flags go over the file. This page is generated: `python -m jaxserve.core.settings_page`.
+`--max-num-seqs`). Flags go over the file. Those of `[server]` and `[batches]` are flags of `jaxserve serve` alone, and
+no keywords. This page is generated: `python -m jaxserve.core.settings_page`.
 
 A setting that another one leaves without work (`chunk_size` with `policy = "continuous"`, say) is no error, since a
 file may serve several policies; but the command line names it on standard error, and says why.

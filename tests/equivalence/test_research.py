@@ -56,6 +56,10 @@ def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig,
         LLM("embedded", params=params, model_config=config)
     with pytest.raises(ConfigError, match="dtype"):
         LLM(params=params, model_config=config, dtype="bfloat16")
+    with pytest.raises(
+        ConfigError, match="port = 9000 cannot work: give none here: it is a setting of `jaxserve serve`"
+    ):
+        LLM(params=params, model_config=config, port=9000)
     with pytest.raises(ConfigError, match="revision"):
         LLM(params=params, model_config=config, revision="main")
 

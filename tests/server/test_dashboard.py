@@ -86,6 +86,11 @@ def test_who_may_read_the_feed(guarded: Running) -> None:
     assert client.get("/dashboard/state", headers={"Authorization": f"Bearer {ADMIN}"}).status_code == 200
 
 
+def test_the_printed_address_leads_to_the_page(guarded: Running) -> None:
+    answer = guarded.client.get("/", follow_redirects=True)
+    assert answer.status_code == 200 and answer.url.path == "/dashboard" and "<html" in answer.text
+
+
 def test_open_without_keys(running: Running) -> None:
     assert running.client.get("/dashboard/state").json()["phase"] == "ready"
 

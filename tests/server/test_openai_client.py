@@ -251,6 +251,14 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, asked: 
     assert caught.value.param in (*asked, *asked.get("extra_body", {}), "max_completion_tokens")
 
 
+def test_a_part_that_is_no_text_is_named(client: openai.OpenAI) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
+    with pytest.raises(
+        openai.BadRequestError, match=r"messages\.0\.content\.1: only parts of type text are read here, no"
+    ):
+        client.chat.completions.create(model="embedded", messages=[{"role": "user", "content": parts}])
+
+
 def test_asking_for_nothing_unusual_is_fine(client: openai.OpenAI) -> None:
     """Fields that clients send with their neutral values."""
     client.chat.completions.create(

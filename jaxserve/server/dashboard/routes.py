@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from jaxserve.metrics.view import Seen
@@ -20,7 +20,7 @@ _FILES = {
     "/dashboard/dashboard.js": ("dashboard.js", "text/javascript"),
     "/dashboard/charts.js": ("charts.js", "text/javascript"),
 }
-PAGE_PATHS = frozenset(_FILES)
+PAGE_PATHS = frozenset(_FILES) | {"/"}
 _HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
@@ -31,6 +31,11 @@ _HEADERS = {
 async def page(request: Request) -> Response:
     name, kind = _FILES[request.url.path]
     return FileResponse(Path(__file__).parent / name, media_type=kind, headers=_HEADERS)
+
+
+async def home(request: Request) -> Response:
+    """Whoever follows the address that the server prints lands on the page; relative, so that proxies may prefix it."""
+    return RedirectResponse("dashboard")
 
 
 async def state(request: Request) -> Response:
@@ -55,6 +60,7 @@ async def _events(server: ServerState) -> AsyncIterator[str]:
 
 
 ROUTES = [
+    Route("/", home, methods=["GET"]),
     *(Route(path, page, methods=["GET"]) for path in _FILES),
     Route("/dashboard/state", state, methods=["GET"]),
     Route("/dashboard/feed", feed, methods=["GET"]),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
@@ -20,11 +20,21 @@ class TextPart(Body):
     text: str
 
 
+def _text_part(value: object) -> object:
+    if isinstance(value, dict) and isinstance(kind := value.get("type"), str) and kind != "text":
+        raise ValueError(f"only parts of type text are read here, no {kind}")
+    return value
+
+
 class ChatMessage(Body):
     """Also takes back, when empty, what answers carry: refusal, tool_calls, ..."""
 
     role: str = Field(description="system, user, assistant, or what else the model's template knows; developer: system")
-    content: str | Annotated[list[TextPart], Field(max_length=1000, fail_fast=True)] | None = None
+    content: (
+        str
+        | Annotated[list[Annotated[TextPart, BeforeValidator(_text_part)]], Field(max_length=1000, fail_fast=True)]
+        | None
+    ) = None
     name: str | None = None
     refusal: None = None
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
