@@ -27,6 +27,9 @@ def test_what_is_missing_is_said_before_the_work(trace: Path, tmp_path: Path, mo
     assert command.main(chunks.BENCH, ["--simulate", f"--png={tmp_path}"]) == 2
     assert capsys.readouterr().err.count("plots need matplotlib: pip install 'jaxserve[bench]'") == 2
     plots.expect_plots(None)
-    monkeypatch.undo()
+
+
+def test_a_place_that_cannot_be_is_one_line(trace: Path) -> None:
+    pytest.importorskip("matplotlib")
     with pytest.raises(ConfigError, match="is a file"), plots.plot(trace / "a.png", "A line"):
         pass
