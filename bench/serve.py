@@ -29,6 +29,7 @@ from bench.load.prompts import Ids, measured_texts
 from bench.load.rate import Probe, best, find_max_rate, judge
 from bench.load.view import LiveView
 from jaxserve.commands.results import expect_file
+from jaxserve.commands.server_url import server_url
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_workload, read_workload
 from jaxserve.core.errors import ConfigError, JaxserveError
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bounds = Bound.parse_all(given.slo) if given.slo else ()
         older = results_file.read(given.against, "serve") if given.against else None
         expect_file(given.json)
+        given.url = [server_url(url) for url in given.url]
         result = asyncio.run(_all_servers(given, bounds))
         print(results_file.show(result, COLUMNS))
         compared = [*(older["rows"] if older else []), *result["rows"]]

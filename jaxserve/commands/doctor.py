@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from jaxserve.commands.server_url import server_url
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.diagnosis import Finding, diagnose, missed
 from jaxserve.metrics.view import percentile
@@ -42,7 +43,7 @@ def run(given: argparse.Namespace) -> int:
 
 def examine(url: str) -> tuple[list[Finding], dict[str, Any]]:
     """(findings, the view they come from). Raises ConfigError if there is nothing to ask."""
-    url = url.rstrip("/")
+    url = server_url(url)
     _get(f"{url}/health")  # the first call pays for the name and the connection
     times: list[float] = []
     for _ in range(PROBES):

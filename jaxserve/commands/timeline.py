@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.results import expect_file, write_text
+from jaxserve.commands.server_url import server_url
 from jaxserve.commands.settings_flags import WideFormatter
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.decision_record import from_json, load
@@ -48,9 +49,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _ask(url: str) -> Any:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"url = {url!r} cannot work: give http://HOST:PORT of a running jaxserve")
-    request = urllib.request.Request(url.rstrip("/") + "/debug/decisions")
+    request = urllib.request.Request(server_url(url) + "/debug/decisions")
     if key := os.environ.get("JAXSERVE_ADMIN_KEY"):
         request.add_header("Authorization", f"Bearer {key}")
     try:

@@ -180,6 +180,8 @@ def test_files_are_looked_at_before_a_server_is_asked(tmp_path, monkeypatch, cap
 def test_no_server_is_no_traceback(capsys) -> None:
     assert serve.main(["http://127.0.0.1:9"]) == 2
     assert "cannot be reached" in capsys.readouterr().err
+    assert serve.main(["http://127.0.0.1:9", "localhost:8000"]) == 2
+    assert "url = 'localhost:8000' cannot work: give http://HOST:PORT" in capsys.readouterr().err
 
 
 def test_a_server_is_measured(fake: Running, tmp_path, capsys) -> None:
