@@ -24,17 +24,20 @@ Axes = tuple[str, ...]
 
 
 class Attend(Protocol):
-    """Given by the runtime: stores the new keys and values of a layer and attends over what the tokens may see."""
+    """Given by the runtime: stores the new keys and values of a layer and attends over what the tokens may see.
+
+    There are fewer queries than keys where only some tokens' outputs are wanted: those of `Decoder.ending`'s rows.
+    """
 
     def __call__(
         self,
         layer: int,
-        q: jax.Array,  # [T, N, H]
+        q: jax.Array,  # [T or R, N, H]
         k: jax.Array,  # [T, K, H]
         v: jax.Array,  # [T, K, H]
         *,
         sliding_window: int | None,
-    ) -> jax.Array:  # [T, N, H]
+    ) -> jax.Array:  # [T or R, N, H]
         ...
 
 
@@ -58,17 +61,43 @@ class Decoder:
         positions,  # [T] int
         attend: Attend,
     ) -> jax.Array:
-        """Hidden states after the final norm, [T, D]."""
+        """Hidden states after the final norm, [T, D]: `body` and `ending` for every token."""
+        x = self.body(params, config, tokens, positions, attend)
+        return self.ending(params, config, x, positions, attend)
+
+    def body(
+        self,
+        params: Params,
+        config: ModelConfig,
+        tokens,  # [T] int
+        positions,  # [T] int
+        attend: Attend,
+    ) -> jax.Array:
+        """What goes into the last layer, [T, D]."""
         with jax.named_scope("embed"):
             x = layers.embed(params["embed"], tokens)
             rope = layers.rope_table(positions, config.rope, config.head_dim)
-        for index, layer in enumerate(params["layers"]):
-            with jax.named_scope(f"layer_{index}/attention"):
-                normal = layers.rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
-                x = x + self._attention(layer, config, normal, rope, attend, index)
-            with jax.named_scope(f"layer_{index}/mlp"):
-                normal = layers.rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-                x = x + layers.swiglu(normal, layer["w_gate_up"], layer["w_down"])
+        for index, layer in enumerate(params["layers"][:-1]):
+            x = self._layer(layer, config, x, rope, attend, index)
+        return x
+
+    def ending(
+        self,
+        params: Params,
+        config: ModelConfig,
+        x,  # [T, D] as `body` gives it
+        positions,  # [T] int
+        attend: Attend,
+        rows=None,  # [R] int, which of the T
+    ) -> jax.Array:
+        """The last layer and the final norm, [R, D]; [T, D] without `rows`.
+
+        Of a token that is not in `rows` the last layer needs the key and the value, and nothing else: its query, its
+        attention and its feed-forward would be computed for nobody.
+        """
+        with jax.named_scope("embed"):
+            rope = layers.rope_table(positions, config.rope, config.head_dim)
+        x = self._layer(params["layers"][-1], config, x, rope, attend, config.num_layers - 1, rows)
         with jax.named_scope("norm"):
             return layers.rms_norm(x, params["norm"], config.rms_norm_eps)
 
@@ -114,11 +143,23 @@ class Decoder:
             is_leaf=lambda node: isinstance(node, tuple),
         )
 
-    def _attention(self, layer: Params, config: ModelConfig, x, rope, attend: Attend, index: int) -> jax.Array:
+    def _layer(self, layer: Params, config: ModelConfig, x, rope, attend: Attend, index: int, rows=None) -> jax.Array:
+        with jax.named_scope(f"layer_{index}/attention"):
+            normal = layers.rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
+            attended = self._attention(layer, config, normal, rope, attend, index, rows)
+            x = (x if rows is None else x[rows]) + attended
+        with jax.named_scope(f"layer_{index}/mlp"):
+            normal = layers.rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
+            return x + layers.swiglu(normal, layer["w_gate_up"], layer["w_down"])
+
+    def _attention(self, layer: Params, config: ModelConfig, x, rope, attend: Attend, index: int, rows) -> jax.Array:
         q, k, v = layers.qkv(x, layer["wqkv"], layer.get("bqkv"))
+        turned = rope
+        if rows is not None:
+            q, turned = q[rows], (rope[0][rows], rope[1][rows])
         if config.qk_norm:
             q = layers.rms_norm(q, layer["q_norm"], config.rms_norm_eps)
             k = layers.rms_norm(k, layer["k_norm"], config.rms_norm_eps)
-        q, k = layers.rotate(q, *rope), layers.rotate(k, *rope)
+        q, k = layers.rotate(q, *turned), layers.rotate(k, *rope)
         out = attend(index, q, k, v, sliding_window=config.sliding_window[index])
         return layers.attention_output(out, layer["wo"], layer.get("bo"))

@@ -21,7 +21,7 @@ from jaxserve.runtime.block_movers import lower_mover
 from jaxserve.runtime.kv_cache import abstract_cache, pages_dtype
 from jaxserve.runtime.sampler import Processor, SlotState, Variant, init_slot_state, load_slot
 from jaxserve.runtime.slots import abstract_row
-from jaxserve.runtime.steps import ModelState, model_step, sample_step, score_step
+from jaxserve.runtime.steps import ModelState, Prefilled, model_step, sample_step, score_step
 from kernels_pallas.paged_attention import UnsupportedByBackend
 
 
@@ -84,11 +84,15 @@ class Lowering:
         step = _named(step, f"sample_{rows}_{variant.name.lower()}")
         return jax.jit(step, donate_argnums=1).lower(logits, self.slots, packed)
 
-    def scorer(self, tokens: int) -> jax.stages.Lowered:
-        step = partial(score_step, model=self._model, config=self._config)
-        hidden = self._shape((tokens, self._config.hidden_size), self._dtype)
+    def scorer(self, tokens: int, rows: int) -> jax.stages.Lowered:
+        step = partial(score_step, model=self._model, config=self._config, attention=self._attention)
+        prefilled = Prefilled(
+            self._shape((tokens, self._config.hidden_size), self._dtype),
+            *(self._shape(shape, jnp.int32) for shape in ((tokens,), (rows, self.table_width), (rows + 1,), (rows,))),
+        )
         step = _named(step, f"score_{tokens}")
-        return jax.jit(step).lower(self.params, hidden, self._shape((tokens,), jnp.int32))
+        targets = self._shape((tokens,), jnp.int32)
+        return jax.jit(step).lower(self.params, self.state.cache[-1], prefilled, targets)
 
     def slot_loader(self) -> jax.stages.Lowered:
         row = _place(abstract_row(self.context), self._sharding)

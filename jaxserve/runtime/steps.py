@@ -35,9 +35,19 @@ class ModelState(NamedTuple):
     tables: jax.Array  # [slots + 1, W] block ids by slot; the last row is the scratch slot's
 
 
+class Prefilled(NamedTuple):
+    """The prefill tokens of a step on their way into the last layer, for prompt log-probabilities."""
+
+    hidden: jax.Array  # [T, D]
+    positions: jax.Array  # [T]
+    tables: jax.Array  # [R, W]
+    offsets: jax.Array  # [R + 1]
+    context_lengths: jax.Array  # [R]
+
+
 class ModelOutput(NamedTuple):
     logits: jax.Array  # [sample_rows, V] of the decode rows and of each chunk's last token
-    hidden: jax.Array  # [T, D] of the prefill tokens, for prompt log-probabilities
+    prefilled: Prefilled
 
 
 class _Layout(NamedTuple):
@@ -52,6 +62,9 @@ class _Layout(NamedTuple):
     prefill_tables: jax.Array  # [R, W]
     offsets: jax.Array  # [R + 1]
     context_lengths: jax.Array  # [R]
+    lasts: jax.Array  # [sample_rows] each row's last token; any token for padding
+    sample_tables: jax.Array  # [sample_rows, W]
+    sample_lengths: jax.Array  # [sample_rows] tokens that each row's last one sees; 0 for padding
 
 
 def model_step(
@@ -71,10 +84,14 @@ def model_step(
     cache = list(state.cache)
     rows = bucket.decode_rows
 
+    last = config.num_layers - 1
+
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
         cache[layer] = held = _write(cache[layer], k, v, layout)
-        scales = {"k_scales": held.key_scales, "v_scales": held.value_scales}
-        options: dict[str, Any] = {"sliding_window": sliding_window, **scales, **attention}
+        options: dict[str, Any] = {"sliding_window": sliding_window, **_scales(held), **attention}
+        if layer == last:  # one query of each row: its last token's
+            with jax.named_scope("paged_decode"):
+                return _decode(q, held.keys, held.values, layout.sample_tables, layout.sample_lengths, **options)
         parts: list[jax.Array] = []
         if rows:
             lengths = layout.decode_lengths
@@ -86,13 +103,14 @@ def model_step(
                 parts.append(_prefill(q[rows:], held.keys, held.values, *where, **options))
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
-    hidden = model.forward(params, config, layout.tokens, layout.positions, attend)
-    ends = rows + jnp.maximum(layout.offsets[1:] - 1, 0)
-    padding = jnp.zeros(bucket.sample_rows - rows - bucket.prefill_rows, jnp.int32)
-    last = jnp.concatenate([jnp.arange(rows, dtype=jnp.int32), ends, padding])
+    x = model.body(params, config, layout.tokens, layout.positions, attend)
+    hidden = model.ending(params, config, x, layout.positions, attend, layout.lasts)
     with jax.named_scope("logits"):
-        logits = model.logits(params, config, hidden[last])
-    return ModelState(tuple(cache), tables), ModelOutput(logits, hidden[rows:])
+        logits = model.logits(params, config, hidden)
+    prefilled = Prefilled(
+        x[rows:], layout.positions[rows:], layout.prefill_tables, layout.offsets, layout.context_lengths
+    )
+    return ModelState(tuple(cache), tables), ModelOutput(logits, prefilled)
 
 
 def _lay_out(
@@ -114,6 +132,10 @@ def _lay_out(
     page = given["tables"][row, prefill_at // block_size] if bucket.prefill_rows else index
 
     decode_slot = given["decode_blocks"] * block_size + decode_at % block_size
+    rows, padding = bucket.decode_rows, bucket.sample_rows - bucket.decode_rows - bucket.prefill_rows
+    decode_tables, decode_lengths = tables[given["decode_slots"]], jnp.where(real, decode_at + 1, 0)
+    context_lengths = starts + offsets[1:] - offsets[:-1]
+    ends = rows + jnp.maximum(offsets[1:] - 1, 0)
     prefill_slot = jnp.where(inside, page * block_size + prefill_at % block_size, 0)
     return tables, _Layout(
         tokens=jnp.concatenate([slot_tokens[given["decode_slots"], decode_at], given["tokens"]]),
@@ -125,11 +147,14 @@ def _lay_out(
                 jnp.minimum(bucket.decode_rows + offsets[:-1], bucket.decode_rows + bucket.prefill_tokens - 1),
             ]
         ),
-        decode_tables=tables[given["decode_slots"]],
-        decode_lengths=jnp.where(real, decode_at + 1, 0),
+        decode_tables=decode_tables,
+        decode_lengths=decode_lengths,
         prefill_tables=given["tables"],
         offsets=offsets,
-        context_lengths=starts + offsets[1:] - offsets[:-1],
+        context_lengths=context_lengths,
+        lasts=jnp.pad(jnp.concatenate([jnp.arange(rows, dtype=jnp.int32), ends]), (0, padding)),
+        sample_tables=jnp.pad(jnp.concatenate([decode_tables, given["tables"]]), ((0, padding), (0, 0))),
+        sample_lengths=jnp.pad(jnp.concatenate([decode_lengths, context_lengths]), (0, padding)),
     )
 
 
@@ -162,12 +187,27 @@ def sample_step(
 
 def score_step(
     params: Any,
-    hidden: jax.Array,  # [T, D]
+    cache: LayerCache,  # of the last layer, which the step has written
+    prefilled: Prefilled,
     targets: jax.Array,  # [T]
     *,
     model: Decoder,
     config: ModelConfig,
+    attention: Mapping[str, Any],
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Log-probability and rank of each target after its position, and the 20 likeliest there."""
+    """The last layer for every prefill token, which a step computes for the rows' ends only. Then the log-probability
+    and rank of each target after its position, and the 20 likeliest there."""
+    where = prefilled.tables, prefilled.offsets, prefilled.context_lengths
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
+        options: dict[str, Any] = {"sliding_window": sliding_window, **_scales(cache), **attention}
+        with jax.named_scope("paged_prefill"):
+            return _prefill(q, cache.keys, cache.values, *where, **options)
+
     with jax.named_scope("score"):
+        hidden = model.ending(params, config, prefilled.hidden, prefilled.positions, attend)
         return prompt_logprobs(lambda part: model.logits(params, config, part), hidden, targets)
+
+
+def _scales(cache: LayerCache) -> dict[str, Any]:
+    return {"k_scales": cache.key_scales, "v_scales": cache.value_scales}
