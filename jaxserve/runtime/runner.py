@@ -27,7 +27,7 @@ from jaxserve.runtime.programs import CompilationCounter, ProgramTable, smallest
 from jaxserve.runtime.results import PendingMoves, PendingStep, PromptScores
 from jaxserve.runtime.sampler import Processor, SlotState, Variant, choose_variant, init_slot_state
 from jaxserve.runtime.slots import SlotLoader
-from jaxserve.runtime.steps import ModelState
+from jaxserve.runtime.steps import ModelState, Prefilled
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.move_costs import MoveCosts
 
@@ -78,7 +78,7 @@ class ModelRunner:
         threads = runtime.compile_threads
         self._models = ProgramTable(lambda bucket: lowering.model_program(bucket).compile(), threads)
         self._samplers = self._sampler_table(processor)
-        self._scorers = ProgramTable(lambda tokens: lowering.scorer(tokens).compile(), threads)
+        self._scorers = ProgramTable(lambda key: lowering.scorer(*key).compile(), threads)
         self._loaders = ProgramTable(lambda _: lowering.slot_loader().compile(), 1)
         self._movers = ProgramTable(lambda key: lowering.block_mover(*key).compile(), threads)
         self._offload = Offload(cache, lowering.state.cache, self._movers, self._device, host_blocks, disk_blocks)
@@ -96,7 +96,7 @@ class ModelRunner:
         for bucket in self._buckets:
             keys += [(self._samplers, (bucket.sample_rows, variant)) for variant in Variant]
             if bucket.prefill_tokens:
-                keys.append((self._scorers, bucket.prefill_tokens))
+                keys.append((self._scorers, _prefill_shape(bucket)))
             keys.append((self._models, bucket))
         return list(dict.fromkeys(keys))
 
@@ -104,12 +104,12 @@ class ModelRunner:
     def num_serving_programs(self) -> int:
         """How many of `program_keys` suffice to serve: those of the two widest buckets."""
         wide = set(self._buckets[:2])
-        rows, tokens = {b.sample_rows for b in wide}, {b.prefill_tokens for b in wide}
+        rows, prefills = {b.sample_rows for b in wide}, {_prefill_shape(b) for b in wide}
         return sum(
             table in (self._loaders, self._movers)
             or (table is self._models and key in wide)
             or (table is self._samplers and key[0] in rows)
-            or (table is self._scorers and key in tokens)
+            or (table is self._scorers and key in prefills)
             for table, key in self.program_keys()
         )
 
@@ -177,7 +177,7 @@ class ModelRunner:
             sampled, self._slots = self._samplers[bucket.sample_rows, self._variant(plan)](
                 output.logits, self._slots, sample_input
             )
-        return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.hidden), self._offload)
+        return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.prefilled), self._offload)
 
     def reset(self) -> None:
         for leaf in jax.tree.leaves((self._state, self._slots)):
@@ -213,7 +213,7 @@ class ModelRunner:
         rows = (*plan.decodes, *plan.prefills)
         return choose_variant([row.sequence.params for row in rows if row.samples])
 
-    def _score(self, plan: StepPlan, bucket: Bucket, hidden: jax.Array) -> PromptScores | None:
+    def _score(self, plan: StepPlan, bucket: Bucket, prefilled: Prefilled) -> PromptScores | None:
         if all(row.sequence.params.prompt_logprobs is None for row in plan.prefills):
             return None
         targets = np.zeros(bucket.prefill_tokens, np.int32)
@@ -222,7 +222,8 @@ class ModelRunner:
             following = row.sequence.tokens[row.start + 1 : row.start + row.length + 1]
             targets[begin : begin + len(following)] = following
             begin += row.length
-        return self._scorers[bucket.prefill_tokens](self._params, hidden, targets)
+        scorer = self._scorers[_prefill_shape(bucket)]
+        return scorer(self._params, self._state.cache[-1], prefilled, targets)
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -235,3 +236,8 @@ class ModelRunner:
             self._slots: SlotState = init_slot_state(self._num_slots, self._context, self._config.vocab_size)
         self._state = ModelState(cache, tables)
         self._slot_loader = SlotLoader(self._context, self._config.vocab_size)
+
+
+def _prefill_shape(bucket: Bucket) -> tuple[int, int]:
+    """Which program scores a bucket's prompts."""
+    return bucket.prefill_tokens, bucket.prefill_rows

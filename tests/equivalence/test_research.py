@@ -225,7 +225,7 @@ def test_a_bucket_with_a_model_has_all_its_programs(base: LLM) -> None:
         ready.add((table, key))
         if table is runner._models:
             assert all((runner._samplers, (key.sample_rows, variant)) in ready for variant in Variant)
-            assert not key.prefill_tokens or (runner._scorers, key.prefill_tokens) in ready
+            assert not key.prefill_tokens or (runner._scorers, (key.prefill_tokens, key.prefill_rows)) in ready
 
 
 @pytest.mark.slow
