@@ -95,10 +95,15 @@ def floors(config: ModelConfig, step: Step) -> tuple[int, int]:
     )
     head = config.vocab_size * config.hidden_size
     token_kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    per_pair = 4 * config.num_layers * config.num_heads * config.head_dim
-    pairs = step.rows * step.context + step.tokens * (step.tokens + 1) // 2
-    sampled = step.rows + (1 if step.tokens else 0)
-    flops = 2 * (read - head) * (step.rows + step.tokens) + 2 * head * sampled + per_pair * pairs
+    layer = (read - head) // config.num_layers  # the norms are a ten-thousandth of it
+    keys_values = 2 * config.hidden_size * config.num_kv_heads * config.head_dim
+    # Of a prefill token that samples nothing the last layer owes the key and the value only.
+    ends = step.rows + (1 if step.tokens else 0)
+    matmuls = (read - head - layer + keys_values) * (step.rows + step.tokens) + (layer - keys_values + head) * ends
+    below = step.rows * step.context + step.tokens * (step.tokens + 1) // 2
+    last = step.rows * step.context + step.tokens
+    pairs = (config.num_layers - 1) * below + last
+    flops = 2 * matmuls + 4 * config.num_heads * config.head_dim * pairs
     return 2 * (read + token_kv * (step.rows * step.context + step.tokens)), flops
 
 

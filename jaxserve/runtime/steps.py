@@ -62,9 +62,9 @@ class _Layout(NamedTuple):
     prefill_tables: jax.Array  # [R, W]
     offsets: jax.Array  # [R + 1]
     context_lengths: jax.Array  # [R]
-    lasts: jax.Array  # [sample_rows] each row's last token; any token for padding
-    sample_tables: jax.Array  # [sample_rows, W]
-    sample_lengths: jax.Array  # [sample_rows] tokens that each row's last one sees; 0 for padding
+    ends: jax.Array  # [B + R] the token that is each row's last
+    end_tables: jax.Array  # [B + R, W]
+    end_lengths: jax.Array  # [B + R] tokens that each row's last one sees
 
 
 def model_step(
@@ -82,16 +82,14 @@ def model_step(
     with jax.named_scope("lay_out"):
         tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0].keys.shape[2])
     cache = list(state.cache)
-    rows = bucket.decode_rows
-
-    last = config.num_layers - 1
+    rows, last_layer = bucket.decode_rows, config.num_layers - 1
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
         cache[layer] = held = _write(cache[layer], k, v, layout)
         options: dict[str, Any] = {"sliding_window": sliding_window, **_scales(held), **attention}
-        if layer == last:  # one query of each row: its last token's
+        if layer == last_layer:  # one query a row, its last token's
             with jax.named_scope("paged_decode"):
-                return _decode(q, held.keys, held.values, layout.sample_tables, layout.sample_lengths, **options)
+                return _decode(q, held.keys, held.values, layout.end_tables, layout.end_lengths, **options)
         parts: list[jax.Array] = []
         if rows:
             lengths = layout.decode_lengths
@@ -104,9 +102,10 @@ def model_step(
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     x = model.body(params, config, layout.tokens, layout.positions, attend)
-    hidden = model.ending(params, config, x, layout.positions, attend, layout.lasts)
+    hidden = model.ending(params, config, x, layout.positions, attend, layout.ends if bucket.prefill_tokens else None)
     with jax.named_scope("logits"):
-        logits = model.logits(params, config, hidden)
+        padding = bucket.sample_rows - hidden.shape[0]
+        logits = model.logits(params, config, jnp.pad(hidden, ((0, padding), (0, 0))))
     prefilled = Prefilled(
         x[rows:], layout.positions[rows:], layout.prefill_tables, layout.offsets, layout.context_lengths
     )
@@ -132,29 +131,24 @@ def _lay_out(
     page = given["tables"][row, prefill_at // block_size] if bucket.prefill_rows else index
 
     decode_slot = given["decode_blocks"] * block_size + decode_at % block_size
-    rows, padding = bucket.decode_rows, bucket.sample_rows - bucket.decode_rows - bucket.prefill_rows
+    prefill_slot = jnp.where(inside, page * block_size + prefill_at % block_size, 0)
+    rows = jnp.arange(bucket.decode_rows, dtype=jnp.int32)
+    last_token = bucket.tokens - 1
     decode_tables, decode_lengths = tables[given["decode_slots"]], jnp.where(real, decode_at + 1, 0)
     context_lengths = starts + offsets[1:] - offsets[:-1]
-    ends = rows + jnp.maximum(offsets[1:] - 1, 0)
-    prefill_slot = jnp.where(inside, page * block_size + prefill_at % block_size, 0)
     return tables, _Layout(
         tokens=jnp.concatenate([slot_tokens[given["decode_slots"], decode_at], given["tokens"]]),
         positions=jnp.concatenate([decode_at, prefill_at]),
         cache_slots=jnp.concatenate([jnp.where(real, decode_slot, 0), prefill_slot]),
-        firsts=jnp.concatenate(
-            [
-                jnp.arange(bucket.decode_rows, dtype=jnp.int32),
-                jnp.minimum(bucket.decode_rows + offsets[:-1], bucket.decode_rows + bucket.prefill_tokens - 1),
-            ]
-        ),
+        firsts=jnp.concatenate([rows, jnp.minimum(bucket.decode_rows + offsets[:-1], last_token)]),
         decode_tables=decode_tables,
         decode_lengths=decode_lengths,
         prefill_tables=given["tables"],
         offsets=offsets,
         context_lengths=context_lengths,
-        lasts=jnp.pad(jnp.concatenate([jnp.arange(rows, dtype=jnp.int32), ends]), (0, padding)),
-        sample_tables=jnp.pad(jnp.concatenate([decode_tables, given["tables"]]), ((0, padding), (0, 0))),
-        sample_lengths=jnp.pad(jnp.concatenate([decode_lengths, context_lengths]), (0, padding)),
+        ends=jnp.concatenate([rows, bucket.decode_rows + jnp.maximum(offsets[1:] - 1, 0)]),
+        end_tables=jnp.concatenate([decode_tables, given["tables"]]),
+        end_lengths=jnp.concatenate([decode_lengths, context_lengths]),
     )
 
 

@@ -156,3 +156,14 @@ def test_scores_are_the_models(base: LLM, prompts: list[list[int]]) -> None:
             assert abs(entry.logprob - expected[i, entry.token]) < 2e-4
             assert entry.rank == 1 + int((expected[i] > expected[i, entry.token]).sum())
             assert abs(entry.top[0][1] - expected[i].max()) < 2e-4 and len(entry.top) == 2
+
+
+def test_prompts_are_scored_beside_rows_that_decode(base: LLM, prompts: list[list[int]]) -> None:
+    """The last layer of a prompt is computed by the scorer, from pages that the steps after it go on writing."""
+    alone = base.score(prompts)
+    params = [SamplingParams(temperature=0.0, max_tokens=5 + 3 * i, prompt_logprobs=0) for i in range(len(prompts))]
+    for output, expected in zip(base.generate(prompts[::-1], params, use_tqdm=False), alone[::-1], strict=True):
+        assert output.prompt_logprobs is not None
+        for entry, other in zip(output.prompt_logprobs[1:], expected[1:], strict=True):
+            assert entry is not None and other is not None and entry.token == other.token
+            assert abs(entry.logprob - other.logprob) < 2e-4
