@@ -112,7 +112,8 @@ class CompileRun:
                 )  # fmt: skip
 
     def steps(self, names: list[str], *, small: bool) -> None:
-        """The model program of every bucket of the configuration, widest first, and the moves of KV blocks."""
+        """The model program of every bucket of the configuration, widest first, what scores the prompts of the widest,
+        and the moves of KV blocks."""
         for name in names:
             if name not in MODELS:
                 raise ConfigError(f"models = {name!r} is not known: give some of {', '.join(MODELS)}")
@@ -126,6 +127,12 @@ class CompileRun:
                     backend=backend, cache_bytes=cache_bytes, page=page,
                     limit=step_temporaries(model, bucket) + SLACK,
                 )  # fmt: skip
+            widest = buckets[0]
+            self._compile(
+                f"{name}{' tiny' if small else ''} score {widest.prefill_tokens}p",
+                lambda low=lowering, b=widest: low.scorer(b.prefill_tokens, b.prefill_rows),
+                backend=backend, page=page, limit=step_temporaries(model, widest) + SLACK,
+            )  # fmt: skip
             for move in ("gather", "scatter"):
                 blocks = GROUPS[0]
                 self._compile(
