@@ -156,7 +156,10 @@ def _write(cache: LayerCache, k: jax.Array, v: jax.Array, layout: _Layout) -> La
     """The layer's cache with the step's keys and values."""
     if cache.key_scales is None or cache.value_scales is None:
         return LayerCache(*write_kv(cache.keys, cache.values, k, v, layout.cache_slots))
-    where = layout.cache_slots, layout.firsts
+    # Not before the layer's keys are there: XLA would fetch pages of many layers at once, and hold them all (751 MiB of
+    # temporaries in an 8B step of 256 rows for an H200).
+    firsts, _ = jax.lax.optimization_barrier((layout.firsts, k))
+    where = layout.cache_slots, firsts
     with jax.named_scope("write_kv"):
         keys, key_scales = write_quantised(cache.keys, cache.key_scales, k, *where)
         values, value_scales = write_quantised(cache.values, cache.value_scales, v, *where)
