@@ -122,9 +122,11 @@ def test_programs_and_their_operations_have_names(llm: LLM) -> None:
     assert any(module.startswith("jit_sample_") and module.endswith("_full") for module in modules)
     (mixed,) = [text for text in texts if text.startswith("HloModule jit_model_8d_128p,")]
     last = llm.model_config.num_layers - 1
-    for scope in ("lay_out", "embed", f"layer_{last}/attention/paged_decode", f"layer_{last}/attention/paged_prefill",
-                  f"layer_{last}/attention/write_kv", f"layer_{last}/mlp", "norm", "logits"):  # fmt: skip
+    for scope in ("lay_out", "embed", "layer_0/attention/paged_decode", "layer_0/attention/paged_prefill",
+                  f"layer_{last}/attention/paged_decode", f"layer_{last}/attention/write_kv", f"layer_{last}/mlp",
+                  "norm", "logits"):  # fmt: skip
         assert f"/{scope}/" in mixed, scope
+    assert f"/layer_{last}/attention/paged_prefill/" not in mixed, "the last layer attends from the rows' ends only"
     assert not re.search(r"paged_(decode|prefill)/[^\"]*paged_\1", mixed), "one scope is enough"
     assert all("/sample/" in text for text in texts if text.startswith("HloModule jit_sample_"))
     assert all("/score/" in text for text in texts if text.startswith("HloModule jit_score_"))
