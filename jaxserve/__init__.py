@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*__all__, *globals()} - {"Any", "TYPE_CHECKING"})
+
+
 def __getattr__(name: str) -> Any:
     if name == "LLM":
         from jaxserve.llm import LLM

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import jaxserve
+
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"core"},
@@ -78,6 +80,10 @@ def loaded_after(statement: str) -> set[str]:
 def test_the_host_side_loads_no_jax() -> None:
     statement = "import jaxserve.engine.loop, jaxserve.engine.collect, jaxserve.sim.simulate"
     assert not loaded_after(statement) & DEVICE_LIBRARIES
+
+
+def test_names_that_are_loaded_late_are_listed() -> None:
+    assert {"LLM", "SamplingParams"} <= set(dir(jaxserve))
 
 
 def test_the_engine_loads_no_server() -> None:

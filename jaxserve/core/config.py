@@ -6,6 +6,7 @@ Where vLLM has the setting, the name and the meaning are vLLM's.
 """
 
 import dataclasses
+import difflib
 import re
 import tomllib
 import types
@@ -309,7 +310,9 @@ class EngineConfig:
         changed: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
             if name not in owner:
-                raise ConfigError(f"unknown setting {name!r}; known: {', '.join(sorted(owner))}")
+                near = difflib.get_close_matches(name, owner, 1)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise ConfigError(f"unknown setting {name!r}{meant}: docs/settings.md has them all")
             changed.setdefault(owner[name].section, {})[name] = owner[name].accept(value)
         sections = {s: dataclasses.replace(getattr(self, s), **values) for s, values in changed.items()}
         return dataclasses.replace(self, **sections)

@@ -35,7 +35,8 @@ class EmptyPrompt(InvalidRequest):
 
 class TokenOutOfRange(InvalidRequest):
     def __init__(self, token: object, vocab_size: int, param: str = "prompt") -> None:
-        super().__init__(f"token id {token!r} is outside the vocabulary: ids go from 0 to {vocab_size - 1}", param)
+        wrong = "is outside the vocabulary" if type(token) is int else "is no whole number"
+        super().__init__(f"token id {token!r} {wrong}: ids go from 0 to {vocab_size - 1}", param)
 
 
 class TooManyBanned(InvalidRequest):

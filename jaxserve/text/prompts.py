@@ -80,7 +80,11 @@ def token_ids(prompt: Any) -> Sequence[Any]:
     if not isinstance(prompt, list | tuple):
         raise InvalidRequest(f"a prompt is a {type(prompt).__name__}: give text or a list of token ids", "prompt")
     ids = cast(Sequence[Any], prompt)
-    return ids if all(type(token) is int for token in ids) else [_plain(token) for token in ids]
+    if all(type(token) is int for token in ids):
+        return ids
+    if any(isinstance(token, str | list | tuple | Mapping) for token in ids):
+        raise InvalidRequest("several prompts where one is taken: give text, or one list of token ids", "prompt")
+    return [_plain(token) for token in ids]
 
 
 def _is_token_ids(prompts: Any) -> bool:

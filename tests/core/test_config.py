@@ -65,9 +65,13 @@ def test_a_missing_file_says_so() -> None:
         EngineConfig.from_toml("/no/such/file.toml")
 
 
-def test_an_unknown_keyword_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="max_num_seqs"):
-        EngineConfig.from_settings(max_sequences=3)
+def test_an_unknown_keyword_names_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'max_num_seq' \(did you mean max_num_seqs\?\): docs/settings.md has them all"
+    ):
+        EngineConfig.from_settings(max_num_seq=3)
+    with pytest.raises(ConfigError, match=r"unknown setting 'zzzz': docs/settings.md"):
+        EngineConfig.from_settings(zzzz=3)
 
 
 def test_buckets_must_hold_the_limits() -> None:

@@ -93,6 +93,14 @@ def test_what_is_no_conversation_and_no_number_of_tokens(base: LLM) -> None:
     assert base.score([1, 2], top=np.int64(0)) == base.score([1, 2])  # type: ignore[arg-type]
 
 
+def test_what_is_no_token_id_is_told_apart_from_what_is_too_large(base: LLM) -> None:
+    for ids, wrong in (([1.0, 2.0], "1.0 is no whole number"), ([5, 211], "211 is outside the vocabulary")):
+        with pytest.raises(InvalidRequest, match=f"token id {wrong}: ids go from 0 to 210"):
+            base.generate([ids], GREEDY)  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match="several prompts where one is taken"):
+        list(base.stream(["a", "b"], GREEDY))  # type: ignore[arg-type]
+
+
 def test_an_end_outside_the_vocabulary_bans_nothing(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
     """Some files say -1 where there is none."""
     config = replace(tiny[0], eos_token_ids=(-1, 5, 999_999))

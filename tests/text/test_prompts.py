@@ -50,7 +50,7 @@ def test_a_salt_comes_with_its_prompt() -> None:
     [
         None, 5, b"x", [None], np.zeros((1, 1, 1)), {"text": "x"}, [{"prompt": "x", "salt": "y"}], {"cache_salt": "x"},
         {"prompt": "x", "prompt_token_ids": [1]}, {"prompt": [1]}, {"prompt_token_ids": "x"},
-        {"prompt": "x", "cache_salt": 5},
+        {"prompt": "x", "cache_salt": 5}, [["a", "b"]], [[1, [2]]], {"prompt_token_ids": [[1, 2]]},
     ],
     ids=repr,
 )  # fmt: skip
