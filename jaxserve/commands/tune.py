@@ -204,8 +204,9 @@ def _word(value: Any) -> str:
 def write(folder: Path, problem: Problem, found: Found) -> None:
     """config.toml, tune.json, pareto.png; tenants.toml if their shares are not those of the file that was given."""
     best = found.best
+    asked = ", ".join(f"{name} {value}" for name, value in problem.workload.describe().items())
     heading = (
-        f"Found by jaxserve tune for {problem.workload.describe() or 'drawn requests'}.\n"
+        f"Found by jaxserve tune for {asked or 'drawn requests'}.\n"
         f"Objective: {problem.objective}; {', '.join(map(str, problem.bounds)) or 'no bounds'}: "
         f"{'holds' if best.holds else best.why}.\nStep times: {problem.cost.source}."
     )

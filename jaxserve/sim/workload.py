@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxserve.core.config import require
@@ -93,7 +93,7 @@ class Workload:
 
     def describe(self) -> dict[str, Any]:
         """What differs from nothing said, for a report."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
     def _bodies(self) -> Iterator[Arrival]:
         """Requests with the trace's times, or all at 0."""

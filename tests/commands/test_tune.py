@@ -35,6 +35,7 @@ def test_it_writes_a_configuration_and_says_why(trace: Path, tmp_path: Path, cap
     assert run(trace, *CHOICES, "--slo=ttft_p99<5,tpot_p99<0.5", "--out", str(out)) == 0
     text = capsys.readouterr().out
     assert "what each choice is worth" in text and "8 candidates" in text and "measured: 4 layers" in text
+    assert (out / "config.toml").read_text().startswith(f"# Found by jaxserve tune for trace {trace}.\n")
     config = EngineConfig.from_toml(out / "config.toml")
     stored = json.loads((out / "tune.json").read_text())
     assert config.scheduler.max_num_seqs == stored["best"]["choice"]["max_num_seqs"] and config.buckets.decode_buckets

@@ -138,4 +138,5 @@ def test_a_window_has_two_numbers(trace: str) -> None:
 
 
 def test_the_description_says_what_was_asked() -> None:
-    assert Workload(arrivals="poisson:2", seed=3).describe() == {"arrivals": "poisson:2", "speed": 1.0, "seed": 3}
+    assert Workload(arrivals="poisson:2", seed=3).describe() == {"arrivals": "poisson:2", "seed": 3}
+    assert Workload().describe() == {}
