@@ -24,10 +24,11 @@ import jax.numpy as jnp
 
 from bench.machine import describe
 from bench.throughput import LLAMA_32M, prompts
+from jaxserve.assembly import EMBEDDED
 from jaxserve.core.config import ServerConfig
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.engine.loop import EngineLoop
-from jaxserve.llm import EMBEDDED, LLM
+from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
 from jaxserve.server import log

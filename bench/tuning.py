@@ -23,9 +23,10 @@ from typing import Any
 
 from bench import results_file
 from jaxserve.commands.results import expect_file
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.progress import progress_bar
+from jaxserve.core.settings import require
 from jaxserve.metrics.slo import Bound
 from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.workload import Workload

@@ -1,4 +1,4 @@
-"""The Python API, and the one place where the host side and the device side are joined.
+"""The Python API: one object over an engine, its runner and its tokenizer.
 
 from jaxserve import LLM, SamplingParams
 
@@ -14,41 +14,27 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxserve.cache.block_manager import BlockManager
-from jaxserve.cache.tiers import TierLedger
+from jaxserve.assembly import Pool, find_weights, make_engine, make_runner, warm_up
 from jaxserve.core.clock import MonotonicClock
-from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings, require
+from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.progress import progress_bar
 from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
 from jaxserve.core.sequence import Request
+from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.collect import Collector, RequestOutput
-from jaxserve.engine.engine import Engine
 from jaxserve.engine.offline import run
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.generation_config import read_generation_config
-from jaxserve.models.params import abstract_like, check_params, place_params
-from jaxserve.models.registry import model_for
-from jaxserve.models.weights import load
-from jaxserve.runtime.capacity import estimate_programs
-from jaxserve.runtime.kv_cache import size_pool, tier_blocks
-from jaxserve.runtime.programs import compile_in_background, use_compilation_cache
+from jaxserve.models.params import check_params, place_params
+from jaxserve.runtime.programs import use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_file import load_cost
-from jaxserve.sched.scheduler import Scheduler
-from jaxserve.sched.step_costs import StepCosts
-from jaxserve.sched.victims import CheapestFirst
 from jaxserve.text.prompts import Prompt, as_prompts, content_of, text_of
 from jaxserve.text.tokenizer import Tokenizer
-
-EMBEDDED = Path(__file__).parent / "embedded"
 
 
 class LLM:
@@ -90,13 +76,20 @@ class LLM:
         self._progress = progress
         self._tenants = Tenants.of(self.config.scheduler)
         use_compilation_cache(self.config.runtime.compilation_cache_dir)
-        self.model_config, weights, directory = self._weights(params, model_config)
-        self.tokenizer = self._find_tokenizer(tokenizer, directory)
-        self._generation = read_generation_config(self.config.model.generation_config, directory)
+        weights = find_weights(self.config.model, params, model_config)
+        self.model_config = weights.config
+        self.tokenizer = self._find_tokenizer(tokenizer, weights.directory)
+        self._generation = read_generation_config(self.config.model.generation_config, weights.directory)
         self.model_name = self.config.model.served_model_name or self._default_name()
         self._clock = MonotonicClock()
         self._ids = itertools.count()
-        self._build(weights, logits_processor)
+        pool = Pool.of(self.config, weights)
+        self._runner = make_runner(self.config, weights, pool, logits_processor)
+        warm_up(self._runner, self.config.runtime, progress=progress)
+        self._eos_token_ids = self._ends()
+        self.engine = make_engine(
+            self.config, pool, self._runner, tokenizer=self.tokenizer, tenants=self._tenants, clock=self._clock
+        )
 
     # --- generation -------------------------------------------------------------------------------------------
 
@@ -240,22 +233,7 @@ class LLM:
     def limits(self) -> Limits:
         return self.engine.limits
 
-    # --- joining ----------------------------------------------------------------------------------------------
-
-    def _weights(self, params: Any, model_config: ModelConfig | None) -> tuple[ModelConfig, Any, Path | None]:
-        if (params is None) != (model_config is None):
-            raise ConfigError("params and model_config go together: give both, or a model")
-        if params is not None and model_config is not None:
-            check_params(params, model_config)
-            held, wanted = str(jax.tree.leaves(params)[0].dtype), self.config.model.dtype
-            require(wanted in ("auto", held), "dtype", wanted, f"auto, or params cast to it (they are {held})")
-            revision = self.config.model.revision
-            require(revision is None, "revision", revision, "none beside params: revisions belong to hub ids")
-            return model_config, place_params(params, abstract_like(params, model_config)), None
-        section = self.config.model
-        source = str(EMBEDDED) if section.model == "embedded" else section.model
-        checkpoint = load(source, dtype=None if section.dtype == "auto" else section.dtype, revision=section.revision)
-        return checkpoint.config, checkpoint.params, Path(checkpoint.directory)
+    # --- parts ------------------------------------------------------------------------------------------------
 
     def _find_tokenizer(self, given: Tokenizer | str | Path | None, directory: Path | None) -> Tokenizer | None:
         if self.config.model.skip_tokenizer_init:
@@ -270,79 +248,10 @@ class LLM:
         model = self.config.model.model
         return Path(model).name if Path(model).is_dir() else model
 
-    def _build(self, weights: Any, processor: Processor | None) -> None:
-        config, model_config = self.config, self.model_config
-        pinned = config.runtime.deterministic
-        table = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
-        max_len = config.model.max_model_len or model_config.context_length
-        require(
-            max_len <= model_config.context_length, "max_model_len", max_len,
-            f"at most {model_config.context_length}, the length that the model declares",
-        )  # fmt: skip
-        leaves = jax.tree.leaves(weights)
-        num_blocks = size_pool(
-            config.cache,
-            model_config,
-            leaves[0].dtype,
-            leaves[0].device,
-            weight_bytes=sum(leaf.nbytes for leaf in leaves),
-            program_bytes=estimate_programs(model_config, table.all(), leaves[0].dtype.itemsize).temporaries,
-            useful_tokens=config.scheduler.max_num_seqs * max_len,
-        )
-        host_blocks, disk_blocks, staging_blocks = tier_blocks(config.cache, model_config, leaves[0].dtype)
-        blocks = BlockManager(
-            config.cache,
-            num_blocks,
-            tiers=TierLedger(host_blocks, disk_blocks, staging_blocks),
-            share_multiple=table.max_prefill_tokens if pinned else 1,
-            share_outputs=not pinned,
-        )
-        self._runner = ModelRunner(
-            model_for(model_config),
-            model_config,
-            weights,
-            cache=config.cache,
-            runtime=config.runtime,
-            buckets=table,
-            num_blocks=num_blocks,
-            num_slots=config.scheduler.max_num_seqs,
-            max_len=max_len,
-            host_blocks=host_blocks,
-            disk_blocks=disk_blocks,
-            processor=processor,
-        )
-        self._warm_up()
-        limits = Limits(model_config.vocab_size, max_len, blocks.max_tokens, config.cache.pool_setting)
-        costs = StepCosts(load_cost(config.scheduler.cost_model) if config.scheduler.cost_model else None)
-        scheduler = Scheduler(
-            config.scheduler,
-            table,
-            blocks,
-            table.max_prefill_tokens if pinned else None,
-            costs=costs,
-            tenants=self._tenants,
-            victims=CheapestFirst(blocks, costs, self._runner.measure_moves(), table),
-        )
+    def _ends(self) -> tuple[int, ...]:
         ends = self.tokenizer.eos_token_ids if self.tokenizer else ()
-        ends = {*ends, *model_config.eos_token_ids, *self._generation.eos_token_ids}
-        self._eos_token_ids = tuple(sorted(end for end in ends if 0 <= end < model_config.vocab_size))
-        self.engine = Engine(
-            scheduler,
-            self._runner,
-            limits,
-            self._clock,
-            self.tokenizer,
-            overlap=config.runtime.overlap,
-            seed=config.model.seed,
-        )
-
-    def _warm_up(self) -> None:
-        runner, keys = self._runner, self._runner.program_keys()
-        now = keys if self.config.runtime.warmup == "full" else keys[: runner.num_serving_programs]
-        with progress_bar(len(now), "Compiling", "program", show=self._progress) as bar:
-            runner.compile(now, lambda key: bar.update() and None)
-        if len(now) < len(keys):
-            compile_in_background(keys)
+        ends = {*ends, *self.model_config.eos_token_ids, *self._generation.eos_token_ids}
+        return tuple(sorted(end for end in ends if 0 <= end < self.model_config.vocab_size))
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:

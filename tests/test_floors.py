@@ -20,6 +20,7 @@ FLOORS = [
     {"engine"},
     {"sim", "batches"},
     {"tune"},
+    {"assembly"},
     {"llm"},
     {"server"},
     {"commands"},

@@ -25,9 +25,10 @@ from jaxserve.commands.plots import expect_plots
 from jaxserve.commands.results import expect_file, expect_folder
 from jaxserve.commands.settings_flags import WideFormatter, whole_numbers
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.progress import progress_bar
+from jaxserve.core.settings import require
 from jaxserve.metrics.slo import Slo
 from jaxserve.sim.arrivals import Arrival, poisson
 

@@ -10,8 +10,9 @@ from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.config_file import to_toml
+from jaxserve.core.settings import require
 from jaxserve.sched.bucket_search import BucketSet, Steps, best_sets, cost_of, powers_of_two, tokens
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sim.step_sizes import ProgramSeconds, step_sizes

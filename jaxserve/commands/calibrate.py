@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.commands.results import expect_file
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, name_idle, read_config
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.settings import require
 from jaxserve.core.step_record import StepRecord
 from jaxserve.sched.cost_file import save_cost
 from jaxserve.sched.cost_model import StepFeatures

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config, whole_numbers
-from jaxserve.core.config import require
 from jaxserve.core.errors import StepFailed
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.settings import require
 
 if TYPE_CHECKING:
     from jaxserve.engine.outputs import SequenceOutput

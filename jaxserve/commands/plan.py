@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CheckpointError, CompilerMissing, ConfigError
+from jaxserve.core.settings import require
 from jaxserve.core.target import Target, find_target
 
 _EXAMPLE = """\
@@ -94,7 +95,7 @@ def _lines(config: EngineConfig, target: Target, given: argparse.Namespace) -> I
 
 def _model(place: str) -> Any:
     """The model's configuration: from a directory, or from a config.json."""
-    from jaxserve.llm import EMBEDDED
+    from jaxserve.assembly import EMBEDDED
     from jaxserve.models.config import ModelConfig
     from jaxserve.models.hf_config import read_config as read_directory
 

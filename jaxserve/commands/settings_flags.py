@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import Any, get_args
 
-from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, Setting, all_settings
+from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings
 from jaxserve.core.idle_settings import idle_settings
+from jaxserve.core.settings import Setting
 from jaxserve.core.tenants import Tenants
 
 

@@ -18,10 +18,10 @@ from jaxserve.commands.results import expect_folder, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
-from jaxserve.core.config import require
 from jaxserve.core.config_file import to_toml
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.progress import progress_bar
+from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Bound
 from jaxserve.tune.kv_splits import splits

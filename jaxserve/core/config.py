@@ -9,25 +9,14 @@ import dataclasses
 import difflib
 import re
 import tomllib
-import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxserve.core.errors import ConfigError
-
-
-def setting(default: Any, doc: str) -> Any:
-    """A dataclass field that carries its own documentation, for `--help` and the docs."""
-    return field(default=default, metadata={"doc": doc})
-
-
-def require(good: bool, name: str, value: object, accepted: str) -> None:
-    """ConfigError unless `good`: names the setting, its value, and what is accepted."""
-    if not good:
-        raise ConfigError(f"{name} = {value!r} cannot work: give {accepted}")
+from jaxserve.core.settings import Setting, require, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,39 +305,6 @@ class EngineConfig:
             changed.setdefault(owner[name].section, {})[name] = owner[name].accept(value)
         sections = {s: dataclasses.replace(getattr(self, s), **values) for s, values in changed.items()}
         return dataclasses.replace(self, **sections)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting, as `--help`, the docs and the type check see it."""
-
-    section: str
-    name: str
-    annotation: Any
-    default: Any
-    doc: str
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
-        return typing.get_args(self.annotation) if typing.get_origin(self.annotation) is Literal else ()
-
-    def accept(self, value: Any) -> Any:
-        """`value` as the section stores it, or ConfigError naming what is accepted."""
-        if self.choices:
-            require(value in self.choices, self.name, value, "one of " + ", ".join(map(repr, self.choices)))
-            return value
-        if typing.get_origin(self.annotation) is tuple:
-            items = typing.cast(list[Any], value if isinstance(value, list | tuple) else [None])
-            require(all(type(item) is int for item in items), self.name, typing.cast(object, value), "a list of ints")
-            return tuple(items)
-        accepted = (
-            typing.get_args(self.annotation) if isinstance(self.annotation, types.UnionType) else (self.annotation,)
-        )
-        if float in accepted and type(value) is int:
-            return float(value)
-        names = " or ".join("none" if kind is types.NoneType else kind.__name__ for kind in accepted)
-        require(type(value) in accepted, self.name, value, names)
-        return value
 
 
 SERVER_SECTIONS = ("server", "batches")

@@ -2,7 +2,8 @@
 
 from itertools import groupby
 
-from jaxserve.core.config import Setting, all_settings
+from jaxserve.core.config import all_settings
+from jaxserve.core.settings import Setting
 
 _HEAD = """\
 # Settings

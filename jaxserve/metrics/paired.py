@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.core.config import require
+from jaxserve.core.settings import require
 
 Vector = NDArray[np.float64]
 RESAMPLES = 1000

@@ -18,10 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, NotEnoughMemory
 from jaxserve.core.plan import Bucket
 from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
+from jaxserve.core.settings import require
 from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for

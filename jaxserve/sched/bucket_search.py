@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.core.config import BucketConfig, require
+from jaxserve.core.config import BucketConfig
+from jaxserve.core.settings import require
 
 Steps = Mapping[tuple[int, int], int]
 """(decode rows, prefill tokens) -> how many such steps."""

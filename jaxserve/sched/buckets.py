@@ -11,8 +11,9 @@ padded to the smallest bucket that holds it. Decode-only steps have the finest c
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from jaxserve.core.config import BucketConfig, SchedulerConfig, require
+from jaxserve.core.config import BucketConfig, SchedulerConfig
 from jaxserve.core.plan import Bucket
+from jaxserve.core.settings import require
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-from jaxserve.core.config import require
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.settings import require
 from jaxserve.sched.cost_model import FormulaCost
 
 

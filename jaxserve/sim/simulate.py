@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxserve.core.clock import VirtualClock
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Slo, promises
 from jaxserve.metrics.summary import Summary

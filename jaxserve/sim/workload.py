@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jaxserve.core.config import require
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.settings import require
 from jaxserve.sim.arrivals import Arrival, gamma, lognormal, on_off, poisson, uniform
 from jaxserve.sim.sources import ClosedLoop, OpenLoop, Source
 from jaxserve.sim.traces import read_trace, spread

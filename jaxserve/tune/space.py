@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.core.config import EngineConfig, all_settings, require
+from jaxserve.core.config import EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.settings import require
 from jaxserve.tune.bucket_sets import fitted_programs
 
 Choice = Mapping[str, Any]

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Bound, per_request
 from jaxserve.metrics.summary import GroupSummary

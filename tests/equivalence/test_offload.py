@@ -85,7 +85,7 @@ def test_every_policy_with_every_victim_and_tier(
     make_llm: Callable[..., LLM], prompts: list[list[int]], reference: list[list[int]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, policy: str, way: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("jaxserve.llm.CheapestFirst", EachInTurn)
+    monkeypatch.setattr("jaxserve.assembly.CheapestFirst", EachInTurn)
     size = {} if way == "recompute" else {f"offload_{way}_bytes": MIB}
     batches = {"batch_size": 8, "max_batch_size": 8, "tpot_slo_s": 0.05, "num_blocks": 11}
     llm = make_llm(**NO_PREFIXES | size | batches, policy=policy, offload_disk_dir=str(tmp_path))

@@ -76,7 +76,7 @@ def test_a_share_of_a_gpu_says_nothing_to_the_cpu(
     def stop(*given: object, **options: object) -> object:
         raise Enough
 
-    monkeypatch.setattr("jaxserve.llm.ModelRunner", stop)
+    monkeypatch.setattr("jaxserve.assembly.ModelRunner", stop)
     words = "gpu_memory_utilization = 0.5 has no effect on the CPU.*kv_cache_bytes"
     with pytest.raises(Enough), pytest.warns(UserWarning, match=words):
         make_llm(num_blocks=None, gpu_memory_utilization=0.5)

@@ -14,10 +14,10 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS
 
+from jaxserve.assembly import EMBEDDED
 from jaxserve.batches.store import Store
 from jaxserve.core.config import BatchConfig
 from jaxserve.engine.admission import Limits
-from jaxserve.llm import EMBEDDED
 from jaxserve.server.app import ROUTES, create_app
 from jaxserve.server.batches import Batches
 from jaxserve.server.dashboard.routes import ROUTES as DASHBOARD

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.llm import EMBEDDED
+from jaxserve.assembly import EMBEDDED
 from tests.server.conftest import Running
 
 ROOT = Path(__file__).parent.parent.parent

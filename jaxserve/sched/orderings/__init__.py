@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxserve.core.config import require
+from jaxserve.core.settings import require
 from jaxserve.sched.orderings.context import OrderingContext
 from jaxserve.sched.orderings.fair import WeightedFair
 from jaxserve.sched.orderings.fcfs import FirstCome

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxserve.core.config import require
+from jaxserve.core.settings import require
 from jaxserve.sched.policies.adaptive import Adaptive
 from jaxserve.sched.policies.chunked import Chunked
 from jaxserve.sched.policies.context import PolicyContext

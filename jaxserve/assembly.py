@@ -1,0 +1,171 @@
+"""The one place where the host side and the device side are joined: a configuration and weights become an engine.
+
+find_weights   what was asked for: a checkpoint read, or a pytree checked and placed
+Pool           what the device has room for: buckets, KV blocks, tiers, the longest sequence
+make_runner    programs over weights and blocks; `warm_up` compiles them
+make_engine    a scheduler over the same blocks, and the loop that gives its plans to the runner
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxserve.cache.block_manager import BlockManager
+from jaxserve.cache.tiers import TierLedger
+from jaxserve.core.clock import Clock
+from jaxserve.core.config import EngineConfig, ModelConfigSection, RuntimeConfig
+from jaxserve.core.errors import ConfigError
+from jaxserve.core.progress import progress_bar
+from jaxserve.core.settings import require
+from jaxserve.core.tenants import Tenants
+from jaxserve.engine.admission import Limits
+from jaxserve.engine.engine import Engine
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.params import abstract_like, check_params, place_params
+from jaxserve.models.registry import model_for
+from jaxserve.models.weights import load
+from jaxserve.runtime.capacity import estimate_programs
+from jaxserve.runtime.kv_cache import size_pool, tier_blocks
+from jaxserve.runtime.programs import compile_in_background
+from jaxserve.runtime.runner import ModelRunner, Processor
+from jaxserve.sched.buckets import BucketTable
+from jaxserve.sched.cost_file import load_cost
+from jaxserve.sched.scheduler import Scheduler
+from jaxserve.sched.step_costs import StepCosts
+from jaxserve.sched.victims import CheapestFirst
+from jaxserve.text.tokenizer import Tokenizer
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters on the device, and what they are."""
+
+    config: ModelConfig
+    params: Any
+    directory: Path | None
+    """Where a tokenizer may lie beside them; None for a pytree."""
+
+
+def find_weights(section: ModelConfigSection, params: Any, model_config: ModelConfig | None) -> Weights:
+    """The pytree, if there is one, or the checkpoint that the section names.
+
+    Raises:
+      ConfigError, CheckpointError, UnsupportedArchitecture, ParamsMismatch.
+    """
+    if (params is None) != (model_config is None):
+        raise ConfigError("params and model_config go together: give both, or a model")
+    if params is not None and model_config is not None:
+        check_params(params, model_config)
+        held, wanted = str(jax.tree.leaves(params)[0].dtype), section.dtype
+        require(wanted in ("auto", held), "dtype", wanted, f"auto, or params cast to it (they are {held})")
+        require(
+            section.revision is None, "revision", section.revision, "none beside params: revisions belong to hub ids"
+        )
+        return Weights(model_config, place_params(params, abstract_like(params, model_config)), None)
+    source = str(EMBEDDED) if section.model == "embedded" else section.model
+    checkpoint = load(source, dtype=None if section.dtype == "auto" else section.dtype, revision=section.revision)
+    return Weights(checkpoint.config, checkpoint.params, Path(checkpoint.directory))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What the device has room for beside the weights."""
+
+    model: ModelConfig
+    buckets: BucketTable
+    max_len: int
+    """Tokens of the longest sequence."""
+    num_blocks: int
+    """KV blocks, the scratch block included."""
+    host_blocks: int
+    disk_blocks: int
+    staging_blocks: int
+
+    @classmethod
+    def of(cls, config: EngineConfig, weights: Weights) -> "Pool":
+        """Raises NotEnoughMemory, or ConfigError naming the setting that cannot work."""
+        model, leaves = weights.config, jax.tree.leaves(weights.params)
+        pinned = config.runtime.deterministic
+        buckets = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
+        max_len = config.model.max_model_len or model.context_length
+        require(
+            max_len <= model.context_length, "max_model_len", max_len,
+            f"at most {model.context_length}, the length that the model declares",
+        )  # fmt: skip
+        num_blocks = size_pool(
+            config.cache,
+            model,
+            leaves[0].dtype,
+            leaves[0].device,
+            weight_bytes=sum(leaf.nbytes for leaf in leaves),
+            program_bytes=estimate_programs(model, buckets.all(), leaves[0].dtype.itemsize).temporaries,
+            useful_tokens=config.scheduler.max_num_seqs * max_len,
+        )
+        return cls(model, buckets, max_len, num_blocks, *tier_blocks(config.cache, model, leaves[0].dtype))
+
+
+def make_runner(config: EngineConfig, weights: Weights, pool: Pool, processor: Processor | None) -> ModelRunner:
+    """Nothing is compiled yet: see `warm_up`."""
+    return ModelRunner(
+        model_for(pool.model),
+        pool.model,
+        weights.params,
+        cache=config.cache,
+        runtime=config.runtime,
+        buckets=pool.buckets,
+        num_blocks=pool.num_blocks,
+        num_slots=config.scheduler.max_num_seqs,
+        max_len=pool.max_len,
+        host_blocks=pool.host_blocks,
+        disk_blocks=pool.disk_blocks,
+        processor=processor,
+    )
+
+
+def warm_up(runner: ModelRunner, runtime: RuntimeConfig, *, progress: bool) -> None:
+    """Compile every program, or, progressively, the widest now and the rest in the background."""
+    keys = runner.program_keys()
+    now = keys if runtime.warmup == "full" else keys[: runner.num_serving_programs]
+    with progress_bar(len(now), "Compiling", "program", show=progress) as bar:
+        runner.compile(now, lambda key: bar.update() and None)
+    if len(now) < len(keys):
+        compile_in_background(keys)
+
+
+def make_engine(
+    config: EngineConfig,
+    pool: Pool,
+    runner: ModelRunner,
+    *,
+    tokenizer: Tokenizer | None,
+    tenants: Tenants,
+    clock: Clock,
+) -> Engine:
+    """A scheduler over the pool's blocks, and the engine that drives the runner by it."""
+    pinned, section = config.runtime.deterministic, config.scheduler
+    one_chunk = pool.buckets.max_prefill_tokens if pinned else None
+    blocks = BlockManager(
+        config.cache,
+        pool.num_blocks,
+        tiers=TierLedger(pool.host_blocks, pool.disk_blocks, pool.staging_blocks),
+        share_multiple=one_chunk or 1,
+        share_outputs=not pinned,
+    )
+    costs = StepCosts(load_cost(section.cost_model) if section.cost_model else None)
+    scheduler = Scheduler(
+        section,
+        pool.buckets,
+        blocks,
+        one_chunk,
+        costs=costs,
+        tenants=tenants,
+        victims=CheapestFirst(blocks, costs, runner.measure_moves(), pool.buckets),
+    )
+    limits = Limits(pool.model.vocab_size, pool.max_len, blocks.max_tokens, config.cache.pool_setting)
+    return Engine(
+        scheduler, runner, limits, clock, tokenizer, overlap=config.runtime.overlap, seed=config.model.seed
+    )  # fmt: skip
