@@ -1,11 +1,13 @@
 """The scenarios' own parts; the scenarios themselves are commands, which take minutes."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from bench.scenarios import measure, s1_batching, s2_chunks, s3_tenants
+from bench.scenarios.__main__ import main
 from bench.scenarios.bars import least, most
 from bench.scenarios.outcome import Outcome, Row
 from bench.scenarios.stage import Simulated, _toml
@@ -25,6 +27,25 @@ def test_every_policy_has_a_bucket_for_every_step(real: bool, tmp_path: Path) ->
         table = BucketTable.from_config(config.buckets, config.scheduler)
         chunk = min(config.scheduler.chunk_size or config.scheduler.max_num_batched_tokens, table.max_prefill_tokens)
         assert table.fit(config.scheduler.max_num_seqs, chunk).prefill_tokens >= chunk
+
+
+def test_what_a_scenario_needs_is_said_before_it_runs(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    for options, words in (
+        (["S5"], "S5 replays azure_2023_conv.jsonl and azure_2023_code.jsonl: give their folder, --traces DIR"),
+        (["S4", f"--traces={tmp_path}", f"--out={tmp_path}"], "azure_2023_conv.jsonl: cannot be read"),
+        (["S1", f"--out={tmp_path}/file"], "file is a file: give a folder"),
+    ):
+        assert main(options) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_results_are_written_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    outcome = Outcome("S2", "made up", [Row({"load": "1", "policy": "off"}, 0, {"tokens/s": 2.0})], [])
+    monkeypatch.setattr(s2_chunks, "run", lambda stage: outcome)
+    assert main(["S2", f"--out={tmp_path}/new"]) == 0
+    assert f"wrote {tmp_path}/new/s2_sim.json, {tmp_path}/new/s2_sim.md\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "new" / "s2_sim.json").read_text())["machine"]["cores"]
 
 
 def test_a_stage_tells_how_full_its_steps_were() -> None:
