@@ -91,6 +91,6 @@ class Call:
                 "ttft_s": None if self.first_token_s is None else round(self.first_token_s - self.began_s, 6),
                 "finish_reasons": self.finish_reasons,
             }
-        named = {"error": self.failure, "trace_id": self.trace_id, "user": self.user}
+        named = {"response_id": self.response_id, "error": self.failure, "trace_id": self.trace_id, "user": self.user}
         fields |= {name: value for name, value in named.items() if value is not None}
         return fields if self.text is None else fields | self.text.fields()

@@ -38,11 +38,16 @@ async def one_request(request: Request) -> Response:
     name = request.path_params["request_id"]
 
     def look(engine: Engine) -> dict[str, Account]:
-        return engine.scheduler.journal.accounts_of(name, engine.now)
+        found: dict[str, Account] = {}
+        for request_id in service.names.ids(name):
+            found |= engine.scheduler.journal.accounts_of(request_id, engine.now)
+        return found
 
     found = await service.loop.ask(look, PATIENCE_S)
     if not found:
-        message = f"request {name!r} is not known: it never came, or ended too long ago"
+        message = (
+            f"request {name!r} is not known: it never came, or ended too long ago; give an answer's id or X-Request-Id"
+        )
         body = {"message": message, "type": "invalid_request_error", "param": "request_id", "code": 404}
         return JSONResponse({"error": body}, 404)
     return JSONResponse({"id": name, "sequences": [_told(sequence, account) for sequence, account in found.items()]})

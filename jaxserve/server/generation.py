@@ -65,8 +65,10 @@ async def respond(request: Request, service: Service, job: Job, stream: bool) ->
 
 
 def note(call: Call, service: Service, job: Job, stream: bool = False) -> None:
-    """A call remembers what it asks of the engine, for the log and its trace."""
+    """A call remembers what it asks of the engine, for the log, its trace and /debug."""
     call.requests, call.stream, call.response_id = job.requests, stream, job.id
+    for name in (call.request_id, job.id):
+        service.names.note(name, [wanted.id for wanted in job.requests])
     call.prompt_tokens = sum(len(wanted.prompt) for wanted in job.requests)
     if service.config.log_text:
         most = service.config.max_log_len

@@ -15,6 +15,7 @@ from jaxserve.core.step_record import Compilation
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.server.context import Call
 from jaxserve.server.errors import NotAllowed
+from jaxserve.server.request_names import RequestNames
 from jaxserve.server.schemas.sampling import SamplingFields
 from jaxserve.text.prompts import content_of
 from jaxserve.text.tokenizer import Tokenizer
@@ -57,6 +58,7 @@ class Service:
     max_num_seqs: int = 64
     sampling_defaults: Mapping[str, float | int] = field(default_factory=dict[str, float | int])
     """Of the model's generation_config.json, for what a body leaves open."""
+    names: RequestNames = field(default_factory=RequestNames)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

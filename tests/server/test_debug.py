@@ -9,8 +9,9 @@ import pytest
 from jaxserve.cli import main
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.server.keys import Keys
+from jaxserve.server.request_names import RequestNames
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, fake_service, serve
+from tests.server.conftest import Running, fake_service, log_lines, serve
 
 ADMIN = "the-admin-key"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -37,6 +38,30 @@ def test_where_a_requests_time_went(watched: Running) -> None:
     assert told["seconds"]["prefill"] > 0 and told["seconds"]["decode"] > 0
     missing = watched.client.get("/debug/requests/nobody", headers=HEADERS)
     assert missing.status_code == 404 and "nobody" in missing.json()["error"]["message"]
+
+
+def test_a_call_is_found_by_every_id_that_its_caller_knows(watched: Running) -> None:
+    """Of two prompts and two completions each, by X-Request-Id and by the answer's id: four sequences."""
+    body, mine = {"prompt": [[1, 2], [3]], "n": 2, "max_tokens": 2}, {"X-Request-Id": "my-call"}
+    with log_lines(1) as found:
+        answer = watched.client.post("/v1/completions", json=body, headers=mine).json()
+    assert found[0]["request_id"] == "my-call" and found[0]["response_id"] == answer["id"]
+    for name in ("my-call", answer["id"]):
+        told = watched.client.get(f"/debug/requests/{name}", headers=HEADERS).json()
+        assert told["id"] == name and len(told["sequences"]) == 4
+    assert len(watched.client.get(f"/debug/requests/{answer['id']}-1", headers=HEADERS).json()["sequences"]) == 2
+
+
+def test_names_are_remembered_within_a_bound() -> None:
+    names = RequestNames(most=4)
+    names.note("a", ["1", "2"])
+    names.note("b", ["b"])
+    names.note("a", ["3"])
+    assert names.ids("a") == ("a", "3") and names.ids("b") == ("b",)
+    names.note("c", ["4", "5", "6"])
+    assert names.ids("b") == ("b",) and names.ids("a") == ("a", "3") and names.ids("c") == ("c", "4", "5", "6")
+    names.note("d", list("56789"))
+    assert names.ids("c") == ("c",) and names.ids("d") == ("d",), "more than can be kept"
 
 
 def test_the_timeline_and_the_command_that_writes_it(
