@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
-from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import CheckpointError, CompilerMissing, ConfigError
+from jaxserve.core.config import EngineConfig, ModelConfigSection
+from jaxserve.core.errors import CheckpointError, CompilerMissing
 from jaxserve.core.settings import require
 from jaxserve.core.target import Target, find_target
 
 _EXAMPLE = """\
 example:
   jaxserve plan --model ./Llama-3.1-8B --target h200 --config configs/h200.toml --length 2048 --length 8192
+  jaxserve plan --model meta-llama/Llama-3.1-8B-Instruct      of the hub, whose config.json alone is downloaded
 
 The widest step is compiled for the GPU where JAX's CUDA plugin is installed (make cuda; no GPU is needed): then the
 figures are exact. Elsewhere, and for more than one GPU, they are an estimate, and say so.
@@ -54,7 +55,7 @@ def _lines(config: EngineConfig, target: Target, given: argparse.Namespace) -> I
     from jaxserve.runtime.capacity import Programs, compile_programs, estimate_programs, fit, jax_share
     from jaxserve.sched.buckets import BucketTable
 
-    model, dtype, devices = _model(config.model.model), _dtype(config.model.dtype), given.tensor_parallel
+    model, dtype, devices = _model(config.model), _dtype(config.model.dtype), given.tensor_parallel
     buckets = BucketTable.from_config(config.buckets, config.scheduler).all()
     why = "--estimate" if given.estimate else "the engine runs on one GPU yet" if devices > 1 else ""
     programs: Programs | None = None
@@ -93,17 +94,17 @@ def _lines(config: EngineConfig, target: Target, given: argparse.Namespace) -> I
         yield f"An estimate: {why}."
 
 
-def _model(place: str) -> Any:
-    """The model's configuration: from a directory, or from a config.json."""
+def _model(section: ModelConfigSection) -> Any:
+    """The model's configuration: from a directory, a config.json, or a hub id, of which nothing else is downloaded."""
     from jaxserve.assembly import EMBEDDED
+    from jaxserve.models import hub
     from jaxserve.models.config import ModelConfig
     from jaxserve.models.hf_config import read_config as read_directory
 
-    path = EMBEDDED if place == "embedded" else Path(place)
-    if path.is_dir():
-        return read_directory(path)
+    path = EMBEDDED if section.model == "embedded" else Path(section.model)
     if not path.is_file():
-        raise ConfigError(f"model = {place!r} cannot work: give a directory with a config.json, or the file itself")
+        source = path if path.is_dir() else section.model
+        return read_directory(hub.resolve(source, revision=section.revision, config_only=True))
     try:
         mapping = json.loads(path.read_text())
     except ValueError as error:

@@ -22,9 +22,10 @@ def resolve(
     cache_dir: str | Path | None = None,
     token: str | None = None,
     endpoint: str | None = None,
+    config_only: bool = False,
 ) -> Path:
     """The directory of `source`, downloaded where it is a hub id; CheckpointError if there is neither, ConfigError for
-    a `revision` of a directory.
+    a `revision` of a directory. `config_only`: of a hub id no more than `config.json`.
 
     `endpoint` is the hub's address; by default what huggingface_hub uses, which the variable HF_ENDPOINT sets.
     """
@@ -39,16 +40,16 @@ def resolve(
     name = str(source)
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(source, "there is no such directory", "give a directory, or a hub id such as org/name")
-    return _download(name, revision, cache_dir=cache_dir, token=token, endpoint=endpoint)
+    return _download(name, revision, config_only, cache_dir=cache_dir, token=token, endpoint=endpoint)
 
 
-def _download(repo_id: str, revision: str | None, **options: Any) -> Path:
+def _download(repo_id: str, revision: str | None, config_only: bool, **options: Any) -> Path:
     """A snapshot of what serving needs. `config.json` comes first: a model that cannot be served costs no download."""
     first = _snapshot(repo_id, revision, ("config.json",), **options)
     if not (first / "config.json").is_file():
         raise CheckpointError(repo_id, "the repository has no config.json", "expected a model made for transformers")
     read_config(first)
-    return _snapshot(repo_id, revision, _FILES, **options)
+    return first if config_only else _snapshot(repo_id, revision, _FILES, **options)
 
 
 def _snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], **options: Any) -> Path:

@@ -73,7 +73,8 @@ class Service:
     def need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
             raise InvalidRequest(
-                f"{what} needs a tokenizer and there is none here: send token ids, and read them", "prompt"
+                f"{what} needs a tokenizer and there is none here: send token ids to /generate or /v1/completions",
+                "prompt",
             )
         return self.tokenizer
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli import main
+from jaxserve.models import hub
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096,
@@ -36,12 +37,23 @@ def test_more_gpus_are_an_estimate_too(model: str, capsys: pytest.CaptureFixture
     assert "weights             3.74 GiB" in text and "An estimate: the engine runs on one GPU yet." in text
 
 
+def test_of_a_hub_id_only_the_configuration_is_asked(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(hub, "resolve", lambda *args, **options: asked.append((*args, options)) or Path(model).parent)
+    assert main(["plan", "--model", "someone/llama", "--revision", "v2", "--target", "h200", "--estimate"]) == 0
+    assert asked == [("someone/llama", {"revision": "v2", "config_only": True})]
+    assert "LlamaForCausalLM" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--target", "h900"], "'h900' is not known"), (["--tensor-parallel", "3"], "divisor of the 8"),
         (["--tensor-parallel", "0"], "tensor_parallel = 0"), (["--length", "0"], "length = 0"),
-        (["--max-model-len", "9000"], "at most 8192"), (["--model", "meta/nothing"], "a directory with a config.json"),
+        (["--max-model-len", "9000"], "at most 8192"), (["--model", "./nothing"], "no such directory"),
+        (["--model", str(Path(__file__).parent), "--revision", "v1"], "belong to hub ids"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(

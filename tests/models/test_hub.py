@@ -140,6 +140,11 @@ def test_a_second_look_downloads_nothing_and_works_offline(stand_in, tmp_path):
     assert hub.resolve("someone/tiny", cache_dir=tmp_path / "cache", endpoint="http://127.0.0.1:9") == first
 
 
+def test_the_configuration_alone(stand_in, tmp_path):
+    folder = hub.resolve("someone/tiny", cache_dir=tmp_path / "cache", endpoint=stand_in.url, config_only=True)
+    assert stand_in.served == ["config.json"] == [path.name for path in folder.iterdir()]
+
+
 def test_an_unsupported_model_is_refused_before_its_weights_are_downloaded(stand_in, tmp_path):
     with pytest.raises(UnsupportedArchitecture, match=r"MambaForCausalLM.*LlamaForCausalLM, MistralForCausalLM"):
         hub.resolve("someone/exotic", cache_dir=tmp_path / "cache", endpoint=stand_in.url)
