@@ -8,6 +8,7 @@ for output in llm.generate(["Enter HAMLET.", "Exeunt"], SamplingParams(max_token
 """
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from numbers import Integral
@@ -18,6 +19,7 @@ from jaxserve.assembly import Pool, find_weights, make_engine, make_runner, warm
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError
+from jaxserve.core.idle_settings import idle_settings
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.progress import progress_bar
 from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
@@ -75,6 +77,8 @@ class LLM:
         self.config = (config or EngineConfig()).replace(**settings)
         self._progress = progress
         self._tenants = Tenants.of(self.config.scheduler)
+        for sentence in idle_settings(self.config, self._tenants) if settings else ():
+            warnings.warn(sentence, stacklevel=2)
         use_compilation_cache(self.config.runtime.compilation_cache_dir)
         weights = find_weights(self.config.model, params, model_config)
         self.model_config = weights.config

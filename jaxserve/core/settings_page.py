@@ -13,7 +13,7 @@ Each name is a key of its section in a TOML file, a keyword of `LLM(...)`, and a
 no keywords. This page is generated: `python -m jaxserve.core.settings_page`.
 
 A setting that another one leaves without work (`chunk_size` with `policy = "continuous"`, say) is no error, since a
-file may serve several policies; but the command line names it on standard error, and says why.
+file may serve several policies; but the command line names it on standard error, `LLM(...)` in a warning, with the why.
 """
 
 

@@ -64,6 +64,16 @@ def test_weights_that_do_not_fit_are_refused(base: LLM, tiny: tuple[ModelConfig,
         LLM(params=params, model_config=config, revision="main")
 
 
+def test_a_setting_without_effect_is_a_warning(base: LLM) -> None:
+    """Said before anything is built; not of a whole configuration alone, whose maker has heard of it."""
+    idle = "chunk_size = 64 has no effect with policy = 'continuous'"
+    with pytest.warns(UserWarning, match=idle) as told, pytest.raises(JaxserveError, match="/no/such/model"):
+        LLM("/no/such/model", policy="continuous", chunk_size=64)
+    assert told[0].filename == __file__
+    with pytest.raises(ConfigError, match="params"):
+        LLM(params={}, config=base.config.replace(policy="continuous", chunk_size=64))
+
+
 def test_weights_in_other_containers_and_of_numpy(base: LLM, tiny: tuple[ModelConfig, Any]) -> None:
     """Tuples and frozen dictionaries hold the same weights; what NumPy holds is copied, and may be written to after."""
     params = tiny[1]
