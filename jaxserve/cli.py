@@ -22,6 +22,7 @@ from jaxserve.commands import (
     timeline,
     tune,
 )
+from jaxserve.core.config import SERVER_SECTIONS, all_settings
 from jaxserve.core.errors import JaxserveError
 
 COMMANDS = (serve, generate, convert, plan, simulate, replay, buckets, tune, calibrate, timeline, doctor)
@@ -75,8 +76,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _refuse(command: argparse.ArgumentParser, argument: str) -> NoReturn:
     """An argument that the command does not take; perhaps another one was meant."""
+    flag = argument.partition("=")[0]
+    if flag.lstrip("-").removeprefix("no-").replace("-", "_") in {
+        setting.name for setting in all_settings() if setting.section in SERVER_SECTIONS
+    }:
+        command.error(f"{flag} is a flag of jaxserve serve alone")
     flags = re.findall(r"--[a-z][a-z-]+", command.format_help())
-    near = difflib.get_close_matches(argument.partition("=")[0], flags, 1)
+    near = difflib.get_close_matches(flag, flags, 1, cutoff=0.7)
     command.error(f"{argument} is not known" + (f" (did you mean {near[0]}?)" if near else ""))
 
 

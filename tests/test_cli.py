@@ -88,6 +88,12 @@ def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> Non
             "serve: --enable_prefix_caching is not known (did you mean --enable-",
         ),
         (["buckets", "zzz"], "buckets: zzz is not known: see jaxserve buckets --help"),
+        (["simulate", "--porte=80"], "simulate: --porte=80 is not known: see"),
+        (
+            ["simulate", "--port", "80"],
+            "simulate: --port is a flag of jaxserve serve alone: see jaxserve simulate --help",
+        ),
+        (["tune", "--no-log-text"], "tune: --no-log-text is a flag of jaxserve serve alone"),
         (["generate", "--port", "9000"], "generate: --port is not known"),
         (["simulate", "--batch-dir", "x"], "simulate: --batch-dir is not known"),
         (["simulat"], "invalid choice: 'simulat'"),

@@ -208,7 +208,7 @@ def write(folder: Path, problem: Problem, found: Found) -> None:
     heading = (
         f"Found by jaxserve tune for {asked or 'drawn requests'}.\n"
         f"Objective: {problem.objective}; {', '.join(map(str, problem.bounds)) or 'no bounds'}: "
-        f"{'holds' if best.holds else best.why}.\nStep times: {problem.cost.source}."
+        f"{'holds' if best.holds else f'DOES NOT HOLD ({best.why})'}.\nStep times: {problem.cost.source}."
     )
     if best.choice.get("replicas", 1) > 1:
         heading += f"\nFor each of {best.choice['replicas']} replicas."

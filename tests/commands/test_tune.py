@@ -48,6 +48,8 @@ def test_nothing_that_holds_is_said_and_is_status_1(trace: Path, tmp_path: Path,
     assert run(trace, *CHOICES, "--slo=ttft_p99<0.0001", "--out", str(tmp_path / "tuned")) == 1
     text = capsys.readouterr().out
     assert "NOTHING HOLDS" in text and "ttft_p99<0.0001 does not hold" in text
+    heading = (tmp_path / "tuned" / "config.toml").read_text().partition("[")[0]
+    assert "# Objective: goodput; ttft_p99<0.0001: DOES NOT HOLD (ttft_p99<0.0001: was " in heading
 
 
 def test_the_split_between_tenants_is_chosen_and_written(trace: Path, tmp_path: Path, capsys) -> None:
