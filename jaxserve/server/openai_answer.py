@@ -18,7 +18,7 @@ from jaxserve.server.usage import StreamUsage, Usage
 def begin(service: Service, body: OpenAIFields, call: Call) -> tuple[SamplingParams, float]:
     """(what the sampler is asked, the request's timeout). Raises InvalidRequest, UnknownModel."""
     service.check_model(body.model)
-    call.user = body.user
+    call.user = body.safety_identifier or body.user
     return body.sampling(service.sampling_defaults), body.check_timeout(service.config.request_timeout_s)
 
 

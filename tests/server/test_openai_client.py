@@ -240,6 +240,8 @@ def test_errors_have_the_clients_own_types(client: openai.OpenAI) -> None:
         {"extra_body": {"chat_template_kwargs": {"add_generation_prompt": False}}},
         {"extra_body": {"chat_template_kwargs": {"self": 1}}},
         {"top_logprobs": 2},
+        {"top_logprobs": 21, "logprobs": True},
+        {"extra_body": {"prompt_cache_retention": "24h"}},
         {"max_tokens": 3, "max_completion_tokens": 4},
         {"stream_options": {"include_usage": True}},
     ],
@@ -267,6 +269,19 @@ def test_asking_for_nothing_unusual_is_fine(client: openai.OpenAI) -> None:
         extra_body={"guided_json": None, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 1,
                     "ignore_eos": True, "cache_salt": "s", "priority": 0},
     )  # fmt: skip
+
+
+def test_whom_a_caller_asks_for_is_in_the_log(client: openai.OpenAI) -> None:
+    asked = {"model": "embedded", "messages": CHAT, "max_tokens": 1}
+    with log_lines(2) as found:
+        client.chat.completions.create(**asked, user="old", extra_body={"prompt_cache_key": "k"})
+        client.chat.completions.create(**asked, extra_body={"safety_identifier": "new"})
+    assert [line["user"] for line in found] == ["old", "new"]
+
+
+def test_an_empty_list_is_named_by_its_length(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"messages: list should have at least 1 item, not 0$"):
+        client.chat.completions.create(model="embedded", messages=[])
 
 
 def test_leaving_a_stream_frees_the_blocks(client: openai.OpenAI, embedded: Running) -> None:

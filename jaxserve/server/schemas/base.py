@@ -66,9 +66,10 @@ def _refusal(model: type[Body], error: pydantic.ValidationError) -> InvalidReque
 
 def _said(error: pydantic_core.ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
+    message, _, length = message.partition(" after validation, not ")
     # pydantic names the members of a union too: "str", "list[TextPart]"
     parts = [str(part) for part in error["loc"] if isinstance(part, int) or ("[" not in part and part not in _KINDS)]
-    given = repr(error["input"])
+    given = length or repr(error["input"])
     return (
         f"{'.'.join(parts)}: {message[:1].lower()}{message[1:]}, not {given if len(given) < 80 else given[:77] + '...'}"
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from jaxserve.core.errors import InvalidRequest
+from jaxserve.core.errors import InvalidParameter, InvalidRequest
 from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
 from jaxserve.server.schemas.base import Body, shown
 from jaxserve.server.schemas.openai import OpenAIFields
@@ -72,6 +72,8 @@ class ChatBody(OpenAIFields):
             raise InvalidRequest("max_tokens and max_completion_tokens differ: give one", "max_completion_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs goes with logprobs: true", "top_logprobs")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise InvalidParameter("top_logprobs", self.top_logprobs, f"a whole number from 0 to {MAX_LOGPROBS}")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         max_tokens = next(iter(limits), defaults.get("max_tokens"))
         return self.params(defaults, max_tokens=max_tokens, logprobs=logprobs)

@@ -15,11 +15,18 @@ class OpenAIFields(SamplingFields):
     later: ClassVar[frozenset[str]] = SamplingFields.later | {
         "tools", "functions", "function_call", "parallel_tool_calls", "prediction", "audio", "web_search_options",
         "reasoning_effort", "verbosity", "store", "mm_processor_kwargs", "documents", "logits_processors",
+        "prompt_cache_retention",
     }  # fmt: skip
 
     model: str | None = Field(None, description="the served model's name; may be left out")
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = Field(None, description="goes into the log")
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="as user, whom it replaces"
+    )
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="a hint that is not needed: common prefixes are found by what they hold"
+    )
     metadata: dict[str, Any] | None = Field(None, description="not kept: only empty")
     service_tier: Literal["auto", "default"] | None = None
     response_format: dict[str, Any] | None = Field(None, description="only {type: text}")
