@@ -22,6 +22,7 @@ from typing import Any
 from bench.compare.command import Comparison, at_rate, main
 from bench.compare.stage import Stage, Variant
 from jaxserve.commands.plots import plot
+from jaxserve.commands.settings_flags import whole_numbers
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.sched.bucket_search import BucketSet
@@ -74,7 +75,7 @@ def histogram(
 def flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("buckets")
     group.add_argument(
-        "--fit", type=lambda text: [int(k) for k in text.split(",")], default=[8, 16], metavar="K,K",
+        "--fit", type=whole_numbers, default=(8, 16), metavar="K,K",
         help="numbers of programs to fit sets with (default 8,16)",
     )  # fmt: skip
     group.add_argument("--fit-cost", metavar="COST", help="what padding costs in the fit; a file or a name")

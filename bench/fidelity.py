@@ -31,7 +31,7 @@ from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.commands.results import expect_file
 from jaxserve.commands.tables import table
 from jaxserve.core.clock import MonotonicClock
-from jaxserve.core.config import EngineConfig
+from jaxserve.core.config import EngineConfig, require
 from jaxserve.core.errors import JaxserveError
 from jaxserve.engine.heap import settle_heap
 from jaxserve.metrics.summary import GroupSummary, Summary
@@ -325,6 +325,8 @@ def main(arguments: list[str] | None = None) -> int:
         given.repeats, given.requests, given.tries = 1, 8, 1
     try:
         expect_file(given.json)
+        for name in ("repeats", "requests", "load", "tries"):
+            require(getattr(given, name) > 0, name, getattr(given, name), "a positive number")
         real = Real(SETTINGS)
         pairs, shares, others = Pairs(), [], []
         real.run(requests(0, given.requests, all_lengths, None), 0)  # warms the machine up

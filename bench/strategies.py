@@ -63,7 +63,7 @@ def settings(name: str, slo: Slo, chunk: int, rows: int) -> dict[str, Any]:
 
 def variants(given: argparse.Namespace, stage: Stage, arrivals: Sequence[Arrival]) -> list[Variant]:
     limits = stage.config.scheduler
-    slo = Slo.parse(given.slo) if given.slo else Slo()
+    slo = Slo() if given.slo is None else Slo.parse(given.slo)
     chosen = given.strategies or [
         name for name in ALL
         if all(getattr(slo, objective) for objective in NEEDS.get(name, ()))

@@ -90,7 +90,7 @@ def run(bench: Comparison, given: argparse.Namespace) -> dict[str, Any]:
     """Every variant, every seed. Rows are medians over the seeds; `runs` holds each."""
     _check(given)
     stage = _stage(given)
-    slo = Slo.parse(given.slo) if given.slo else None
+    slo = None if given.slo is None else Slo.parse(given.slo)
     lists = {seed: requests(bench, given, seed) for seed in given.seeds}
     first = lists[given.seeds[0]]
     long_from = given.long_from or sorted(a.prompt_tokens for a in first)[3 * len(first) // 4]
@@ -116,6 +116,8 @@ def run(bench: Comparison, given: argparse.Namespace) -> dict[str, Any]:
 def _check(given: argparse.Namespace) -> None:
     """Raises ConfigError for flags that could only be ignored."""
     require(given.load > 0.0, "load", given.load, "a positive share")
+    require(given.long_from is None or given.long_from > 0, "long_from", given.long_from, "a number of tokens")
+    require(given.compile_s is None or given.compile_s >= 0.0, "compile_s", given.compile_s, "seconds, or 0")
     if given.own_times and not (given.trace or given.arrivals):
         raise ConfigError("own_times: there are none: give --trace or --arrivals")
     for name, said in (("arrivals", given.arrivals), ("speed", given.speed if given.speed != 1.0 else None)):

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from bench.fidelity import BARS, Lengths, Pairs, all_lengths, other, paced, requests, rows, said_of_others, shown
+from bench.fidelity import BARS, Lengths, Pairs, all_lengths, main, other, paced, requests, rows, said_of_others, shown
 from bench.fidelity import _steps as add_steps
 from jaxserve.core.plan import Bucket
 from jaxserve.sched.cost_model import FormulaCost, StepFeatures
@@ -61,3 +61,9 @@ def test_it_says_when_the_machine_was_not_quiet() -> None:
     assert said_of_others([0.01, 0.04]).endswith("4.0% of the processors: quiet")
     assert "NOT quiet" in said_of_others([0.01, 0.3])
     assert "does not say" in said_of_others([None, None])
+
+
+@pytest.mark.parametrize("option", ["repeats", "requests", "load", "tries"])
+def test_nothing_to_measure_is_refused(option: str, capsys) -> None:
+    assert main([f"--{option}=0"]) == 2
+    assert f"{option} = 0" in capsys.readouterr().err
