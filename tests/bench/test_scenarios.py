@@ -30,6 +30,7 @@ def test_every_policy_has_a_bucket_for_every_step(real: bool, tmp_path: Path) ->
 
 
 def test_what_a_scenario_needs_is_said_before_it_runs(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
     (tmp_path / "file").touch()
     for options, words in (
         (["S5"], "S5 replays azure_2023_conv.jsonl and azure_2023_code.jsonl: give their folder, --traces DIR"),
@@ -41,6 +42,7 @@ def test_what_a_scenario_needs_is_said_before_it_runs(tmp_path: Path, capsys) ->
 
 
 def test_results_are_written_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    pytest.importorskip("matplotlib")
     outcome = Outcome("S2", "made up", [Row({"load": "1", "policy": "off"}, 0, {"tokens/s": 2.0})], [])
     monkeypatch.setattr(s2_chunks, "run", lambda stage: outcome)
     assert main(["S2", f"--out={tmp_path}/new"]) == 0
@@ -72,6 +74,7 @@ def test_a_bar_is_met_by_the_median_and_nearly_by_every_seed() -> None:
 
 
 def test_an_outcome_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     rows = [Row({"load": load, "policy": "a"}, seed, {"x": 1.0 + seed}) for load in "pq" for seed in (1, 2)]
     outcome = Outcome("S0", "nowhere", rows, [least("x", [2.0, 3.0], 2.0)], plot=("x",))
     outcome.draw(tmp_path / "s0.png")
