@@ -40,6 +40,7 @@ def run_once(llm: LLM, seed: int, outputs: int) -> dict[str, float]:
     assert tokens == REQUESTS * outputs
     return {
         "tokens_per_s": tokens / wall,
+        "prompt_tokens": sum(map(len, batch)),
         "wall_s": wall,
         "steps": times.steps,
         "padding": times.padded_tokens / times.real_tokens,
@@ -145,6 +146,17 @@ def decode_parts(llm: LLM, rows: int = 64, context: int = 176, repeats: int = 15
     }
 
 
+def matmul_flops(config: ModelConfig, prompt_tokens: float, outputs: int) -> tuple[float, float]:
+    """(of the prompts, of the outputs) of a run, no padding: what is multiplied with a weight, and nothing else."""
+    d, heads, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    after_attention = heads * d + 3 * d * config.intermediate_size
+    layers = config.num_layers * (d * (heads + 2 * kv) + after_attention)
+    head = d * config.vocab_size
+    # in the last layer, a prompt's last token is alone; the others owe keys and values, and queries come with them
+    prefill = prompt_tokens * (layers - after_attention) + REQUESTS * (after_attention + head)
+    return 2.0 * prefill, 2.0 * REQUESTS * (outputs - 1) * (layers + head)
+
+
 def _median_ms(run: Any, repeats: int) -> float:
     jax.block_until_ready(run())
     times = []
@@ -185,6 +197,9 @@ def main() -> None:
     figures["decode_parts"] = decode_parts(llm)
     figures["matmul_gflops_64_rows"] = matmul_rate(64) / 1e9
     figures["matmul_gflops_512_rows"] = matmul_rate(512) / 1e9
+    prefill, decode = matmul_flops(config, figures["median"]["prompt_tokens"], arguments.outputs)
+    rates = figures["matmul_gflops_512_rows"], figures["matmul_gflops_64_rows"]
+    figures["matmul_s"] = prefill / rates[0] / 1e9 + decode / rates[1] / 1e9
     figures["compilations_after_warmup"] = llm.runner.compilations_after_warmup
     _report(figures)
     if arguments.json:
@@ -197,6 +212,7 @@ def _report(figures: dict[str, Any]) -> None:
     lines = [
         ("machine", f"{machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}, Python {machine['python']}"),
         ("output tokens/s", f"{median['tokens_per_s']:.0f} ({min(rates):.0f} - {max(rates):.0f} in {len(rates)} runs)"),
+        ("seconds", f"{median['wall_s']:.2f}, of which matmuls at the rates below {figures['matmul_s']:.2f}"),
         ("steps", f"{median['steps']:.0f}, padded over real tokens {median['padding']:.3f}"),
         ("host, 64-row step", f"{figures['host_ms']:.2f} ms outside the device call (no device running beside it)"),
         ("in the runs, a step", f"schedule {median['scheduling_ms']:.2f} ms, pack, call {median['submit_ms']:.2f} ms"),
