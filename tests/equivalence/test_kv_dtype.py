@@ -1,7 +1,6 @@
 """KV blocks of 8 bits: nearly the numbers of the whole cache, and the same tokens however the schedule goes."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,13 +57,11 @@ def test_together_is_alone(llm: LLM, prompts: list[list[int]]) -> None:
     assert tokens(llm, prompts, [GREEDY] * len(prompts)) == alone
 
 
-def test_parked_blocks_keep_their_scales(
-    llm: LLM, make_llm: Callable[..., LLM], prompts: list[list[int]], tmp_path: Path
-) -> None:
+def test_parked_blocks_keep_their_scales(llm: LLM, make_llm: Callable[..., LLM], prompts: list[list[int]]) -> None:
     alone = [tokens(llm, [prompt], [GREEDY])[0] for prompt in prompts]
     small = make_llm(
         **SMALL_POOL, kv_cache_dtype=llm.config.cache.kv_cache_dtype, enable_prefix_caching=False,
-        offload_host_bytes=1 << 20, offload_disk_dir=str(tmp_path),
+        offload_host_bytes=1 << 20,
     )  # fmt: skip
     assert tokens(small, prompts, [GREEDY] * len(prompts)) == alone
     assert small.engine.scheduler.blocks.tiers.counts.loaded_from_host > 0

@@ -25,6 +25,12 @@ MIB = 1 << 20
 NO_PREFIXES: dict[str, Any] = SMALL_POOL | {"enable_prefix_caching": False}
 
 
+def tier_settings(tier: str, folder: Path) -> dict[str, Any]:
+    """Of a megabyte on the "host" or the "disk"; of another name: none."""
+    of_disk = {"offload_disk_bytes": MIB, "offload_disk_dir": str(folder)}
+    return {"host": {"offload_host_bytes": MIB}, "disk": of_disk}.get(tier, {})
+
+
 @pytest.fixture(scope="module")
 def reference(base: LLM, prompts: list[list[int]]) -> list[list[int]]:
     """Each request alone."""
@@ -45,8 +51,7 @@ def test_parked_is_undisturbed(
     make_llm: Callable[..., LLM], prompts: list[list[int]], reference: list[list[int]], tmp_path: Path,
     tier: Tier, overlap: bool,
 ) -> None:  # fmt: skip
-    size = {"offload_host_bytes": MIB} if tier is Tier.HOST else {"offload_disk_bytes": MIB}
-    llm = make_llm(**NO_PREFIXES, **size, overlap=overlap, offload_disk_dir=str(tmp_path))
+    llm = make_llm(**NO_PREFIXES, **tier_settings(tier, tmp_path), overlap=overlap)
     outputs = llm.generate(prompts, MIXED, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in outputs] == reference
     ledger = llm.engine.scheduler.blocks.tiers
@@ -86,9 +91,9 @@ def test_every_policy_with_every_victim_and_tier(
     monkeypatch: pytest.MonkeyPatch, policy: str, way: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("jaxserve.assembly.CheapestFirst", EachInTurn)
-    size = {} if way == "recompute" else {f"offload_{way}_bytes": MIB}
-    batches = {"batch_size": 8, "max_batch_size": 8, "tpot_slo_s": 0.05, "num_blocks": 11}
-    llm = make_llm(**NO_PREFIXES | size | batches, policy=policy, offload_disk_dir=str(tmp_path))
+    batches = {"batch_size": 8} if policy == "static" else {}
+    settings = tier_settings(way, tmp_path) | batches | {"tpot_slo_s": 0.05, "num_blocks": 11}
+    llm = make_llm(**NO_PREFIXES | settings, policy=policy)
     outputs = llm.generate(prompts, MIXED, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in outputs] == reference
     preemptions = sum(output.metrics.preemptions for output in outputs if output.metrics)
@@ -159,18 +164,16 @@ def test_deterministic_mode_keeps_its_bits_through_the_host(make_llm: Callable[.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "way", [{}, {"offload_host_bytes": MIB}, {"offload_disk_bytes": MIB}], ids=["drop", "host", "disk"]
-)
+@pytest.mark.parametrize("way", ["recompute", "host", "disk"])
 def test_displaced_for_a_higher_class_is_undisturbed(
     make_llm: Callable[..., LLM],
     prompts: list[list[int]],
     reference: list[list[int]],
     tmp_path: Path,
-    way: dict[str, int],
+    way: str,
 ) -> None:
     """Long requests fill the pool; three short ones come later, go before them, and take their blocks."""
-    llm = make_llm(**NO_PREFIXES, **way, ordering="priority", offload_disk_dir=str(tmp_path))
+    llm = make_llm(**NO_PREFIXES, **tier_settings(way, tmp_path), ordering="priority")
     found: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
     displaced: set[str] = set()
     for step in range(400):
