@@ -163,7 +163,8 @@ def test_what_it_is_to_be_compared_with_is_read_before_anything_runs(
 
 @pytest.mark.slow
 def test_the_real_engine_is_measured(tmp_path: Path) -> None:
-    options = ["--quick", *SMALL, "--prompt-tokens=uniform:4,40", "--output-tokens=uniform:2,8"]
+    few_programs = ["--set=max_num_seqs=2", "--set=prefill_rows=2", "--fit=4"]
+    options = ["--quick", *SMALL, *few_programs, "--prompt-tokens=uniform:4,40", "--output-tokens=uniform:2,8"]
     result = run(buckets.BENCH, tmp_path / "a.json", *options)
     assert result["cost_model"] is None and result["machine"]["device"]
     for row in result["rows"]:
