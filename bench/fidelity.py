@@ -31,8 +31,9 @@ from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.commands.results import expect_file
 from jaxserve.commands.tables import table
 from jaxserve.core.clock import MonotonicClock
-from jaxserve.core.config import EngineConfig, require
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
+from jaxserve.core.settings import require
 from jaxserve.engine.heap import settle_heap
 from jaxserve.metrics.summary import GroupSummary, Summary
 from jaxserve.sched.cost_model import CostModel, StepFeatures

@@ -95,7 +95,7 @@ class Decoder:
         Of a token that is not in `rows` the last layer needs the key and the value, and nothing else: its query, its
         attention and its feed-forward would be computed for nobody.
         """
-        with jax.named_scope("embed"):
+        with jax.named_scope("embed"):  # of `body` and `ending` in one program XLA makes one table
             rope = layers.rope_table(positions, config.rope, config.head_dim)
         x = self._layer(params["layers"][-1], config, x, rope, attend, config.num_layers - 1, rows)
         with jax.named_scope("norm"):
