@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from bench.machine import describe
 from bench.throughput import LLAMA_32M, prompts
 from jaxserve.assembly import EMBEDDED
-from jaxserve.core.config import ServerConfig
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.server_sections import ServerConfig
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig

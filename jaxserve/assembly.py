@@ -15,9 +15,10 @@ import jax
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import Clock
-from jaxserve.core.config import EngineConfig, ModelConfigSection, RuntimeConfig
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.progress import progress_bar
+from jaxserve.core.sections import ModelConfigSection, RuntimeConfig
 from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits

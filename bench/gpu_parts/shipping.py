@@ -15,8 +15,8 @@ import numpy as np
 
 from bench.gpu_parts import Item, Setting
 from bench.models import LLAMA_1B, tiny
-from jaxserve.core.config import CacheConfig, RuntimeConfig
 from jaxserve.core.plan import Bucket
+from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.core.target import find_target
 from jaxserve.models.params import random_params
 from jaxserve.models.registry import model_for

@@ -23,8 +23,8 @@ from bench.gpu_parts import Item, Setting
 from bench.gpu_parts.random_weights import device_params
 from bench.gpu_parts.timing import copy_bandwidth, matmul_rate, memory_limit, seconds
 from bench.models import MODELS, tiny
-from jaxserve.core.config import CacheConfig, RuntimeConfig
 from jaxserve.core.plan import Bucket
+from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
 from jaxserve.runtime.batch import SAMPLE_FIELDS, packed_size, unpack_model

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from jaxserve.cache.block_pool import BlockPool
 from jaxserve.cache.prefix_cache import PrefixCache
 from jaxserve.cache.tiers import TierLedger
-from jaxserve.core.config import CacheConfig
 from jaxserve.core.plan import Tier
+from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Sequence
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
-from jaxserve.core.config import EngineConfig, ModelConfigSection
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CheckpointError, CompilerMissing
+from jaxserve.core.sections import ModelConfigSection
 from jaxserve.core.settings import require
 from jaxserve.core.target import Target, find_target
 

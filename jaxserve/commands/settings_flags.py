@@ -1,4 +1,4 @@
-"""A flag for every setting: what `core.config` declares is what the command line takes."""
+"""A flag for every setting: what the sections of the configuration declare is what the command line takes."""
 
 import argparse
 import sys
@@ -35,9 +35,8 @@ def add_settings(parser: argparse.ArgumentParser, *, serves: bool = False) -> No
 
 
 def _help(setting: Setting) -> str:
-    doc = setting.doc if not setting.choices else f"{setting.doc} [{', '.join(map(str, setting.choices))}]"
     shown = "none" if setting.default in (None, ()) else setting.default
-    return f"{doc} (default: {shown})".replace("%", "%%")
+    return f"{setting.meaning} (default: {shown})".replace("%", "%%")
 
 
 def _reader(setting: Setting) -> Any:

@@ -12,8 +12,9 @@ Each name is a key of its section in a TOML file, a keyword of `LLM(...)`, and a
 `--max-num-seqs`). Flags go over the file. Those of `[server]` and `[batches]` are flags of `jaxserve serve` alone, and
 no keywords. This page is generated: `python -m jaxserve.core.settings_page`.
 
-A setting that another one leaves without work (`chunk_size` with `policy = "continuous"`, say) is no error, since a
-file may serve several policies; but the command line names it on standard error, `LLM(...)` in a warning, with the why.
+Some settings count only with another one, replace others, or are bounded by one: their lines end in that. A setting
+left without work (`chunk_size` with `policy = "continuous"`, say) is no error, since a file may serve several policies;
+but the command line names it on standard error, `LLM(...)` in a warning, with the why.
 """
 
 
@@ -27,8 +28,7 @@ def page() -> str:
 
 def _row(setting: Setting) -> str:
     default = "none" if setting.default is None else "chosen" if setting.default == () else repr(setting.default)
-    doc = setting.doc + (f" [{', '.join(map(str, setting.choices))}]" if setting.choices else "")
-    return f"| `{setting.name}` | {default} | {doc} |\n"
+    return f"| `{setting.name}` | {default} | {setting.meaning} |\n"
 
 
 if __name__ == "__main__":

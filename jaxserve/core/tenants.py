@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.settings import require
 
 DEFAULT = "default"

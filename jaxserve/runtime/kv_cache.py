@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxserve.core.config import CacheConfig
 from jaxserve.core.errors import NotEnoughMemory
+from jaxserve.core.sections import CacheConfig
 from jaxserve.core.settings import require
 from jaxserve.models.config import ModelConfig
 from kernels_pallas.paged_attention.options import QUANTISED

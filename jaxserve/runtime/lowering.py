@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxserve.core.config import CacheConfig, RuntimeConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
+from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import SAMPLE_FIELDS, packed_size

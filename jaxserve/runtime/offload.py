@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.core.config import CacheConfig
 from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.sections import CacheConfig
 from jaxserve.runtime.block_movers import GROUPS, block_of, groups
 from jaxserve.runtime.disk_store import DiskStore
 from jaxserve.runtime.kv_cache import KVCache

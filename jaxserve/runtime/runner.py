@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.core.config import CacheConfig, RuntimeConfig
 from jaxserve.core.errors import UnexpectedCompilation
 from jaxserve.core.plan import Bucket, StepPlan
+from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.core.step_record import Compilation
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder

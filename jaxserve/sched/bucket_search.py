@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.core.config import BucketConfig
+from jaxserve.core.sections import BucketConfig
 from jaxserve.core.settings import require
 
 Steps = Mapping[tuple[int, int], int]

@@ -11,8 +11,8 @@ padded to the smallest bucket that holds it. Decode-only steps have the finest c
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from jaxserve.core.config import BucketConfig, SchedulerConfig
 from jaxserve.core.plan import Bucket
+from jaxserve.core.sections import BucketConfig, SchedulerConfig
 from jaxserve.core.settings import require
 
 

@@ -8,8 +8,8 @@ times comes back only when all the blocks it can ever need are free, and holds t
 """
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.decisions import Reason
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence
 from jaxserve.sched.draft import Draft
 from jaxserve.sched.journal import Journal

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
-from jaxserve.core.config import SchedulerConfig
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_model import StepFeatures
 from jaxserve.sched.policies.policy import BatchPolicy

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from jaxserve.core.config import SchedulerConfig
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence
 
 

@@ -8,9 +8,9 @@ Whoever is left without a row gets its reason here, in `Draft.held`.
 """
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.decisions import Reason
 from jaxserve.core.plan import Row
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence, Status
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.displacement import Displacement

@@ -5,8 +5,8 @@ that goes before, and its own, less what the prefix cache knows of it.
 """
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.errors import TooBusy
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence
 from jaxserve.sched.forecast import Forecast
 from jaxserve.sched.roster import Roster

@@ -21,10 +21,10 @@ and it is made of a few more, each with one thing to look after:
 from collections.abc import Collection
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.errors import InvalidParameter, QueueFull
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
 from jaxserve.core.plan import NO_BUCKET, StepPlan, StepResult, TokenLogprobs
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.core.tenants import Tenants
 from jaxserve.sched.buckets import BucketTable

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.errors import PromptTooLong, QueueFull, RequestTooLarge, TooBusy
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence
 from jaxserve.core.tenants import Tenants
 from jaxserve.sched.output_lengths import OutputLengths

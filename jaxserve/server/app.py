@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import JaxserveError
+from jaxserve.core.server_sections import ServerConfig
 from jaxserve.server import (
     batches,
     chat,

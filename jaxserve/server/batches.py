@@ -15,8 +15,8 @@ from jaxserve.batches.lines import Line
 from jaxserve.batches.records import Batch
 from jaxserve.batches.runner import BatchRunner, LineResult
 from jaxserve.batches.store import Store
-from jaxserve.core.config import BatchConfig
 from jaxserve.core.errors import EngineStopped, JaxserveError, StepFailed, TooBusy
+from jaxserve.core.server_sections import BatchConfig
 from jaxserve.server import chat, completions
 from jaxserve.server.body import read_body
 from jaxserve.server.context import Call

@@ -17,7 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from jaxserve.core.config import ServerConfig
+from jaxserve.core.server_sections import ServerConfig
 
 SEND_BUFFER_BYTES = 128 << 10
 """What the kernel may hold for a slow reader; it would grow to megabytes of its own accord."""

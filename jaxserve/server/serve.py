@@ -22,8 +22,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from jaxserve.batches.store import Store
-from jaxserve.core.config import BatchConfig, ServerConfig
 from jaxserve.core.errors import ConfigError, EngineStopped
+from jaxserve.core.server_sections import BatchConfig, ServerConfig
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.heap import settle_heap
 from jaxserve.server import log

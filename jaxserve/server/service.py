@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jaxserve.core.config import CacheConfig, ServerConfig
 from jaxserve.core.errors import InvalidRequest, PromptTooLong, UnknownModel
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Request
+from jaxserve.core.server_sections import ServerConfig
 from jaxserve.core.step_record import Compilation
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.server.context import Call

@@ -5,8 +5,8 @@ starting --model loaded, programs compiled--> ready --SIGTERM--> draining --noth
 
 from typing import Literal
 
-from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import EngineStopped
+from jaxserve.core.server_sections import ServerConfig
 from jaxserve.server.errors import NotServing, TooManyRequests
 from jaxserve.server.service import Service
 from jaxserve.server.telemetry import Telemetry

@@ -14,8 +14,8 @@ from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
 from jaxserve import __version__
-from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import EngineStopped
+from jaxserve.core.server_sections import ServerConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.metrics.catalog import BOUNDS
 from jaxserve.metrics.counts import Counts

@@ -5,8 +5,9 @@ from typing import NamedTuple
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import Clock, VirtualClock
-from jaxserve.core.config import CacheConfig, EngineConfig
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.sections import CacheConfig
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.engine import Engine

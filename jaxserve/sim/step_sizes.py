@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from jaxserve.core.clock import VirtualClock
-from jaxserve.core.config import BucketConfig, EngineConfig
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.plan import Bucket
+from jaxserve.core.sections import BucketConfig
 from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.sched.cost_model import CostModel, FormulaCost, StepFeatures

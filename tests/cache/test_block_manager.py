@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.config import CacheConfig
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Request, Sequence
 
 SIZE = 8

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from jaxserve.core import idle_settings as module
 from jaxserve.core.config import EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.idle_settings import idle_settings
+from jaxserve.sched.orderings import ORDERINGS
+from jaxserve.sched.policies import POLICIES
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -78,8 +79,11 @@ def test_an_objective_may_be_a_tenants(tmp_path: Path) -> None:
         said(admission="slo", tenants="nowhere.toml")
 
 
-def test_every_name_in_the_tables_is_a_setting() -> None:
+def test_what_settings_hang_on_are_settings_and_values_of_theirs() -> None:
     known = {setting.name for setting in all_settings()}
-    names = {*module._ONLY_WITH, *module._NEEDS, *module._REPLACED, *module._AT_MOST, *module._NEEDS.values()}
-    others = [{other for other, _ in module._ONLY_WITH.values()}, *map(set, module._REPLACED.values())]
-    assert names.union(*others, module._AT_MOST.values()) <= known
+    values = {"policy": set(POLICIES), "ordering": set(ORDERINGS)}
+    for setting in all_settings():
+        others = {setting.needs, setting.at_most, *setting.replaces, *setting.only_with[:1]} - {None}
+        assert others <= known - {setting.name}, setting.name
+        if setting.only_with:
+            assert set(setting.only_with[1:]) <= values[setting.only_with[0]], setting.name

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from jaxserve.cli import _parser
-from jaxserve.core.config import EngineConfig, ServerConfig
+from jaxserve.core.config import EngineConfig
+from jaxserve.core.server_sections import ServerConfig
 from tests.server.test_lifetime import SMALL
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"

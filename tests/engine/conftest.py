@@ -8,9 +8,9 @@ import pytest
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.clock import Clock, VirtualClock
-from jaxserve.core.config import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.core.config import CacheConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.sections import CacheConfig
 from jaxserve.runtime.block_movers import lower_mover, mover_keys
 from jaxserve.runtime.disk_store import SUFFIX, DiskStore
 from jaxserve.runtime.kv_cache import LayerCache

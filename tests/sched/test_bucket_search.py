@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.core.config import SchedulerConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.sched.bucket_search import BucketSet, Steps, best_sets, cost_of, powers_of_two, tokens
 from jaxserve.sched.buckets import BucketTable
 

@@ -3,9 +3,9 @@
 import pytest
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.config import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.plan import Bucket
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.packing import fill_to_edge

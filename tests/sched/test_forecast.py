@@ -5,8 +5,9 @@ import random
 import pytest
 
 from jaxserve.core.clock import VirtualClock
-from jaxserve.core.config import BucketConfig, EngineConfig, SchedulerConfig
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import BucketConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence, Status
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_model import FormulaCost

@@ -4,8 +4,8 @@ import pytest
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
-from jaxserve.core.config import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence, Status
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.cost_model import FormulaCost

@@ -16,8 +16,8 @@ import pytest
 from starlette.applications import Starlette
 
 from jaxserve.batches.store import Store
-from jaxserve.core.config import BatchConfig, ServerConfig
 from jaxserve.core.sequence import Request
+from jaxserve.core.server_sections import BatchConfig, ServerConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.llm import LLM

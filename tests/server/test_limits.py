@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from jaxserve.batches.store import Store
-from jaxserve.core.config import BatchConfig
+from jaxserve.core.server_sections import BatchConfig
 from jaxserve.server.batches import Batches
 from tests.engine.conftest import build_engine
 from tests.server.conftest import Running, assert_idle, fake_service, log_lines, serve

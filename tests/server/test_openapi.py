@@ -16,7 +16,7 @@ from schemathesis.checks import CHECKS
 
 from jaxserve.assembly import EMBEDDED
 from jaxserve.batches.store import Store
-from jaxserve.core.config import BatchConfig
+from jaxserve.core.server_sections import BatchConfig
 from jaxserve.engine.admission import Limits
 from jaxserve.server.app import ROUTES, create_app
 from jaxserve.server.batches import Batches

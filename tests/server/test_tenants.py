@@ -12,8 +12,8 @@ import pytest
 
 from jaxserve.batches.lines import Line
 from jaxserve.batches.store import Store
-from jaxserve.core.config import BatchConfig
 from jaxserve.core.sequence import Request
+from jaxserve.core.server_sections import BatchConfig
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.server.batches import Batches
 from jaxserve.server.keys import Keys

@@ -9,8 +9,8 @@ import httpx
 import openai
 import pytest
 
-from jaxserve.core.config import ServerConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.server_sections import ServerConfig
 from jaxserve.server.app import create_app
 from jaxserve.server.serve import Server
 from tests.engine.conftest import build_engine

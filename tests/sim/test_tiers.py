@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from jaxserve.core.clock import VirtualClock
-from jaxserve.core.config import EngineConfig, SchedulerConfig
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.plan import StepPlan, Tier
 from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Request
 from jaxserve.engine.engine import Engine
 from jaxserve.sched.cost_model import FormulaCost

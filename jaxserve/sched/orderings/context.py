@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxserve.core.config import SchedulerConfig
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.tenants import Tenants
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.step_costs import StepCosts
