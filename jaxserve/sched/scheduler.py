@@ -11,6 +11,7 @@ Three small objects decide, the scheduler only packs:
 
 and it is made of a few more, each with one thing to look after:
 
+    QueueBounds    how much may wait                                   sched/queue_bounds.py
     Promises       when a first token may be expected                  sched/promises.py
     Roster         who waits and who runs, in which slot               sched/roster.py
     Displacement   who has to give way for whom                        sched/displacement.py
@@ -21,7 +22,6 @@ and it is made of a few more, each with one thing to look after:
 from collections.abc import Collection
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.errors import InvalidParameter, QueueFull
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
 from jaxserve.core.plan import NO_BUCKET, StepPlan, StepResult, TokenLogprobs
 from jaxserve.core.sections import SchedulerConfig
@@ -38,6 +38,7 @@ from jaxserve.sched.orderings import OrderingContext, make_ordering
 from jaxserve.sched.packer import Packer
 from jaxserve.sched.policies import PolicyContext, make_policy
 from jaxserve.sched.promises import Promises
+from jaxserve.sched.queue_bounds import QueueBounds
 from jaxserve.sched.roster import Roster
 from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.tenant_ledger import TenantLedger
@@ -71,6 +72,7 @@ class Scheduler:
         self._ledger = ledger = TenantLedger(tenants or Tenants(), config, blocks)
         self._ordering = make_ordering(OrderingContext(config, buckets, self.costs, ledger.tenants))
         self._roster = roster = Roster(self._ordering, ledger, blocks, config.max_num_seqs)
+        self.bounds = QueueBounds(config, roster.waiting, ledger.tenants)
         self.forecast = Forecast(config, buckets, self.costs, self._policy)
         self._promises = Promises(config, roster, ledger, blocks, self.costs, self.forecast)
         victims, preemptions = victims or YoungestFirst(blocks), 0 if aligned_chunk else config.max_preemptions
@@ -92,24 +94,6 @@ class Scheduler:
 
     def num_waiting_of(self, tenant: str) -> int:
         return self._roster.waiting.count(tenant)
-
-    @property
-    def tenants_active(self) -> list[str]:
-        """Tenants that have something waiting or running."""
-        return self._ledger.active()
-
-    def most_waiting(self, tenant: str) -> tuple[int, str]:
-        """The most sequences of a tenant that may ever wait at once, and the setting that says so."""
-        known = self._ledger.tenants[tenant]
-        if known.max_waiting is not None and known.max_waiting < self._config.max_waiting:
-            return known.max_waiting, f"max_waiting of tenant {known.name!r}"
-        return self._config.max_waiting, "max_waiting"
-
-    def has_room(self, count: int, tokens: int) -> bool:
-        """Whether so many more sequences, of so many tokens together, may wait."""
-        waiting, most_tokens = self._roster.waiting, self._config.max_waiting_tokens
-        fits = most_tokens is None or not waiting or waiting.tokens + tokens <= most_tokens
-        return fits and len(waiting) + count <= self._config.max_waiting
 
     @property
     def num_running(self) -> int:
@@ -136,15 +120,12 @@ class Scheduler:
     def max_num_batched_tokens(self) -> int:
         return self._config.max_num_batched_tokens
 
-    def has_share(self, sequence: Sequence) -> bool:
-        """Whether a waiting sequence would keep its tenant inside its share of the blocks."""
-        return self._ledger.may_join(sequence, self._roster.running)
-
     @property
     def tenants(self) -> Tenants:
         return self._ledger.tenants
 
     def live(self) -> list[Sequence]:
+        """All that run and wait."""
         return [*self._roster.running, *self._roster.waiting]
 
     def wake_s(self, now: float) -> float | None:
@@ -161,7 +142,7 @@ class Scheduler:
           PromptTooLong, RequestTooLarge: it is over its tenant's share of the blocks.
           InvalidParameter: more sequences than may ever wait.
         """
-        self._check_queue(sequences)
+        self.bounds.check(sequences)
         for i, sequence in enumerate(sequences, self._arrivals + 1):
             sequence.arrival, sequence.queued_s = i, now
             self._ledger.resolve(sequence)
@@ -176,19 +157,6 @@ class Scheduler:
         for sequence in sequences:
             self._roster.waiting.push(sequence)
             self.journal.queued(sequence, now)
-
-    def _check_queue(self, sequences: list[Sequence]) -> None:
-        """Raises QueueFull; InvalidParameter for more sequences than may ever wait. Into an empty queue any number of
-        tokens may come, or they never could."""
-        most, limit = self.most_waiting(sequences[0].request.tenant)
-        if len(sequences) > most:
-            raise InvalidParameter("n", len(sequences), f"at most {limit} ({most})")
-        waiting, most_tokens = self._roster.waiting, self._config.max_waiting_tokens
-        if len(waiting) + len(sequences) > self._config.max_waiting:
-            raise QueueFull(len(waiting), self._config.max_waiting)
-        coming = sum(len(sequence.tokens) for sequence in sequences)
-        if most_tokens is not None and waiting and waiting.tokens + coming > most_tokens:
-            raise QueueFull(waiting.tokens, most_tokens, "max_waiting_tokens", what="tokens")
 
     def finish(self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None) -> None:
         """End a sequence from outside (abort, a stop string, an error): its blocks and slot are free at once.

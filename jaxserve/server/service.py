@@ -108,7 +108,7 @@ class Service:
     def check_count(self, requests: Sequence[Request]) -> None:
         """Raises InvalidRequest for more completions in a body than may ever wait: to come back would not help."""
         count = sum(request.params.n for request in requests)
-        most, limit = self.loop.engine.scheduler.most_waiting(requests[0].tenant)
+        most, limit = self.loop.engine.scheduler.bounds.most_of(requests[0].tenant)
         if count > most:
             asked = f"{count} completions in one request, and at most {most} may wait ({limit})"
             raise InvalidRequest(f"prompt: {asked}: send several requests", "prompt")

@@ -127,7 +127,7 @@ def test_a_refusal_changes_nothing() -> None:
         engine.add(request("b", [1] * 5, tenant="t"))
     while engine.has_work:
         engine.step()
-    assert engine.scheduler.num_waiting_of("t") == 0 and not engine.scheduler.tenants_active
+    assert engine.scheduler.num_waiting_of("t") == 0 and engine.scheduler._ledger.active() == []
 
 
 def test_output_lengths_are_the_tenants_own() -> None:
