@@ -9,15 +9,8 @@ goodput   share of all offered requests, refused ones included, that met every o
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
+from jaxserve.metrics.distribution import percentile
 from jaxserve.sim.drive import Served
-
-
-def percentile(values: Iterable[float], share: float) -> float:
-    """Linear between the two nearest; share 99 is P99."""
-    found = list(values)
-    return float(np.percentile(found, share)) if found else float("nan")
 
 
 def done(run: Iterable[Served]) -> list[Served]:
@@ -25,12 +18,12 @@ def done(run: Iterable[Served]) -> list[Served]:
     return [s for s in run if s.token_s and not s.refused and not s.failed]
 
 
-def ttft(run: Iterable[Served], share: float) -> float:
-    return percentile((s.ttft_s for s in done(run)), share)
+def ttft(run: Iterable[Served], percent: float) -> float:
+    return percentile([s.ttft_s for s in done(run)], percent)
 
 
-def tpot(run: Iterable[Served], share: float) -> float:
-    return percentile((s.tpot_s for s in done(run) if len(s.token_s) > 1), share)
+def tpot(run: Iterable[Served], percent: float) -> float:
+    return percentile([s.tpot_s for s in done(run) if len(s.token_s) > 1], percent)
 
 
 def gaps(run: Iterable[Served]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 from jaxserve.commands.server_url import server_url
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.diagnosis import Finding, diagnose, missed
-from jaxserve.metrics.view import percentile
+from jaxserve.metrics.distribution import percentile
 from jaxserve.metrics.window import ENOUGH, Window, look
 
 ADMIN_KEY_VARIABLE = "JAXSERVE_ADMIN_KEY"
@@ -81,9 +81,9 @@ def _tenant(name: str, window: Window) -> str:
     own = [request for request in window.requests if request["tenant"] == name]
     told = f"  {name}: {len(own)} requests"
     for kind in ("ttft", "tpot"):
-        times = sorted(request[f"{kind}_s"] for request in own if request[f"{kind}_s"] is not None)
+        times = [request[f"{kind}_s"] for request in own if request[f"{kind}_s"] is not None]
         if times:
-            told += f"; {kind.upper()} P50 {percentile(times, 0.5):.3f} s, P99 {percentile(times, 0.99):.3f} s"
+            told += f"; {kind.upper()} P50 {percentile(times, 50):.3f} s, P99 {percentile(times, 99):.3f} s"
         if (slo_s := own[-1][f"{kind}_slo_s"]) is not None:
             told += f", objective {slo_s:g} s: missed by {sum(missed(request, kind) for request in own)}"
     return told

@@ -1,13 +1,14 @@
-"""Percentiles of a stream of numbers, in bounded memory.
+"""Percentiles, by the one definition that all figures here use: linear between the two nearest ranks, as NumPy and
+vLLM's benchmark take them.
 
-Up to `EXACT` values are kept and percentiles are exact: linear between the two nearest ranks, as NumPy and vLLM's
-benchmark take them. From then on values are counted in logarithmic bins, and a percentile is off by `ACCURACY` of its
-value at most (Masson, Rim, Lee: "DDSketch", VLDB 2019).
+`percentile` is of values at hand. A `Distribution` takes a stream of numbers in bounded memory: up to `EXACT` values
+are kept, and its percentiles are those. From then on values are counted in logarithmic bins, and a percentile is off by
+`ACCURACY` of its value at most (Masson, Rim, Lee: "DDSketch", VLDB 2019).
 """
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ _LEAST, _MOST = 1e-7, 1e7
 """Smaller values count as the least, larger ones as the most; minimum, maximum and mean are exact all the same."""
 _STEP = math.log1p(2 * ACCURACY / (1 - ACCURACY))
 _BINS = math.ceil(math.log(_MOST / _LEAST) / _STEP) + 1
+
+
+def percentile(values: Sequence[float] | NDArray[np.float64], percent: float) -> float:
+    """The value that `percent` of the values, in any order, do not exceed; nan of nothing."""
+    return float(np.percentile(values, percent)) if len(values) else math.nan
 
 
 class Distribution:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxserve.core.settings import require
+from jaxserve.metrics.distribution import percentile
 
 Vector = NDArray[np.float64]
 RESAMPLES = 1000
@@ -60,7 +61,7 @@ def difference(
 
 
 def _statistic(values: Vector, percent: float | None) -> float:
-    return float(values.mean() if percent is None else np.percentile(values, percent))
+    return float(values.mean()) if percent is None else percentile(values, percent)
 
 
 def _blocks(count: int, rng: np.random.Generator) -> "list[NDArray[np.intp]]":

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.counts import Counts
+from jaxserve.metrics.distribution import percentile
 from jaxserve.metrics.history import History, Point
 from jaxserve.metrics.snapshot import Snapshot
 from jaxserve.sched.journal import Journal
@@ -71,11 +72,6 @@ def view(
     return content, last
 
 
-def percentile(ordered: list[float], share: float) -> float | None:
-    """Nearest rank, of sorted values; None of nothing."""
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
-
-
 def _tenants(snapshot: Snapshot, history: History, counts: Counts, tenants: Tenants) -> list[dict[str, Any]]:
     since = snapshot.now - WINDOW_S
     ttft, tpot = history.latencies("ttft", since), history.latencies("tpot", since)
@@ -105,13 +101,13 @@ def _tenants(snapshot: Snapshot, history: History, counts: Counts, tenants: Tena
 def _latency(points: Iterable[Point], slo_s: float | None) -> dict[str, Any]:
     """`slo_s`: the tenant's own; where it has none, the last judged request's is shown."""
     points = list(points)
-    values = sorted(point.seconds for point in points)
+    values = [point.seconds for point in points]
     judged = [point for point in points if point.slo_s is not None]
     met = sum(point.seconds <= (point.slo_s or 0.0) for point in judged)
     return {
         "count": len(values),
-        "p50": percentile(values, 0.5),
-        "p99": percentile(values, 0.99),
+        "p50": percentile(values, 50) if values else None,
+        "p99": percentile(values, 99) if values else None,
         "slo_s": slo_s if slo_s is not None or not judged else judged[0].slo_s,
         "attained": met / len(judged) if judged else None,
     }

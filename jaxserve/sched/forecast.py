@@ -92,7 +92,7 @@ class Forecast:
             del self._ratios[bisect_left(self._ratios, self._recent.popleft())]
 
     def quantile(self, share: float) -> float:
-        """What forecasts have to be multiplied by so that this share of them covers what happens."""
+        """What forecasts have to be multiplied by so that this share of them covers what happens: the nearest rank."""
         if len(self._ratios) < ENOUGH:
             return 1.0
         return self._ratios[min(int(share * len(self._ratios)), len(self._ratios) - 1)]

@@ -29,7 +29,10 @@ class OutputLengths:
             self._sum[tenant] -= oldest
 
     def quantile(self, tenant: str, share: float, most: int) -> int:
-        """So many output tokens suffice for this share of the tenant's requests; never over `most`."""
+        """So many output tokens suffice for this share of the tenant's requests; never over `most`.
+
+        The nearest rank, a length that has occurred: `metrics.distribution`, for people, takes what lies between two.
+        """
         ordered = self._sorted.get(tenant, [])
         if len(ordered) < ENOUGH:
             return most

@@ -4,7 +4,6 @@ Both runs use one cost model (of the record's own step times, if no other is giv
 configuration. `measured` says how near the simulation of the recorded configuration comes to what was recorded.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.tenants import Tenants
+from jaxserve.metrics.distribution import percentile
 from jaxserve.metrics.latency import Measured, e2e_s, gaps_s, tpot_s, ttft_s
 from jaxserve.metrics.paired import Difference, difference
 from jaxserve.metrics.slo import Slo
@@ -124,13 +124,9 @@ def _measured(record: Record, simulated: dict[int, Served]) -> dict[str, tuple[f
         "tpot": (tpot, [_value("tpot", s) for s in simulated.values() if len(s.token_s) > 1]),
     }
     return {
-        f"{metric} {name}": (_percentile(real, percent), _percentile(made, percent))
+        f"{metric} {name}": (percentile(real, percent), percentile(made, percent))
         for metric, (real, made) in found.items()
         if real and made
         for name, percent in STATISTICS[1:]
         if percent is not None
     }
-
-
-def _percentile(values: Iterable[float], percent: float) -> float:
-    return float(np.percentile(list(values), percent))
