@@ -2,13 +2,16 @@
 
 import random
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
-from bench.fidelity import BARS, Lengths, Pairs, all_lengths, main, other, paced, requests, rows, said_of_others, shown
+from bench.fidelity import BARS, Pairs, main, rows, said_of_drift, said_of_others, shown
 from bench.fidelity import _steps as add_steps
+from bench.fidelity_rounds import Lengths, Part, all_lengths, drift, other, paced, requests
 from jaxserve.core.plan import Bucket
 from jaxserve.sched.cost_model import FormulaCost, StepFeatures
+from jaxserve.sim.record import RecordedStep
 
 COST = FormulaCost(source="x", overhead_s=1.0, weights_s=0.0, token_s=0.0, pair_s=0.0, context_s=0.0, row_s=0.0)
 
@@ -61,6 +64,27 @@ def test_it_says_when_the_machine_was_not_quiet() -> None:
     assert said_of_others([0.01, 0.04]).endswith("4.0% of the processors: quiet")
     assert "NOT quiet" in said_of_others([0.01, 0.3])
     assert "does not say" in said_of_others([None, None])
+
+
+def part(seconds: list[float]) -> Part:
+    """A run of steps a twentieth of a second apart."""
+    steps = [RecordedStep(i, i / 20, i / 20, took, Bucket(1, 0, 0, 1), 1, 1, [], 0) for i, took in enumerate(seconds)]
+    return Part([], [], SimpleNamespace(steps=steps))  # type: ignore[arg-type]
+
+
+def test_drift_is_of_half_seconds_and_not_of_single_steps() -> None:
+    """The cost model says 1 s for each."""
+    assert drift(COST, [part([0.5, 1.5] * 50)]) == (1.0, 1.0)
+    low, high = drift(COST, [part([1.0] * 100), part([1.0] * 50 + [1.4] * 50)])  # type: ignore[misc]
+    assert low == 1.0 and high == pytest.approx(1.4)
+    assert drift(COST, [part([1.0] * 5)]) is None, "too few to say"
+
+
+def test_it_says_when_the_machine_was_not_steady() -> None:
+    assert said_of_drift([(0.97, 1.04), None]).endswith("0.97-1.04 times what was predicted of them: steady")
+    for moved in ((0.82, 1.02), (0.98, 1.45)):
+        assert "NOT steady" in said_of_drift([(0.97, 1.04), moved])
+    assert "too few" in said_of_drift([None])
 
 
 @pytest.mark.parametrize("option", ["repeats", "requests", "load", "tries"])
