@@ -7,8 +7,9 @@ Each repeat learns step times from one workload, and predicts another, of other 
 once (saturation), and as a Poisson process at a share of what saturation served, in three runs each. Runs that are
 learnt from stand between those that are predicted, since a shared machine's speed drifts, by a third for a second or
 two; how far it did is said below the table. A round in which other processes took more than a twentieth of the
-processors is made again, whatever came out of it; after `--tries` it counts, and the table says so. Shown are medians over the repeats of prediction and measurement, and of the error's size. The measured run is
-recorded, too, and replayed decision by decision. Exit status 1: a bar was missed.
+processors is made again, whatever came out of it; after `--tries` it counts, and the table says so. Shown are medians
+over the repeats of prediction and measurement, and of the error's size. The measured run is recorded, too, and replayed
+decision by decision. Exit status 1: a bar was missed.
 """
 
 import argparse
@@ -29,7 +30,6 @@ from bench.fidelity_rounds import (
     Round,
     all_lengths,
     drift,
-    duration_s,
     quiet_round,
     requests,
     summed,
@@ -55,6 +55,8 @@ BARS = {
 }  # fmt: skip
 """Largest error's size, on a CPU of two busy cores."""
 SAME_DECISIONS = 0.99
+
+
 @dataclass
 class Pairs:
     """By figure: what was predicted and what was measured, one pair a repeat."""
@@ -176,7 +178,7 @@ def said_of_drift(rounds: list[tuple[float, float] | None]) -> str:
     known = [found for found in rounds if found is not None]
     if not known:
         return "too few steps to see whether this machine's speed was steady"
-    steady = all(1.0 - STEADY <= low and high <= 1.0 + STEADY for low, high in known)
+    steady = all(low >= 1.0 - STEADY and high <= 1.0 + STEADY for low, high in known)
     verdict = "steady" if steady else f"NOT steady (within {STEADY:.0%} would be): trust no predicted wait of this run"
     ranges = ", ".join(f"{low:.2f}-{high:.2f}" for low, high in known)
     return f"in half seconds under load, steps took {ranges} times what was predicted of them: {verdict}"
@@ -214,7 +216,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(said_of_drift(conditions.drift))
     if given.json:
         seeds = [given.seed + 100 * i for i in range(given.repeats)]
-        write(given.json, result_of("fidelity", given, table_rows, seeds=seeds) | {"others": conditions.others, "drift": conditions.drift})
+        write(
+            given.json,
+            result_of("fidelity", given, table_rows, seeds=seeds)
+            | {"others": conditions.others, "drift": conditions.drift},
+        )
     return 0 if given.quick or all(row["bar"] is None or row["error"] <= row["bar"] for row in table_rows) else 1
 
 

@@ -1,4 +1,4 @@
-"""What the fidelity bench measures: runs of the real engine to learn from, and between them the runs to be predicted."""
+"""What bench.fidelity measures: runs of the real engine to learn from, and between them those to be predicted."""
 
 import argparse
 import random
@@ -182,8 +182,8 @@ def throughput(runs: list[list[Served]]) -> float:
 
 
 def drift(cost: CostModel, parts: Iterable[Part]) -> tuple[float, float] | None:
-    """How the machine's own speed moved within the runs: the 5th and 95th percentile, over half seconds, of the time that
-    steps took over what `cost` says of them. None: no half second had steps enough.
+    """How the machine's own speed moved within the runs: the 5th and 95th percentile, over half seconds, of the time
+    that steps took over what `cost` says of them. None: no half second had steps enough.
 
     A shared machine slows down by a third for a second or two and no other process shows it; waits near saturation grow
     by far more than that."""

@@ -117,6 +117,28 @@ class ModelRunner:
         for table in (self._loaders, self._movers, self._models, self._samplers, self._scorers):
             table.compile([key for owner, key in keys if owner is table], progress)
 
+    @property
+    def ready(self) -> list[Bucket]:
+        """Buckets that a step can run in by now."""
+        return [bucket for bucket in self._buckets if bucket in self._models]
+
+    def rehearse(self, bucket: Bucket) -> None:
+        """Run a bucket's programs once, without rows: only what is scratch is written. Nothing may be under way.
+
+        An executable's first run makes its code and memory ready, which takes longer than most steps; and a device
+        whose memory does not hold the bucket's step says so here."""
+        plan = StepPlan(0, (), (), bucket)
+        model_input, sample_input = self._batch.model_input(plan, bucket), self._batch.sample_input(plan, bucket)
+        self._state, output = self._models[bucket](self._params, self._state, self._slots.tokens, model_input)
+        for variant in Variant:
+            sampler = self._samplers[bucket.sample_rows, variant]
+            _, self._slots = sampler(output.logits, self._slots, sample_input)
+        if bucket.prefill_tokens:
+            targets = np.zeros(bucket.prefill_tokens, np.int32)
+            scorer = self._scorers[_prefill_shape(bucket)]
+            jax.block_until_ready(scorer(self._params, self._state.cache[-1], output.prefilled, targets))
+        jax.block_until_ready((self._state, self._slots))
+
     def _sampler_table(self, processor: Processor | None) -> ProgramTable:
         build = self._lowering.sampler
         return ProgramTable(lambda key: build(*key, processor).compile(), self._runtime.compile_threads)

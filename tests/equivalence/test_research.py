@@ -16,7 +16,6 @@ from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
 from jaxserve.runtime.sampler import LogitsState
-from jaxserve.runtime.sampling_variant import Variant
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 
@@ -228,22 +227,6 @@ def test_nothing_to_do_and_nothing_to_start_from(base: LLM) -> None:
 def test_text_needs_a_tokenizer(base: LLM) -> None:
     with pytest.raises(InvalidRequest, match="tokenizer"):
         base.generate("some text", GREEDY)
-
-
-@pytest.mark.slow
-def test_progressive_warmup_serves_before_all_is_compiled(make_llm: Callable[..., LLM], base: LLM) -> None:
-    llm = make_llm(warmup="progressive", decode_buckets=(1, 4, 8), on_compile_after_warmup="count")
-    assert tokens(llm, list(range(30))) == tokens(base, list(range(30)))
-
-
-def test_a_bucket_with_a_model_has_all_its_programs(base: LLM) -> None:
-    """In whatever moment a step finds it, while others are still being compiled."""
-    runner, ready = base.runner, set()
-    for table, key in runner.program_keys():
-        ready.add((table, key))
-        if table is runner._models:
-            assert all((runner._samplers, (key.sample_rows, variant)) in ready for variant in Variant)
-            assert not key.prefill_tokens or (runner._scorers, (key.prefill_tokens, key.prefill_rows)) in ready
 
 
 @pytest.mark.slow
