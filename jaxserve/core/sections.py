@@ -181,7 +181,8 @@ class RuntimeConfig:
     overlap: bool = setting(True, "plan the next step while this one runs; stop conditions are learnt one step late")
     deterministic: bool = setting(False, "the same bits for a request alone or under load; slower")
     warmup: Literal["full", "progressive"] = setting(
-        "full", "full: every program before the doors open; progressive: the widest two first, the rest while serving"
+        "full",
+        "full: every program, each run once, before the doors open; progressive: the widest two so, the rest while serving",
     )
     compilation_cache_dir: str | None = setting(
         "~/.cache/jaxserve/xla", "folder of JAX's persistent compilation cache; empty: none"
