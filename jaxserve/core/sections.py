@@ -182,7 +182,7 @@ class RuntimeConfig:
     deterministic: bool = setting(False, "the same bits for a request alone or under load; slower")
     warmup: Literal["full", "progressive"] = setting(
         "full",
-        "full: every program, each run once, before the doors open; progressive: the widest two so, the rest while serving",
+        "full: every program, run once, before the doors open; progressive: the widest two so, the rest while serving",
     )
     compilation_cache_dir: str | None = setting(
         "~/.cache/jaxserve/xla", "folder of JAX's persistent compilation cache; empty: none"
