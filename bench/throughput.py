@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.flops import matmul_flops
 from bench.machine import describe, matmul_rate
 from bench.step_times import StepTimes
 from bench.workload import LLAMA_32M, REQUESTS, prompts
@@ -146,15 +147,12 @@ def decode_parts(llm: LLM, rows: int = 64, context: int = 176, repeats: int = 15
     }
 
 
-def matmul_flops(config: ModelConfig, prompt_tokens: float, outputs: int) -> tuple[float, float]:
-    """(of the prompts, of the outputs) of a run, no padding: what is multiplied with a weight, and nothing else."""
-    d, heads, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    after_attention = heads * d + 3 * d * config.intermediate_size
-    layers = config.num_layers * (d * (heads + 2 * kv) + after_attention)
-    head = d * config.vocab_size
-    # in the last layer, a prompt's last token is alone; the others owe keys and values, and queries come with them
-    prefill = prompt_tokens * (layers - after_attention) + REQUESTS * (after_attention + head)
-    return 2.0 * prefill, 2.0 * REQUESTS * (outputs - 1) * (layers + head)
+def matmul_s(config: ModelConfig, figures: dict[str, Any], outputs: int) -> float:
+    """What a run's matmuls alone would take at this machine's rates, without padding."""
+    decoded = REQUESTS * (outputs - 1)  # the first of a request's outputs comes with its prompt
+    prefill = matmul_flops(config, figures["median"]["prompt_tokens"], REQUESTS, fused_queries=True)
+    decode = matmul_flops(config, decoded, decoded)
+    return prefill / figures["matmul_gflops_512_rows"] / 1e9 + decode / figures["matmul_gflops_64_rows"] / 1e9
 
 
 def _median_ms(run: Any, repeats: int) -> float:
@@ -197,9 +195,7 @@ def main() -> None:
     figures["decode_parts"] = decode_parts(llm)
     figures["matmul_gflops_64_rows"] = matmul_rate(64) / 1e9
     figures["matmul_gflops_512_rows"] = matmul_rate(512) / 1e9
-    prefill, decode = matmul_flops(config, figures["median"]["prompt_tokens"], arguments.outputs)
-    rates = figures["matmul_gflops_512_rows"], figures["matmul_gflops_64_rows"]
-    figures["matmul_s"] = prefill / rates[0] / 1e9 + decode / rates[1] / 1e9
+    figures["matmul_s"] = matmul_s(config, figures, arguments.outputs)
     figures["compilations_after_warmup"] = llm.runner.compilations_after_warmup
     _report(figures)
     if arguments.json:

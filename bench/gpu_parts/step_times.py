@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.flops import matmul_flops, shape_of
 from bench.gpu_parts import Item, Setting
 from bench.gpu_parts.random_weights import device_params
 from bench.gpu_parts.timing import copy_bandwidth, matmul_rate, memory_limit, seconds
@@ -93,18 +94,12 @@ def floors(config: ModelConfig, step: Step) -> tuple[int, int]:
         for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
         if tied or path[-1].key != "embed"
     )
-    head = config.vocab_size * config.hidden_size
-    token_kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    layer = (read - head) // config.num_layers  # the norms are a ten-thousandth of it
-    keys_values = 2 * config.hidden_size * config.num_kv_heads * config.head_dim
-    # Of a prefill token that samples nothing the last layer owes the key and the value only.
-    ends = step.rows + (1 if step.tokens else 0)
-    matmuls = (read - head - layer + keys_values) * (step.rows + step.tokens) + (layer - keys_values + head) * ends
+    matmuls = matmul_flops(config, step.rows + step.tokens, step.bucket.sample_rows)
+    cached = step.rows * step.context + step.tokens  # what the queries of the last layer see, one a row
     below = step.rows * step.context + step.tokens * (step.tokens + 1) // 2
-    last = step.rows * step.context + step.tokens
-    pairs = (config.num_layers - 1) * below + last
-    flops = 2 * matmuls + 4 * config.num_heads * config.head_dim * pairs
-    return 2 * (read + token_kv * (step.rows * step.context + step.tokens)), flops
+    pairs = (config.num_layers - 1) * below + cached
+    flops = int(matmuls) + 4 * config.num_heads * config.head_dim * pairs
+    return 2 * read + shape_of(config).kv_bytes_per_token(2) * cached, flops
 
 
 class _Programs:

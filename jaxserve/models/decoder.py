@@ -92,8 +92,8 @@ class Decoder:
     ) -> jax.Array:
         """The last layer and the final norm, [R, D]; [T, D] without `rows`.
 
-        Of a token that is not in `rows` the last layer needs the key and the value, and nothing else: its query, its
-        attention and its feed-forward would be computed for nobody.
+        Of a token that is not in `rows` the last layer needs the key and the value, and nothing else: its attention and
+        its feed-forward would be computed for nobody. (So is its query, which comes with those by one matmul.)
         """
         with jax.named_scope("embed"):  # of `body` and `ending` in one program XLA makes one table
             rope = layers.rope_table(positions, config.rope, config.head_dim)

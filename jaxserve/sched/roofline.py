@@ -57,16 +57,24 @@ class ModelShape:
         return cls(**values)
 
     @property
+    def layer_parameters(self) -> int:
+        """Of one layer's matrices."""
+        width = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        return self.hidden_size * (width + 3 * self.intermediate_size)
+
+    @property
+    def head_parameters(self) -> int:
+        """Of the output layer; the embedding has as many."""
+        return self.hidden_size * self.vocab_size
+
+    @property
     def matmul_parameters(self) -> int:
         """Weights that every token is multiplied with, the output layer included."""
-        width = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
-        layer = self.hidden_size * (width + 3 * self.intermediate_size)
-        return self.num_hidden_layers * layer + self.hidden_size * self.vocab_size
+        return self.num_hidden_layers * self.layer_parameters + self.head_parameters
 
     @property
     def parameters(self) -> int:
-        embedding = 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
-        return self.matmul_parameters + embedding
+        return self.matmul_parameters + (0 if self.tie_word_embeddings else self.head_parameters)
 
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value

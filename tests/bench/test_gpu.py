@@ -112,7 +112,8 @@ def test_floors_of_the_8b_model() -> None:
     read_bytes, flops = floors(LLAMA_8B, Step(64, 4096, 0))
     weights = 2 * (8_030_261_248 - 128_256 * 4096)  # all parameters but the embedding, of which 64 rows are read
     assert read_bytes == weights + 64 * 4096 * 131_072
-    assert flops == weights * 64 + 64 * 4096 * 4 * 32 * 32 * 128
+    norms = 2 * (2 * 32 + 1) * 4096
+    assert flops == (weights - norms) * 64 + 64 * 4096 * 4 * 32 * 32 * 128
     assert floors(LLAMA_1B, Step(1, 0, 0))[0] == 2 * 1_235_814_400  # its embedding is its head
 
 

@@ -1,25 +1,17 @@
-"""A run's matmuls as `bench.throughput` counts them: every weight that a token meets."""
+"""What `bench.throughput` makes of the figures of a run."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from bench.throughput import matmul_flops
+from bench.throughput import matmul_s
 from bench.workload import LLAMA_32M, REQUESTS
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.registry import model_for
 
 
-def test_the_flops_of_an_output_are_those_of_every_weight_but_the_embedding() -> None:
+def test_a_requests_first_output_comes_with_its_prompt() -> None:
     config = ModelConfig.from_hf(LLAMA_32M)
-    params = model_for(config).abstract_params(config, jnp.float32)
-    matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1) - params["embed"].size
-    assert matmul_flops(config, 0, 2)[1] == 2 * REQUESTS * matrices
-
-
-def test_a_prompt_token_owes_the_last_layer_no_feed_forward() -> None:
-    config = ModelConfig.from_hf(LLAMA_32M)
-    layers = model_for(config).abstract_params(config, jnp.float32)["layers"]
-    matrices = [{name: leaf.size for name, leaf in layer.items() if leaf.ndim > 1} for layer in layers]
-    more = matmul_flops(config, 101, 1)[0] - matmul_flops(config, 100, 1)[0]
-    assert more == pytest.approx(2 * (sum(sum(layer.values()) for layer in matrices[:-1]) + matrices[-1]["wqkv"]))
+    rates = {"matmul_gflops_64_rows": 1.0, "matmul_gflops_512_rows": 2.0}
+    figures = {"median": {"prompt_tokens": 100 * REQUESTS}} | rates
+    one, two = matmul_s(config, figures, 1), matmul_s(config, figures, 2)
+    weights = 8 * (512 * 64 * (8 + 4 + 4 + 8) + 3 * 512 * 1408) + 512 * 8192
+    assert two - one == pytest.approx(2e-9 * REQUESTS * weights)
+    assert one == pytest.approx(matmul_s(config, figures | {"matmul_gflops_64_rows": 9.0}, 1)), "no decode step yet"
