@@ -52,7 +52,7 @@ class Plan:
         self.common: Settings = {
             "block_size": 16, "num_blocks": self.cap // 16 + real, "max_preemptions": 50, "policy": "chunked",
             "chunk_size": 64 if real else 512, "max_num_batched_tokens": 96 if real else 512,
-            "max_num_seqs": 32 if real else 256, "priority_ageing_s": 3600.0,
+            "max_num_seqs": 32 if real else 256,
         }  # fmt: skip
         if real:
             self.common |= {"max_model_len": 2048, "prefill_rows": 4}
@@ -92,7 +92,7 @@ class Plan:
 def policies(real: bool, disk: str) -> dict[str, tuple[Settings, dict[str, float]]]:
     """name -> (settings, KV shares that tenants are held to)"""
     tiers = 1 << 40 if not real else 1 << 28
-    priority: Settings = {"ordering": "priority"}
+    priority: Settings = {"ordering": "priority", "priority_ageing_s": 3600.0}
     found: dict[str, tuple[Settings, dict[str, float]]] = {
         "fcfs": ({"ordering": "fcfs", "preempt_for_admission": False}, {}),
         "prio_queue": (priority | {"preempt_for_admission": False}, {}),

@@ -51,7 +51,11 @@ class ModelOutput(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where each token of a step is in its sequence and in the cache."""
+    """Where each token of a step is in its sequence and in the cache.
+
+    The last layer takes every row, decode or chunk, as one query: the last three fields. Where nothing is prefilled
+    these are the decode rows again.
+    """
 
     tokens: jax.Array  # [B + T]
     positions: jax.Array  # [B + T]

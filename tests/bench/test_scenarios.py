@@ -12,18 +12,20 @@ from bench.scenarios.bars import least, most
 from bench.scenarios.outcome import Outcome, Row
 from bench.scenarios.stage import Simulated, _toml
 from jaxserve.core.config import EngineConfig
+from jaxserve.core.idle_settings import idle_settings
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.sched.buckets import BucketTable
 from jaxserve.sim.arrivals import Arrival
 
 
 @pytest.mark.parametrize("real", [False, True])
-def test_every_policy_has_a_bucket_for_every_step(real: bool, tmp_path: Path) -> None:
+def test_every_policy_has_a_bucket_for_every_step_and_no_setting_without_effect(real: bool, tmp_path: Path) -> None:
     chosen = s1_batching.policies(real) | s2_chunks.policies(real) | s2_chunks.sweep(real)
     common = s3_tenants.Plan(real).common
     chosen |= {name: common | settings for name, (settings, _) in s3_tenants.policies(real, str(tmp_path)).items()}
-    for settings in chosen.values():
+    for settings in [common, *chosen.values()]:
         config = EngineConfig.from_settings(**settings)
+        assert idle_settings(config) == []
         table = BucketTable.from_config(config.buckets, config.scheduler)
         chunk = min(config.scheduler.chunk_size or config.scheduler.max_num_batched_tokens, table.max_prefill_tokens)
         assert table.fit(config.scheduler.max_num_seqs, chunk).prefill_tokens >= chunk
