@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import NAMES, parse
+from bench.peers.__main__ import NAMES, parse
+from tests.test_floors import loaded_after
 
 HERE = Path(sys.executable)
 
 
-def test_every_peer_has_a_program() -> None:
-    assert NAMES == ["llama_cpp", "openvino"]
+def test_a_peer_needs_neither_jax_nor_jaxserve() -> None:
+    for name in NAMES:
+        assert not loaded_after(f"import bench.peers.{name}") & {"jax", "jaxserve"}
 
 
 def test_a_peer_and_its_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,7 +38,7 @@ def test_a_peer_and_its_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (["openvino="], "is not NAME=PYTHON"),
         (["=python3"], "is not NAME=PYTHON"),
         (["vllm=python3"], "the peers are llama_cpp, openvino"),
-        (["openvino=/no/such/python"], "/no/such/python is no program; bench/peer_openvino.py says what to install"),
+        (["openvino=/no/such/python"], "/no/such/python is no program; bench/peers/openvino.py says what to install"),
         ([f"openvino={__file__}"], "is no program"),
         ([f"openvino={HERE}", f"llama_cpp={HERE}", f"openvino={HERE}"], "openvino is given twice"),
     ],

@@ -1,7 +1,7 @@
 """llama.cpp on the requests of `bench.throughput`; runs in an environment of its own, without jaxserve.
 
     python3 -m venv peer && peer/bin/pip install llama-cpp-python gguf      (built from source: a compiler and cmake)
-    peer/bin/python bench/peer_llama_cpp.py --runs 3
+    peer/bin/python -m bench.peers.llama_cpp --runs 3
 
 A GGUF file with float32 weights of the same shapes, random as ours are, is written on the first run and kept under
 `--weights`. The loop is the shape of llama.cpp's own batched example: all prompts in batches of `--budget` tokens, then
@@ -9,18 +9,14 @@ one token a sequence and step, all 64 in one batch; each sequence has KV cells o
 object a run. `python -m bench.peers` runs this and ours in turn.
 """
 
-import argparse
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.pop(0)  # bench/, whose http.py would hide Python's own
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.peers.runs import figures, parser, print_runs
 from bench.workload import LLAMA_32M, REQUESTS, prompts
 
 LONGEST = 256
@@ -125,25 +121,17 @@ def run_once(peer: Peer, seed: int, outputs: int) -> dict[str, Any]:
     begin = time.perf_counter()
     written = peer.generate(batch, outputs)
     wall = time.perf_counter() - begin
-    tokens = sum(map(len, written))
-    assert tokens == REQUESTS * outputs, tokens
-    version = peer.api.__version__
-    return {"peer": f"llama.cpp (llama-cpp-python {version})", "tokens_per_s": tokens / wall, "wall_s": wall}
+    name = f"llama.cpp (llama-cpp-python {peer.api.__version__})"
+    return figures(name, sum(map(len, written)), outputs, wall)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, help="counted runs after one that is not (default 3)")
-    parser.add_argument("--outputs", type=int, default=64, help="output tokens a request (default 64)")
-    parser.add_argument("--budget", type=int, default=1024, help="tokens a batch (default 1024)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: the machine's cores")
-    parser.add_argument("--flash", action="store_true", help="llama.cpp's flash attention")
-    parser.add_argument("--weights", type=Path, default=Path("out/peers"), help="where the model is kept")
-    arguments = parser.parse_args()
-    peer = Peer(export(arguments.weights), arguments.outputs, arguments.budget, arguments.threads, arguments.flash)
-    run_once(peer, 0, arguments.outputs)
-    for seed in range(1, arguments.runs + 1):
-        print(json.dumps(run_once(peer, seed, arguments.outputs)), flush=True)
+    flags = parser(__doc__)
+    flags.add_argument("--threads", type=int, default=os.cpu_count(), help="default: the machine's cores")
+    flags.add_argument("--flash", action="store_true", help="llama.cpp's flash attention")
+    given = flags.parse_args()
+    peer = Peer(export(given.weights), given.outputs, given.budget, given.threads, given.flash)
+    print_runs(lambda seed: run_once(peer, seed, given.outputs), given.runs)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,22 @@
 """OpenVINO GenAI on the requests of `bench.throughput`; runs in an environment of its own, without jaxserve.
 
     python3 -m venv peer && peer/bin/pip install openvino-genai openvino-tokenizers optimum-intel transformers torch
-    peer/bin/python bench/peer_openvino.py --runs 3
+    peer/bin/python -m bench.peers.openvino --runs 3
 
 Weights of the same shapes, random as ours are, are made and exported on the first run and kept under `--weights`.
 Prints one JSON object a run. `python -m bench.peers` runs this and ours in turn.
 """
 
-import argparse
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.pop(0)  # bench/, whose http.py would hide Python's own
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.peers.runs import figures, parser, print_runs
 from bench.workload import LLAMA_32M, REQUESTS, prompts
 
-TOKENIZER = Path(__file__).resolve().parent.parent / "jaxserve" / "embedded" / "tokenizer.json"
+TOKENIZER = Path(__file__).resolve().parent.parent.parent / "jaxserve" / "embedded" / "tokenizer.json"
 
 
 def export(folder: Path) -> Path:
@@ -65,22 +62,15 @@ def run_once(pipe: Any, seed: int, outputs: int) -> dict[str, Any]:
     results = pipe.generate(tensors, [sampling] * REQUESTS)
     wall = time.perf_counter() - begin
     tokens = sum(len(result.m_generation_ids[0]) for result in results)
-    assert tokens == REQUESTS * outputs, tokens
-    return {"peer": f"OpenVINO GenAI {openvino_genai.__version__}", "tokens_per_s": tokens / wall, "wall_s": wall}
+    return figures(f"OpenVINO GenAI {openvino_genai.__version__}", tokens, outputs, wall)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, help="counted runs after one that is not (default 3)")
-    parser.add_argument("--outputs", type=int, default=64, help="output tokens a request (default 64)")
-    parser.add_argument("--precision", default="f32", choices=["f32", "bf16"])
-    parser.add_argument("--budget", type=int, default=1024, help="max_num_batched_tokens (default 1024)")
-    parser.add_argument("--weights", type=Path, default=Path("out/peers"), help="where the model is kept")
-    arguments = parser.parse_args()
-    pipe = pipeline(export(arguments.weights), arguments.precision, arguments.budget)
-    run_once(pipe, 0, arguments.outputs)
-    for seed in range(1, arguments.runs + 1):
-        print(json.dumps(run_once(pipe, seed, arguments.outputs)), flush=True)
+    flags = parser(__doc__)
+    flags.add_argument("--precision", default="f32", choices=["f32", "bf16"])
+    given = flags.parse_args()
+    pipe = pipeline(export(given.weights), given.precision, given.budget)
+    print_runs(lambda seed: run_once(pipe, seed, given.outputs), given.runs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m bench.peers --peer openvino=peer/bin/python --peer llama_cpp=other/bin/python
 
 Machines differ and are noisy: ours and the peers' runs alternate, round after round, and medians are compared. A peer's
-environment and its program are described in `bench/peer_NAME.py`.
+environment and its program are described in `bench/peers/NAME.py`.
 """
 
 import argparse
@@ -16,22 +16,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
-NAMES = sorted(file.stem.removeprefix("peer_") for file in FOLDER.glob("peer_*.py"))
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAMES = ("llama_cpp", "openvino")
+"""Modules of this folder."""
 
 
 def ours(runs: int, scratch: Path) -> dict[str, Any]:
     """One process of `bench.throughput`; the JSON that it writes."""
     file = scratch / "throughput.json"
     command = [sys.executable, "-m", "bench.throughput", "--runs", str(runs), "--json", str(file)]
-    subprocess.run(command, check=True, cwd=FOLDER.parent, capture_output=True)
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     return json.loads(file.read_text())
 
 
 def peer(name: str, python: Path, runs: int, scratch: Path) -> list[dict[str, Any]]:
-    """One process of `bench/peer_NAME.py`; the lines of JSON that it prints."""
-    command = [str(python), str(FOLDER / f"peer_{name}.py"), "--runs", str(runs), "--weights", str(scratch)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """One process of `bench/peers/NAME.py`; the lines of JSON that it prints."""
+    command = [str(python), "-m", f"bench.peers.{name}", "--runs", str(runs), "--weights", str(scratch)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -44,7 +45,9 @@ def named(text: str) -> tuple[str, Path]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PYTHON; the peers are {', '.join(NAMES)}")
     found = shutil.which(Path(python).expanduser())
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: {python} is no program; bench/peer_{name}.py says what to install")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {python} is no program; bench/peers/{name}.py says what to install"
+        )
     return name, Path(found).absolute()  # not resolved: a link of an environment is what makes it one
 
 
