@@ -6,6 +6,12 @@
     held              by one sequence or, a shared prefix, by several: `references` counts them
 
 Block 0 is the scratch block: padding writes there, it always holds finite numbers, and nobody is ever given it.
+
+Blocks are first taken in the order of their numbers, and those that were never taken are not written down: a simulated
+pool may have more of them than this machine has memory for a list.
+
+    0   1   2   3  |  4   5   6  ...
+    references     |  never taken: as unknown as what `unknown` holds
 """
 
 from collections import OrderedDict
@@ -21,9 +27,9 @@ class BlockPool:
         assert num_blocks >= 2, "a pool needs the scratch block and one more"
         self.num_blocks = num_blocks
         self._on_evict = on_evict
-        self._references = [0] * num_blocks
-        self._references[SCRATCH_BLOCK] = 1
-        self._unknown = list(range(num_blocks - 1, SCRATCH_BLOCK, -1))
+        self._references = [1]
+        """Of the blocks that were ever taken, and the scratch block."""
+        self._unknown: list[int] = []
         self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -33,7 +39,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        return len(self._unknown) + len(self._cached)
+        return len(self._unknown) + len(self._cached) + self.num_blocks - len(self._references)
 
     @property
     def num_cached(self) -> int:
@@ -41,10 +47,10 @@ class BlockPool:
         return len(self._cached)
 
     def references(self, block: int) -> int:
-        return self._references[block]
+        return self._references[block] if block < len(self._references) else 0
 
     def is_free(self, block: int) -> bool:
-        return self._references[block] == 0
+        return self.references(block) == 0
 
     def is_cached(self, block: int) -> bool:
         """Free, and its content is still known."""
@@ -54,6 +60,9 @@ class BlockPool:
         """A block for new content. The caller has checked `num_free`."""
         if self._unknown:
             block = self._unknown.pop()
+        elif len(self._references) < self.num_blocks:
+            self._references.append(1)
+            return len(self._references) - 1
         else:
             block, _ = self._cached.popitem(last=False)
             self._on_evict(block)

@@ -91,6 +91,17 @@ def test_dropping_prefixes_forgets_content() -> None:
     assert blocks.pool.num_cached == 0 and admitted(blocks, list(range(20)))[1] == 0
 
 
+def test_a_pool_of_any_size_costs_what_is_used_of_it() -> None:
+    """A simulated one may have more blocks than this machine could list."""
+    blocks = manager(10**15)
+    first, _ = admitted(blocks, list(range(20)))
+    assert first.blocks == [1, 2, 3] and blocks.pool.num_free == 10**15 - 3 and blocks.pool.references(10**15) == 0
+    blocks.free(first)
+    again, shared = admitted(blocks, list(range(20)))
+    assert shared == 16 and again.blocks == [1, 2, 3], "freed blocks go before those that were never taken"
+    assert blocks.pool.num_free == 10**15 - 3 and blocks.pool.is_free(4)
+
+
 class Ledger(RuleBasedStateMachine):
     """Sequences come, grow and go; the pool's account must balance after each."""
 
