@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.results_file import file_to_write
+from jaxserve.commands.results import write_text
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.target import find_target
@@ -44,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.compile: {error}", file=sys.stderr)
         return 2
     if given.json:
-        given.json.write_text(json.dumps({"target": target.name, "rows": [asdict(row) for row in run.rows]}, indent=1))
+        rows = [asdict(row) for row in run.rows]
+        write_text(given.json, json.dumps({"target": target.name, "rows": rows}, indent=1))
     failed = [row for row in run.rows if row.problems]
     print(f"\n{len(run.rows)} programs for {target.device}, {len(failed)} with problems")
     for row in failed:
@@ -62,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-dims", default="64,96,128,256", help="of the kernels (default 64,96,128,256)")
     parser.add_argument("--only", choices=("kernels", "steps"), help="one part")
     parser.add_argument("--small", action="store_true", help="a few kernels, and a two-layer model: for CI")
-    parser.add_argument("--json", type=Path, help="write the table here as well")
+    parser.add_argument("--json", type=file_to_write, help="write the table here as well")
     return parser
 
 

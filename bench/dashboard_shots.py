@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 from selenium import webdriver
 
+from bench.results_file import folder_to_write
+
 TENANTS = """
 [tenants.chat]
 ttft_slo_s = 0.25
@@ -99,9 +101,8 @@ class Load:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=folder_to_write, help="where the pictures go")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         tenants = Path(scratch) / "tenants.toml"
         tenants.write_text(TENANTS)

@@ -28,6 +28,8 @@ from typing import Any
 
 from bench.gpu_report import write_report
 from bench.gpu_worker import MODULES, lines, write
+from jaxserve.commands.results import expect_folder
+from jaxserve.core.errors import ConfigError
 
 BUDGETS = {"correctness": 95.0, "kernels": 70.0, "steps": 125.0, "engine": 135.0, "shipping": 40.0}
 """Seconds of each part; what one leaves is the next one's. Together less than eight minutes."""
@@ -36,10 +38,17 @@ BUDGETS = {"correctness": 95.0, "kernels": 70.0, "steps": 125.0, "engine": 135.0
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     out: Path = given.out
+    if given.report and not any(out.glob("*.jsonl")):
+        print(f"bench.gpu: {out} holds no results: give the --out of a run", file=sys.stderr)
+        return 2
     if given.report:
         print(write_report(out))
         return 0
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        expect_folder(out)
+    except ConfigError as error:
+        print(f"bench.gpu: {error}", file=sys.stderr)
+        return 2
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     wanted = given.parts.split(",") if given.parts else list(MODULES)
     if unknown := set(wanted) - set(MODULES):

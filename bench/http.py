@@ -23,8 +23,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from bench.machine import describe
+from bench.results_file import file_to_write
 from bench.throughput import LLAMA_32M, prompts
 from jaxserve.assembly import EMBEDDED
+from jaxserve.commands.results import write_text
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.server_sections import ServerConfig
 from jaxserve.engine.loop import EngineLoop
@@ -149,7 +151,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="runs of each kind, after one that is not counted")
     parser.add_argument("--outputs", type=int, default=64, help="output tokens a stream (default 64)")
     parser.add_argument("--switch-interval", type=float, help="sys.setswitchinterval, in seconds")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=file_to_write, help="write the figures here as well")
     arguments = parser.parse_args()
     if arguments.switch_interval:
         sys.setswitchinterval(arguments.switch_interval)
@@ -194,7 +196,8 @@ def report(alone: list[float], http: list[dict[str, float]], outputs: int, path:
     for name, value in lines:
         print(f"{name:24s} {value}")
     if path is not None:
-        path.write_text(json.dumps({"machine": machine, "engine": alone, "http": http, "cost": cost}, indent=1) + "\n")
+        figures = {"machine": machine, "engine": alone, "http": http, "cost": cost}
+        write_text(path, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

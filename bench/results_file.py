@@ -3,20 +3,21 @@
     {"bench": "chunks", "date": .., "machine": {..}, "arguments": {..}, "seeds": [..], "cost_model": null | "..",
      "rows": [{"name": "chunk 64", "ttft_p99_s": ..}, ..]}
 
-`--against FILE` shows two such files side by side, row by row.
+`--against FILE` shows two such files side by side, row by row. Where results go is looked at before the work: either by
+the flag itself (`type=file_to_write`, `type=folder_to_write`) or by the command.
 """
 
 import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
-from jaxserve.commands.results import expect_file, write_text
+from jaxserve.commands.results import expect_file, expect_folder, write_text
 from jaxserve.commands.tables import table
 from jaxserve.core.errors import ConfigError
 
@@ -40,6 +41,25 @@ def record(
         "cost_model": cost_model,
         "rows": list(rows),
     }
+
+
+def file_to_write(text: str) -> Path:
+    """A flag's value: a file, whose folder is made."""
+    return _place(text, expect_file)
+
+
+def folder_to_write(text: str) -> Path:
+    """A flag's value: a folder, which is made."""
+    return _place(text, expect_folder)
+
+
+def _place(text: str, expect: Callable[[Path], None]) -> Path:
+    path = Path(text)
+    try:
+        expect(path)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from bench.machine import describe
+from bench.results_file import file_to_write
+from jaxserve.commands.results import write_text
 
 
 def first_character_s(cache: str, settings: list[str]) -> float:
@@ -33,7 +34,7 @@ def first_character_s(cache: str, settings: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="warm starts (default 3)")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=file_to_write, help="write the figures here as well")
     arguments, settings = parser.parse_known_args()
     figures = {"machine": describe(), "settings": settings}
     with tempfile.TemporaryDirectory() as cache:
@@ -44,7 +45,7 @@ def main() -> None:
         f"start to first token: {figures['cold_s']:.1f} s with an empty compilation cache, {warm:.1f} s with a warm one"
     )
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

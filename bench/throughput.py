@@ -9,7 +9,6 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +17,10 @@ import numpy as np
 
 from bench.flops import matmul_flops
 from bench.machine import describe, matmul_rate
+from bench.results_file import file_to_write
 from bench.step_times import StepTimes
 from bench.workload import LLAMA_32M, REQUESTS, prompts
+from jaxserve.commands.results import write_text
 from jaxserve.core.plan import StepResult
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
@@ -169,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="counted runs after one that is not (default 5)")
     parser.add_argument("--outputs", type=int, default=64, help="output tokens a request (default 64)")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=file_to_write, help="write the figures here as well")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any engine setting")
     arguments = parser.parse_args()
     settings: dict[str, Any] = {
@@ -199,7 +200,7 @@ def main() -> None:
     figures["compilations_after_warmup"] = llm.runner.compilations_after_warmup
     _report(figures)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
 
 
 def _report(figures: dict[str, Any]) -> None:

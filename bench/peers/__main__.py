@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.results_file import file_to_write, folder_to_write
+from jaxserve.commands.results import write_text
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = ("llama_cpp", "openvino")
 """Modules of this folder."""
@@ -24,18 +27,21 @@ NAMES = ("llama_cpp", "openvino")
 def ours(runs: int, scratch: Path) -> dict[str, Any]:
     """One process of `bench.throughput`; the JSON that it writes."""
     file = scratch / "throughput.json"
-    command = [sys.executable, "-m", "bench.throughput", "--runs", str(runs), "--json", str(file)]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    _output_of([sys.executable, "-m", "bench.throughput", "--runs", str(runs), "--json", str(file)])
     return json.loads(file.read_text())
 
 
 def peer(name: str, python: Path, runs: int, scratch: Path) -> list[dict[str, Any]]:
     """One process of `bench/peers/NAME.py`; the lines of JSON that it prints."""
     command = [str(python), "-m", f"bench.peers.{name}", "--runs", str(runs), "--weights", str(scratch)]
+    return [json.loads(line) for line in _output_of(command).splitlines() if line.startswith("{")]
+
+
+def _output_of(command: list[str]) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return done.stdout
 
 
 def named(text: str) -> tuple[str, Path]:
@@ -57,8 +63,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help=f"a peer ({', '.join(NAMES)}) and the Python that has it; repeatable")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="times that all of them take turns (default 3)")
     parser.add_argument("--runs", type=int, default=3, help="counted runs a round and engine (default 3)")
-    parser.add_argument("--scratch", type=Path, default=Path("out/peers"), help="where the peers' models are kept")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--scratch", type=folder_to_write, default=Path("out/peers"),
+                        help="where the peers' models are kept")  # fmt: skip
+    parser.add_argument("--json", type=file_to_write, help="write the figures here as well")
     given = parser.parse_args(arguments)
     names = [name for name, _ in given.peer]
     if len(set(names)) < len(names):
@@ -86,7 +93,7 @@ def main() -> None:
         title = rounds[0]["peers"][name][0]["peer"]
         print(f"{title:<40} {medians[name]:6.0f}   jaxserve at {mine / medians[name]:.2f} of it")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rounds": rounds, "medians": medians}, indent=1) + "\n")
+        write_text(arguments.json, json.dumps({"rounds": rounds, "medians": medians}, indent=1) + "\n")
 
 
 def _line(mine: dict[str, Any], theirs: dict[str, list[dict[str, Any]]]) -> str:

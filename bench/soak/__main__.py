@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.machine import describe
+from bench.results_file import folder_to_write
 from bench.soak import outcome
 from bench.soak.disk import Disk, run_inside
 from bench.soak.lives import Plan, Soak
@@ -35,7 +36,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--serve", action="append", default=[], metavar="--OPTION=VALUE", help="more for jaxserve serve"
     )
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the server's log here")
+    parser.add_argument("--keep", type=folder_to_write, metavar="DIR", help="keep the server's log here")
     arguments = parser.parse_args(given)
     if arguments.minutes <= 0 or arguments.workers < 1 or (arguments.kills or 0) < 0:
         parser.error("--minutes must be above 0, --workers 1 or more, --kills 0 or more")
@@ -51,7 +52,6 @@ def main(given: Sequence[str] | None = None) -> int:
           f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}", flush=True)  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="jaxserve-soak-") as scratch:
         folder = arguments.keep or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         disk = Disk(Path(scratch) / "disk")
         try:

@@ -1,6 +1,8 @@
 """Results beside older ones: figures, who is alone, and what was not the same."""
 
 import argparse
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,31 @@ def test_what_makes_two_runs_unlike_is_named(tmp_path: Path) -> None:
     assert "not the same: cost_model: a roofline, and a calibration there" in text
     assert "not the same: requests: 9, and 3 there" in text and ", and 96 there" in text and ", and 1.0 there" in text
     assert text.count("not the same") == 4, "not where the file lies, nor a flag that was not there yet"
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("throughput", ["--json"]), ("start", ["--json"]), ("http", ["--json"]), ("compile", ["--json"]),
+        ("peers.__main__", [f"--peer=openvino={sys.executable}", "--json"]), ("serve", ["http://127.0.0.1:9", "--json"]),
+        ("peers.__main__", [f"--peer=openvino={sys.executable}", "--scratch"]), ("gpu", ["--out"]), ("fidelity", ["--json"]),
+        ("tuning", ["--json"]), ("soak.__main__", ["--keep"]), ("scenarios.__main__", ["S1", "--out"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)  # fmt: skip
+def test_every_command_looks_first_where_its_results_go(
+    module: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", [module, *flags, str(tmp_path / "file" / "results")])
+    try:
+        status = importlib.import_module(f"bench.{module}").main()
+    except SystemExit as end:
+        status = end.code
+    said = capsys.readouterr().err
+    assert status == 2 and (
+        "file is a file: give a folder" in said or "results cannot be made (Not a directory)" in said
+    )
 
 
 def test_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
