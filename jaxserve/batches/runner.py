@@ -74,6 +74,10 @@ class BatchRunner:
         """Sequences of the lines that run at this moment."""
         return sum(line.sequences for _, line in self._running.values())
 
+    @property
+    def num_lines(self) -> int:
+        return len(self._running)
+
     def wake(self) -> None:
         """Something changed: a new batch, a cancellation."""
         self._news.set()

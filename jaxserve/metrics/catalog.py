@@ -147,6 +147,9 @@ HTTP = (
     Metric("http_receive_seconds", "histogram", "from a call's first byte to a request ready for the engine: slow "
            "uploads and tokenization", (), SECONDS),
     Metric("http_blocked_seconds", "histogram", "time that an answer waited for its client to read", (), SECONDS),
+    Metric("batch_lines", "counter", "lines of batches that have an answer or an error, by endpoint and status",
+           ("endpoint", "status")),
+    Metric("batch_lines_open", "gauge", "lines of batches under way"),
 )  # fmt: skip
 
 METRICS = {metric.name: metric for metric in (*REQUESTS, *CACHE, *STEPS, *TENANTS, *HTTP)}

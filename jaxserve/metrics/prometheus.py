@@ -36,6 +36,8 @@ class Reading:
     engine_up: bool = True
     step_age_s: float = 0.0
     open_calls: int = 0
+    open_lines: int = 0
+    """Of batches."""
     cache_info: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -151,4 +153,5 @@ def _gauges(reading: Reading) -> dict[str, Series]:
         "tenant_kv_blocks": _by_name(snapshot.held_blocks),
         "slo_objective_seconds": objectives,
         "http_requests_open": {(): reading.open_calls},
+        "batch_lines_open": {(): reading.open_lines},
     }

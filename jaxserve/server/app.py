@@ -109,7 +109,7 @@ def create_app(
         exception_handlers={JaxserveError: _known, HTTPException: _http},
         lifespan=lifespan,
     )
-    app.state.server, app.state.batches = state, kept
+    app.state.server, app.state.batches, app.state.traces = state, kept, traces
     return app
 
 
@@ -120,7 +120,9 @@ async def open_service(app: Starlette, service: Service) -> None:
     app.state.running.callback(app.state.server.telemetry.leave)
     app.state.running.push_async_callback(service.loop.stop)
     if app.state.batches is not None:
-        await app.state.running.enter_async_context(app.state.batches.running(service, app.state.server))
+        await app.state.running.enter_async_context(
+            app.state.batches.running(service, app.state.server, app.state.traces)
+        )
 
 
 async def _known(request: Request, error: Exception) -> Response:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,9 +29,12 @@ from jaxserve.server.schemas.chat import ChatBody
 from jaxserve.server.schemas.completions import CompletionsBody
 from jaxserve.server.service import Service
 from jaxserve.server.state import ServerState
+from jaxserve.server.traces import RequestTraces
 
 STEP_RETRIES = 2
 """A line whose step failed is run so many times more before the failure is its result."""
+Ended = Callable[[Batch, Line, Call, int], None]
+"""Told of a line that has its result, with the status of it."""
 
 
 class Batches:
@@ -50,12 +53,25 @@ class Batches:
         others = max(0, service.loop.num_open - running)  # a line that waits to try again has none open
         return max(0, min(self.config.batch_concurrency, service.max_num_seqs - others))
 
+    @property
+    def num_lines(self) -> int:
+        """Lines that run."""
+        return 0 if self.runner is None else self.runner.num_lines
+
     @asynccontextmanager
-    async def running(self, service: Service, state: ServerState) -> AsyncIterator[None]:
+    async def running(
+        self, service: Service, state: ServerState, traces: RequestTraces | None = None
+    ) -> AsyncIterator[None]:
         """Run batches until the context ends."""
 
+        def ended(batch: Batch, line: Line, call: Call, status: int) -> None:
+            state.telemetry.line_ended(batch.endpoint, status)
+            if traces is not None:
+                call.trace_id = traces.line_ended(call, batch, line, status, service.model_name)
+            _tell_line(batch, line, call, status)
+
         async def run_line(batch: Batch, line: Line) -> LineResult:
-            return await self.run_line(service, batch, line)
+            return await self.run_line(service, batch, line, ended)
 
         self.runner = BatchRunner(
             self.store,
@@ -72,8 +88,8 @@ class Batches:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def run_line(self, service: Service, batch: Batch, line: Line) -> LineResult:
-        """As the endpoint would answer, with a line in the log; waits and tries again while the server is too busy.
+    async def run_line(self, service: Service, batch: Batch, line: Line, ended: Ended) -> LineResult:
+        """As the endpoint would answer; waits and tries again while the server is too busy.
 
         Raises EngineStopped; whatever else goes wrong is the line's result, or it would keep its batch from ending.
         """
@@ -84,7 +100,7 @@ class Batches:
                 job = await _job_of(service, batch.endpoint, line.body, call)
                 note(call, service, job)
                 answer = await whole(service, job, call)
-                _tell_line(batch, line, call, 200)
+                ended(batch, line, call, 200)
                 return LineResult(200, answer, request_id)
             except TooBusy as error:
                 await asyncio.sleep(min(error.retry_after_s, 30.0))
@@ -98,7 +114,7 @@ class Batches:
                     logger.error("batch line failed", exc_info=error, extra={"fields": {"request_id": request_id}})
                 call.failure = type(error).__name__
                 status, _ = status_of(error)
-                _tell_line(batch, line, call, status)
+                ended(batch, line, call, status)
                 return LineResult(status, error_body(error), request_id)
 
 

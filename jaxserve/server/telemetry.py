@@ -49,7 +49,7 @@ class Telemetry:
         self._engine = EngineMetrics()
         self._snapshot = Snapshot()
         self._service: Service | None = None
-        self._open_calls = 0
+        self._open_calls = self._open_lines = 0
         self._calls: deque[CallFact] = deque(maxlen=CALLS)
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -78,9 +78,13 @@ class Telemetry:
             self._http.observe("http_blocked_seconds", call.blocked_s)
             self._calls.append(CallFact(time.monotonic(), receive_s, call.blocked_s))
 
-    async def scrape(self, accept: str, open_calls: int) -> tuple[bytes, str]:
-        """(body, content type)"""
-        self._open_calls = open_calls
+    def line_ended(self, endpoint: str, status: int) -> None:
+        """A line of a batch has its result."""
+        self._http.add("batch_lines", labels=(endpoint, str(status)))
+
+    async def scrape(self, accept: str, open_calls: int, open_lines: int = 0) -> tuple[bytes, str]:
+        """(body, content type). `open_lines`: lines of batches that run."""
+        self._open_calls, self._open_lines = open_calls, open_lines
         if self._service is not None:
             with suppress(TimeoutError, EngineStopped):  # a long step, or none any more: step_age_seconds tells
                 self._snapshot = await self._service.loop.ask(_gauges, PATIENCE_S)
@@ -140,6 +144,7 @@ class Telemetry:
             engine_up=service.loop.failure is None,
             step_age_s=service.loop.step_age_s,
             open_calls=self._open_calls,
+            open_lines=self._open_lines,
             cache_info=_cache_info(service, scheduler.blocks.pool.capacity),
         )
 

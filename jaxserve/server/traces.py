@@ -1,7 +1,9 @@
-"""OpenTelemetry traces: a span for every call that generates, sent to an OTLP collector. Off by default.
+"""OpenTelemetry traces: a span for every call that generates, and for every line of a batch, sent to an OTLP collector.
+Off by default.
 
 The span is made when the call has ended, of what was noted on the way: a call pays once, a token never. It continues
-the caller's trace (W3C `traceparent`) and asks the SDK's sampler (`OTEL_TRACES_SAMPLER`), as any span does.
+the caller's trace (W3C `traceparent`; a line of a batch begins its own) and asks the SDK's sampler
+(`OTEL_TRACES_SAMPLER`), as any span does.
 
 Attributes have the names of OpenTelemetry's conventions for GenAI, and beside them those that vLLM's spans have
 (`gen_ai.latency.*`, `gen_ai.usage.prompt_tokens`), so that what was made for either reads these. They hold no prompt
@@ -18,6 +20,8 @@ from urllib.parse import urlsplit
 from starlette.types import Scope
 
 from jaxserve import __version__
+from jaxserve.batches.lines import Line
+from jaxserve.batches.records import Batch
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.sequence import Sequence
 from jaxserve.server.context import Call
@@ -37,25 +41,38 @@ class RequestTraces:
     """Makes spans with a `TracerProvider` of the SDK and ends it with itself. One caller: the event loop."""
 
     def __init__(self, provider: Any) -> None:
+        from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
         self._tracer = provider.get_tracer("jaxserve", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._kind, self._error = SpanKind.SERVER, StatusCode.ERROR
+        self._kinds, self._error, self._nowhere = SpanKind, StatusCode.ERROR, Context()
 
     def ended(self, call: Call, scope: Scope, status: int, model: str | None) -> str | None:
         """A call has ended: its trace's id, 32 hexadecimal digits, if it was one that generates."""
         operation = OPERATIONS.get(scope["path"])
         if operation is None or scope["method"] != "POST":
             return None
+        caller = self._propagator.extract(_carrier(scope["headers"]))
+        return self._span(call, operation, _way(scope), status, model, self._kinds.SERVER, caller)
+
+    def line_ended(self, call: Call, batch: Batch, line: Line, status: int, model: str) -> str:
+        """A line of a batch has its result: its trace's id. Nobody waits for it, so it is no server's span."""
+        way = {"http.route": batch.endpoint, "jaxserve.batch.id": batch.id, "jaxserve.batch.line": line.number + 1}
+        operation = OPERATIONS[batch.endpoint]
+        return self._span(call, operation, way, status, model, self._kinds.INTERNAL, self._nowhere)
+
+    def _span(
+        self, call: Call, operation: str, way: dict[str, Any], status: int, model: str | None, kind: Any, context: Any
+    ) -> str:
         ended_ns, duration_s = time.time_ns(), time.monotonic() - call.began_s
         span = self._tracer.start_span(
             operation if model is None else f"{operation} {model}",
-            context=self._propagator.extract(_carrier(scope["headers"])),
-            kind=self._kind,
-            attributes=_attributes(call, scope, status, model, operation, duration_s),
+            context=context,
+            kind=kind,
+            attributes=_attributes(call, way, status, model, operation, duration_s),
             start_time=ended_ns - int(duration_s * 1e9),
         )
         if status >= 500 or (call.failure is not None and status < 400):
@@ -118,24 +135,30 @@ def _carrier(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode(): value.decode("latin-1") for name, value in headers if name in wanted}
 
 
-def _attributes(
-    call: Call, scope: Scope, status: int, model: str | None, operation: str, duration_s: float
-) -> dict[str, Any]:
-    """By the conventions' names, then by vLLM's; what is not known is left out."""
+def _way(scope: Scope) -> dict[str, Any]:
+    """How a call came in."""
     host, port = scope.get("server") or (None, None)
-    found: dict[str, Any] = {
+    return {
+        "http.request.method": scope["method"],
+        "http.route": scope["path"],
+        "url.path": scope["path"],
+        "url.scheme": scope["scheme"],
+        "server.address": host,
+        "server.port": port,
+    }
+
+
+def _attributes(
+    call: Call, way: dict[str, Any], status: int, model: str | None, operation: str, duration_s: float
+) -> dict[str, Any]:
+    """By the conventions' names, then by vLLM's; what is not known is left out. `way`: how it was asked."""
+    found: dict[str, Any] = way | {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": model,
         "gen_ai.request.id": call.request_id,
         "gen_ai.latency.e2e": duration_s,
-        "http.request.method": scope["method"],
-        "http.route": scope["path"],
         "http.response.status_code": status or None,
-        "url.path": scope["path"],
-        "url.scheme": scope["scheme"],
-        "server.address": host,
-        "server.port": port,
         "jaxserve.tenant": call.tenant,
     }
     if call.failure is not None or status >= 400 or not status:

@@ -83,8 +83,10 @@ def test_a_line_of_a_batch_is_of_the_batches_tenant(open_to_all: Running, tmp_pa
         file = store.add_file(io.BytesIO(b"x"), "default", "in.jsonl", "batch", 0.0)
         batch = store.add_batch("default", "/v1/completions", file.id, "24h", 86400, None, 0.0)
         batches = Batches(store, BatchConfig(batch_tenant="bulk"))
-        result = asyncio.run(batches.run_line(open_to_all.app.state.service, batch, line))
-    assert result.status == 403 and "a batch is of 'bulk'" in result.body["error"]["message"]
+        told: list[int] = []
+        service = open_to_all.app.state.service
+        result = asyncio.run(batches.run_line(service, batch, line, lambda *one: told.append(one[-1])))
+    assert told == [403] == [result.status] and "a batch is of 'bulk'" in result.body["error"]["message"]
 
 
 def test_a_tenants_own_queue_is_bounded_and_nobody_elses() -> None:

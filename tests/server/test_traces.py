@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,15 +26,18 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
+from jaxserve.batches.store import Store
 from jaxserve.cli import main
 from jaxserve.core.clock import MonotonicClock
+from jaxserve.core.config import BatchConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
+from jaxserve.server.batches import Batches
 from jaxserve.server.context import Call
 from jaxserve.server.traces import RequestTraces, open_traces
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, fake_service, serve
+from tests.server.conftest import Running, fake_service, log_lines, serve, wait_for
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VLLM = {
@@ -133,6 +137,41 @@ def test_what_was_refused_or_asked_of_others_says_so(traced: Traced) -> None:
     assert traced.post("/tokenize", {"prompt": "abc"}).status_code == 200
     traced.client.get("/health")
     assert not traced._exporter.get_finished_spans()
+
+
+def test_a_line_of_a_batch_is_a_trace_of_its_own(tmp_path: Path) -> None:
+    """Named as the call would be; where it came from is the batch. The log has its id."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    kept = Batches(Store(tmp_path, 1 << 20), BatchConfig(batch_dir=str(tmp_path), batch_tenant="default"))
+    bodies = [{"prompt": [1, 2, 3], "max_tokens": 2}, {"prompt": [1], "max_tokens": -1}]
+    entries = [
+        {"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body} for i, body in enumerate(bodies)
+    ]
+    content = "\n\n".join(json.dumps(entry) for entry in entries)
+    service = fake_service(build_engine(clock=MonotonicClock()))
+    for running in serve(service, kept=kept, traces=RequestTraces(provider)):
+        with log_lines(0) as found:
+            asked = {"files": {"file": ("in.jsonl", content)}, "data": {"purpose": "batch"}}
+            body = {"endpoint": "/v1/completions", "completion_window": "24h"}
+            body["input_file_id"] = running.client.post("/v1/files", **asked).json()["id"]
+            batch = running.client.post("/v1/batches", json=body, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
+            wait_for(lambda: any(line.get("status") == "completed" for line in list(found)))
+        text = running.client.get("/metrics").text
+    spans = exporter.get_finished_spans()
+    good, bad = sorted(spans, key=lambda span: (span.attributes or {})["jaxserve.batch.line"])
+    for span, status in ((good, 200), (bad, 400)):
+        assert span.name == "text_completion fake" and span.kind is SpanKind.INTERNAL and span.parent is None
+        told = dict(span.attributes or {})
+        assert told["jaxserve.batch.id"] == batch.json()["id"] and told["http.route"] == "/v1/completions"
+        assert told["http.response.status_code"] == status and "url.path" not in told
+        assert f'batch_lines_total{{endpoint="/v1/completions",model_name="fake",status="{status}"}} 1.0' in text
+    assert (good.attributes or {})["gen_ai.usage.output_tokens"] == 2
+    assert (bad.attributes or {})["error.type"] == "InvalidParameter"
+    logged = {line["trace_id"] for line in found if line["event"] == "batch line"}
+    assert logged == {f"{span.context.trace_id:032x}" for span in spans}
+    assert 'jaxserve_batch_lines_open{model_name="fake"} 0.0' in text
 
 
 def test_values_that_otlp_has_no_type_for() -> None:
