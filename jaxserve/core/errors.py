@@ -22,10 +22,21 @@ class InvalidRequest(JaxserveError, ValueError):
 
 
 class InvalidParameter(InvalidRequest):
-    """A sampling parameter out of its range: says what was given and what is accepted."""
+    """A sampling parameter out of its range: says what was given, or how it begins, and what is accepted."""
 
     def __init__(self, param: str, value: object, accepted: str) -> None:
-        super().__init__(f"{param} = {value!r} is not accepted: give {accepted}", param)
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        super().__init__(f"{param} = {shown} is not accepted: give {accepted}", param)
+
+
+class TooManyItems(InvalidParameter):
+    """A list that is too long; `kind`: of what, in the plural."""
+
+    def __init__(self, param: str, count: int, most: int, kind: str) -> None:
+        InvalidRequest.__init__(
+            self, f"{param} has {count} {kind}, and at most {most} are accepted: leave some out", param
+        )
 
 
 class EmptyPrompt(InvalidRequest):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxserve.core.errors import InvalidParameter
+from jaxserve.core.errors import InvalidParameter, TooManyItems
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -126,14 +126,18 @@ class SamplingParams:
         _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
 
     def _check_lists(self) -> None:
-        if len(self.stop) > MAX_STOP_STRINGS or not all(isinstance(s, str) and s for s in self.stop):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidParameter("stop", self.stop, f"at most {MAX_STOP_STRINGS} non-empty strings")
-        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
-            raise InvalidParameter("stop_token_ids", self.stop_token_ids, f"at most {MAX_STOP_TOKENS} token ids")
+        for name, most, kind in (
+            ("stop", MAX_STOP_STRINGS, "strings"),
+            ("stop_token_ids", MAX_STOP_TOKENS, "token ids"),
+            ("logit_bias", MAX_LOGIT_BIAS, "token ids"),
+        ):
+            if (count := len(getattr(self, name))) > most:
+                raise TooManyItems(name, count, most, kind)
+        for text in self.stop:
+            if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidParameter("stop", text, "non-empty strings")
         for token in self.stop_token_ids:
             _whole("stop_token_ids", token, 0, None)
-        if len(self.logit_bias) > MAX_LOGIT_BIAS:
-            raise InvalidParameter("logit_bias", f"{len(self.logit_bias)} entries", f"at most {MAX_LOGIT_BIAS}")
         for token, bias in self.logit_bias.items():
             if type(token) is not int or token < 0:
                 raise InvalidParameter("logit_bias", token, "token ids, whole numbers from 0, each with its bias")

@@ -1,6 +1,7 @@
 """Every field of SamplingParams refuses what it cannot mean, by name."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,29 @@ def test_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidParameter, match=name) as caught:
         SamplingParams(**{name: value})
     assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"stop": ["the end"] * 17}, "stop has 17 strings, and at most 16 are accepted: leave some out"),
+        ({"stop_token_ids": range(65)}, "stop_token_ids has 65 token ids, and at most 64 are accepted: leave some out"),
+        (
+            {"logit_bias": dict.fromkeys(range(301), 0.0)},
+            "logit_bias has 301 token ids, and at most 300 are accepted: leave some out",
+        ),
+        ({"stop": ["fine", ""]}, "stop = '' is not accepted: give non-empty strings"),
+        ({"stop": ["x", "y" * 9000, 7]}, "stop = 7 is not accepted: give non-empty strings"),
+        (
+            {"stop_token_ids": ["z" * 9000]},
+            f"stop_token_ids = 'z{'z' * 75}... is not accepted: give a whole number from 0",
+        ),
+    ],
+)
+def test_a_message_is_a_line_however_long_the_list(value: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        SamplingParams(**value)
+    assert str(caught.value) == words and caught.value.param in value
 
 
 def test_min_tokens_is_at_most_max_tokens() -> None:
