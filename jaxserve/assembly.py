@@ -1,5 +1,7 @@
 """The one place where the host side and the device side are joined: a configuration and weights become an engine.
 
+find_folder    where the model lies, its `config.json` read
+find_tokenizer its own or another, read before minutes go into weights
 find_weights   what was asked for: a checkpoint read, or a pytree checked and placed
 Pool           what the device has room for: buckets, KV blocks, tiers, the longest sequence
 make_runner    programs over weights and blocks; `warm_up` compiles them
@@ -23,7 +25,9 @@ from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
 from jaxserve.engine.admission import Limits
 from jaxserve.engine.engine import Engine
+from jaxserve.models import hub
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.hf_config import read_config
 from jaxserve.models.params import abstract_like, check_params, place_params
 from jaxserve.models.registry import model_for
 from jaxserve.models.weights import load
@@ -47,8 +51,45 @@ class Weights:
 
     config: ModelConfig
     params: Any
-    directory: Path | None
-    """Where a tokenizer may lie beside them; None for a pytree."""
+
+
+def find_folder(section: ModelConfigSection, params: Any, model_config: ModelConfig | None) -> Path | None:
+    """Where the checkpoint that the section names lies, all but its weights; None for a pytree.
+
+    Raises:
+      ConfigError, CheckpointError, UnsupportedArchitecture.
+    """
+    if (params is None) != (model_config is None):
+        raise ConfigError("params and model_config go together: give both, or a model")
+    if params is not None:
+        require(
+            section.revision is None, "revision", section.revision, "none beside params: revisions belong to hub ids"
+        )
+        return None
+    source = _source(section.model)
+    read_config(hub.resolve(source, revision=section.revision, part="config"))
+    return hub.resolve(source, revision=section.revision, part="tokenizer")
+
+
+def find_tokenizer(section: ModelConfigSection, given: Tokenizer | None, folder: Path | None) -> Tokenizer | None:
+    """`given`, that which the section names, or the model's own; None where there is none, or none is wanted.
+
+    Raises:
+      ConfigError: one is given where none is wanted. CheckpointError: there is none where there should be.
+    """
+    if section.skip_tokenizer_init:
+        require(given is None, "skip_tokenizer_init", True, "false beside a tokenizer")
+        return None
+    if isinstance(given, Tokenizer):
+        return given
+    if given is not None:
+        raise ConfigError(
+            f"tokenizer is a {type(given).__name__}: give a directory, a hub id, or jaxserve.text.tokenizer.Tokenizer("
+            "backend), of the tokenizers library's object (that of transformers has it as backend_tokenizer)"
+        )
+    if section.tokenizer is not None:
+        return Tokenizer.from_directory(hub.resolve(_source(section.tokenizer), part="tokenizer"))
+    return None if folder is None else Tokenizer.from_directory(folder)
 
 
 def find_weights(section: ModelConfigSection, params: Any, model_config: ModelConfig | None) -> Weights:
@@ -57,19 +98,18 @@ def find_weights(section: ModelConfigSection, params: Any, model_config: ModelCo
     Raises:
       ConfigError, CheckpointError, UnsupportedArchitecture, ParamsMismatch.
     """
-    if (params is None) != (model_config is None):
-        raise ConfigError("params and model_config go together: give both, or a model")
     if params is not None and model_config is not None:
         check_params(params, model_config)
         held, wanted = str(jax.tree.leaves(params)[0].dtype), section.dtype
         require(wanted in ("auto", held), "dtype", wanted, f"auto, or params cast to it (they are {held})")
-        require(
-            section.revision is None, "revision", section.revision, "none beside params: revisions belong to hub ids"
-        )
-        return Weights(model_config, place_params(params, abstract_like(params, model_config)), None)
-    source = str(EMBEDDED) if section.model == "embedded" else section.model
-    checkpoint = load(source, dtype=None if section.dtype == "auto" else section.dtype, revision=section.revision)
-    return Weights(checkpoint.config, checkpoint.params, Path(checkpoint.directory))
+        return Weights(model_config, place_params(params, abstract_like(params, model_config)))
+    dtype = None if section.dtype == "auto" else section.dtype
+    checkpoint = load(_source(section.model), dtype=dtype, revision=section.revision)
+    return Weights(checkpoint.config, checkpoint.params)
+
+
+def _source(name: str) -> str:
+    return str(EMBEDDED) if name == "embedded" else name
 
 
 @dataclass(frozen=True, slots=True)

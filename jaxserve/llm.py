@@ -15,7 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from jaxserve.assembly import Pool, find_weights, make_engine, make_runner, warm_up
+from jaxserve.assembly import Pool, find_folder, find_tokenizer, find_weights, make_engine, make_runner, warm_up
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError
@@ -36,7 +36,7 @@ from jaxserve.models.params import check_params, place_params
 from jaxserve.runtime.programs import use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
 from jaxserve.text.prompts import Prompt, as_prompts, content_of, text_of
-from jaxserve.text.tokenizer import Tokenizer
+from jaxserve.text.tokenizer import Tokenizer, template_options
 
 
 class LLM:
@@ -45,8 +45,8 @@ class LLM:
     Args:
       model: a Hugging Face directory or hub id, a converted checkpoint, or "embedded"; or give `params`.
       params, model_config: weights as a pytree (see `jaxserve.models`), and what they are; for research.
-      tokenizer: a `Tokenizer`, or a directory that holds one; default: the model's own. With `params` there may be
-        none, and with `skip_tokenizer_init` there is none: then prompts are token ids, and outputs have no text.
+      tokenizer: a `Tokenizer`, or a directory or hub id that holds one; default: the model's own. With `params` there
+        may be none, and with `skip_tokenizer_init` there is none: then prompts are token ids, and outputs have no text.
       logits_processor: traced into the sampler: (logits [R, V], state) -> logits. See the property of this name.
       progress: show progress bars.
       settings: any setting of `core.config`, by its flat name; or `config`, all of them.
@@ -71,6 +71,8 @@ class LLM:
             if params is not None:
                 raise ConfigError(f"model = {str(model)!r} and params exclude each other: give one of them")
             settings["model"] = str(model)
+        if isinstance(tokenizer, str | Path):
+            settings["tokenizer"], tokenizer = str(tokenizer), None
         for setting in all_settings():
             if setting.section in SERVER_SECTIONS and setting.name in settings:
                 require(False, setting.name, settings[setting.name], "none here: it is a setting of `jaxserve serve`")
@@ -80,10 +82,11 @@ class LLM:
         for sentence in idle_settings(self.config, self._tenants) if settings else ():
             warnings.warn(sentence, stacklevel=2)
         use_compilation_cache(self.config.runtime.compilation_cache_dir)
+        folder = find_folder(self.config.model, params, model_config)
+        self.tokenizer = find_tokenizer(self.config.model, tokenizer, folder)
+        self._generation = read_generation_config(self.config.model.generation_config, folder)
         weights = find_weights(self.config.model, params, model_config)
         self.model_config = weights.config
-        self.tokenizer = self._find_tokenizer(tokenizer, weights.directory)
-        self._generation = read_generation_config(self.config.model.generation_config, weights.directory)
         self.model_name = self.config.model.served_model_name or self._default_name()
         self._clock = MonotonicClock()
         self._ids = itertools.count()
@@ -111,21 +114,24 @@ class LLM:
         `sampling_params`: one for all or one each; None: `get_default_sampling_params()`, here and in `chat`, `stream`.
         """
         batch = as_prompts(prompts)
-        asked = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        params = _one_each(asked, len(batch))
-        requests = [self.make_request(prompt, p) for prompt, p in zip(batch, params, strict=True)]
-        texts = [text_of(prompt) for prompt in batch]
-        return self._run(requests, texts, self._progress if use_tqdm is None else use_tqdm)
+        return self._complete(batch, [text_of(prompt) for prompt in batch], sampling_params, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several, through the model's chat template."""
+        """Answer one conversation, or several, through the model's chat template.
+
+        An output's `prompt` is the text that the template made. `continue_final_message`: go on with the last message;
+        else the assistant's turn is opened, unless `add_generation_prompt` is false. `chat_template_kwargs`: more names
+        for the template.
+        """
         if not isinstance(messages, Sequence) or isinstance(messages, str):
             raise InvalidRequest(
                 f"messages is a {type(messages).__name__}: give a list of messages, or of such lists", "messages"
@@ -133,8 +139,10 @@ class LLM:
         several = bool(messages) and not isinstance(messages[0], dict)
         conversations: Any = messages if several else [messages]
         tokenizer = self._need_tokenizer("chat")
-        prompts = [tokenizer.encode_chat(c, add_generation_prompt=add_generation_prompt) for c in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        options = template_options(chat_template_kwargs, add_generation_prompt, continue_final_message)
+        texts = [tokenizer.render_chat(conversation, **options) for conversation in conversations]
+        prompts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return self._complete(prompts, texts, sampling_params, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[SequenceOutput]:
         """The pieces of one request as they come. Leaving the loop early aborts it."""
@@ -239,15 +247,6 @@ class LLM:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _find_tokenizer(self, given: Tokenizer | str | Path | None, directory: Path | None) -> Tokenizer | None:
-        if self.config.model.skip_tokenizer_init:
-            require(given is None, "skip_tokenizer_init", True, "false beside a tokenizer")
-            return None
-        if isinstance(given, Tokenizer):
-            return given
-        place = given or directory
-        return Tokenizer.from_directory(place) if place else None
-
     def _default_name(self) -> str:
         model = self.config.model.model
         return Path(model).name if Path(model).is_dir() else model
@@ -262,7 +261,18 @@ class LLM:
             raise InvalidRequest(f"{what} needs a tokenizer and there is none: give token ids, or LLM(tokenizer=...)")
         return self.tokenizer
 
-    def _run(self, requests: list[Request], texts: list[str | None], show: bool) -> list[RequestOutput]:
+    def _complete(
+        self,
+        prompts: Sequence[Prompt],
+        texts: Sequence[str | None],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool | None,
+    ) -> list[RequestOutput]:
+        """`texts`: of the prompts, as their outputs tell them."""
+        asked = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        params = _one_each(asked, len(prompts))
+        requests = [self.make_request(prompt, p) for prompt, p in zip(prompts, params, strict=True)]
+        show = self._progress if use_tqdm is None else use_tqdm
         collectors = {r.id: Collector(r, text) for r, text in zip(requests, texts, strict=True)}
         tokens = 0
         with (

@@ -105,7 +105,7 @@ def _model(section: ModelConfigSection) -> Any:
     path = EMBEDDED if section.model == "embedded" else Path(section.model)
     if not path.is_file():
         source = path if path.is_dir() else section.model
-        return read_directory(hub.resolve(source, revision=section.revision, config_only=True))
+        return read_directory(hub.resolve(source, revision=section.revision, part="config"))
     try:
         mapping = json.loads(path.read_text())
     except ValueError as error:

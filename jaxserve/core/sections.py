@@ -20,6 +20,7 @@ class ModelConfigSection:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "type of weights and activations; auto: float32 on the CPU, bfloat16 on a GPU"
     )
+    tokenizer: str | None = setting(None, "directory or hub id with another tokenizer; default: the model's own")
     skip_tokenizer_init: bool = setting(False, "token ids in, token ids out, no text: the model needs no tokenizer")
     max_model_len: int | None = setting(None, "longest prompt + output, in tokens; default: what the model declares")
     served_model_name: str | None = setting(None, "the name clients see; default: the model's own")
@@ -31,6 +32,10 @@ class ModelConfigSection:
     def __post_init__(self) -> None:
         longest = self.max_model_len
         require(longest is None or longest > 0, "max_model_len", longest, "a positive number of tokens")
+        require(
+            self.tokenizer is None or not self.skip_tokenizer_init,
+            "skip_tokenizer_init", True, f"false beside tokenizer = {self.tokenizer!r}",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,16 +3,22 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.hf_config import read_config
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = (
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja",
+_TEXT = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja", "config.json",
+    "generation_config.json",
 )  # fmt: skip
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+
+Part = Literal["config", "tokenizer", "model"]
+"""What is wanted: `config.json`; the files around `tokenizer.json`, of a repository that need be no model; or all that
+serving needs."""
+_FILES: dict[Part, tuple[str, ...]] = {"config": ("config.json",), "tokenizer": _TEXT, "model": _TEXT + _WEIGHTS}
 
 
 def resolve(
@@ -22,10 +28,10 @@ def resolve(
     cache_dir: str | Path | None = None,
     token: str | None = None,
     endpoint: str | None = None,
-    config_only: bool = False,
+    part: Part = "model",
 ) -> Path:
     """The directory of `source`, downloaded where it is a hub id; CheckpointError if there is neither, ConfigError for
-    a `revision` of a directory. `config_only`: of a hub id no more than `config.json`.
+    a `revision` of a directory. `part`: what of a hub id is downloaded.
 
     `endpoint` is the hub's address; by default what huggingface_hub uses, which the variable HF_ENDPOINT sets.
     """
@@ -36,20 +42,23 @@ def resolve(
             raise ConfigError(f"revision = {revision!r} cannot work: give {accepted}")
         return path
     if path.exists():
-        raise CheckpointError(path, "a file", "expected the directory that holds config.json and the weights")
+        held = "tokenizer.json" if part == "tokenizer" else "config.json and the weights"
+        raise CheckpointError(path, "a file", f"expected the directory that holds {held}")
     name = str(source)
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(source, "there is no such directory", "give a directory, or a hub id such as org/name")
-    return _download(name, revision, config_only, cache_dir=cache_dir, token=token, endpoint=endpoint)
+    return _download(name, revision, part, cache_dir=cache_dir, token=token, endpoint=endpoint)
 
 
-def _download(repo_id: str, revision: str | None, config_only: bool, **options: Any) -> Path:
-    """A snapshot of what serving needs. `config.json` comes first: a model that cannot be served costs no download."""
-    first = _snapshot(repo_id, revision, ("config.json",), **options)
+def _download(repo_id: str, revision: str | None, part: Part, **options: Any) -> Path:
+    """A snapshot. A model's `config.json` comes first: one that cannot be served costs no download."""
+    if part == "tokenizer":
+        return _snapshot(repo_id, revision, _TEXT, **options)
+    first = _snapshot(repo_id, revision, _FILES["config"], **options)
     if not (first / "config.json").is_file():
         raise CheckpointError(repo_id, "the repository has no config.json", "expected a model made for transformers")
     read_config(first)
-    return first if config_only else _snapshot(repo_id, revision, _FILES, **options)
+    return first if part == "config" else _snapshot(repo_id, revision, _FILES[part], **options)
 
 
 def _snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], **options: Any) -> Path:

@@ -3,7 +3,7 @@
 import datetime
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,8 @@ _NOT_GIVEN = {"tools": None, "documents": None}
 """What Hugging Face gives templates that nobody gave these: they ask `tools is not none`."""
 _HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 """Behind the message that is to be continued while it is rendered; as Hugging Face does it, with the same mark."""
+_OWN = frozenset({"self", "messages", "add_generation_prompt", "continue_final_message"})
+"""What `chat_template_kwargs` may not name."""
 
 
 class Tokenizer:
@@ -60,7 +62,7 @@ class Tokenizer:
                 folder,
                 found,
                 "a fast tokenizer is needed: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) makes one; or set "
-                "skip_tokenizer_init, for token ids alone",
+                "tokenizer, to a folder or hub id that has one, or skip_tokenizer_init, for token ids alone",
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
@@ -157,6 +159,19 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """`render_chat`, encoded; the template writes the special tokens itself."""
         return self.encode(self.render_chat(messages, **options), add_special_tokens=False)
+
+
+def template_options(more: Mapping[str, Any] | None, opens: bool | None, continues: bool | None) -> dict[str, Any]:
+    """What `render_chat` is given of `chat_template_kwargs`, `add_generation_prompt` and `continue_final_message`: the
+    assistant's turn is opened unless its last message is continued. InvalidRequest: the first names one of the others.
+    """
+    more = dict(more or {})
+    for name in _OWN & more.keys():
+        raise InvalidRequest(
+            f"chat_template_kwargs: {name} has a place of its own, or none: take it out", "chat_template_kwargs"
+        )
+    opened = opens if opens is not None else not continues
+    return more | {"add_generation_prompt": opened, "continue_final_message": bool(continues)}
 
 
 def _plain(message: Message, index: int) -> Message:

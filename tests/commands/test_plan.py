@@ -43,7 +43,7 @@ def test_of_a_hub_id_only_the_configuration_is_asked(
     asked: list[object] = []
     monkeypatch.setattr(hub, "resolve", lambda *args, **options: asked.append((*args, options)) or Path(model).parent)
     assert main(["plan", "--model", "someone/llama", "--revision", "v2", "--target", "h200", "--estimate"]) == 0
-    assert asked == [("someone/llama", {"revision": "v2", "config_only": True})]
+    assert asked == [("someone/llama", {"revision": "v2", "part": "config"})]
     assert "LlamaForCausalLM" in capsys.readouterr().out
 
 

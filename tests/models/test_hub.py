@@ -141,8 +141,16 @@ def test_a_second_look_downloads_nothing_and_works_offline(stand_in, tmp_path):
 
 
 def test_the_configuration_alone(stand_in, tmp_path):
-    folder = hub.resolve("someone/tiny", cache_dir=tmp_path / "cache", endpoint=stand_in.url, config_only=True)
+    folder = hub.resolve("someone/tiny", cache_dir=tmp_path / "cache", endpoint=stand_in.url, part="config")
     assert stand_in.served == ["config.json"] == [path.name for path in folder.iterdir()]
+
+
+def test_a_tokenizer_alone_of_a_repository_that_is_no_model(stand_in, tmp_path):
+    repository = stand_in.root / "someone" / "words"
+    shutil.copytree(stand_in.root / "someone" / "tiny", repository)
+    (repository / "config.json").unlink()
+    folder = hub.resolve("someone/words", cache_dir=tmp_path / "cache", endpoint=stand_in.url, part="tokenizer")
+    assert sorted(path.name for path in folder.iterdir()) == ["chat_template.jinja", "tokenizer.json"]
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_downloaded(stand_in, tmp_path):

@@ -1,15 +1,19 @@
 """The oracles again, through the whole engine: chunked prefill, paged attention, batches, windows over block edges."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxserve.assembly import EMBEDDED, find_folder, find_tokenizer
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CheckpointError, ConfigError, InvalidRequest
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models import load
+from jaxserve.text.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ORACLES = sorted(path.parent.name for path in FIXTURES.glob("*/oracle.json"))
@@ -21,11 +25,36 @@ SIZES = {
 }  # fmt: skip
 
 
-def test_a_folder_without_a_tokenizer_says_what_to_do():
-    with pytest.raises(CheckpointError, match=r"no tokenizer.json; .* set skip_tokenizer_init, for token ids alone"):
-        LLM(FIXTURES / "llama3.2", **SIZES)
-    with pytest.raises(ConfigError, match="skip_tokenizer_init"):
-        LLM(FIXTURES / "llama3.2", skip_tokenizer_init=True, tokenizer="embedded", **SIZES)
+def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path):
+    """Before its weights are read: there are none."""
+    shutil.copy(FIXTURES / "llama3.2" / "config.json", tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer.json; .* set tokenizer, .* skip_tokenizer_init, for token"
+    ):
+        LLM(tmp_path, **SIZES)
+
+
+def test_another_tokenizer_than_the_models(tmp_path):
+    """A setting, and an argument over it; what it lacks is told before weights are read."""
+    shutil.copy(FIXTURES / "llama3.2" / "config.json", tmp_path)
+    section = EngineConfig.from_settings(model=str(tmp_path), tokenizer="embedded").model
+    folder = find_folder(section, None, None)
+    own, embedded = Tokenizer.from_directory(EMBEDDED), find_tokenizer(section, None, folder)
+    assert folder == tmp_path and embedded.encode("ROMEO:") == own.encode("ROMEO:")
+    assert find_tokenizer(section, own, folder) is own
+    for wrong, says in (
+        (tmp_path, "no tokenizer.json"),
+        ("./missing", "no such directory"),
+        (EMBEDDED / "tokenizer.json", "expected the directory that holds tokenizer.json"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            LLM(tmp_path, tokenizer=wrong, **SIZES)
+    with pytest.raises(ConfigError, match=r"tokenizer is a dict: give a directory, a hub id, or jaxserve.text.tok"):
+        LLM(tmp_path, tokenizer={}, **SIZES)
+    with pytest.raises(ConfigError, match=r"skip_tokenizer_init = True cannot work: give false beside tokenizer = "):
+        LLM(tmp_path, skip_tokenizer_init=True, tokenizer="embedded", **SIZES)
+    with pytest.raises(ConfigError, match=r"skip_tokenizer_init = True cannot work: give false beside a tokenizer"):
+        LLM(tmp_path, skip_tokenizer_init=True, tokenizer=own, **SIZES)
 
 
 @pytest.mark.slow

@@ -9,10 +9,7 @@ from jaxserve.core.errors import InvalidParameter, InvalidRequest
 from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
 from jaxserve.server.schemas.base import Body, shown
 from jaxserve.server.schemas.openai import OpenAIFields
-
-_KWARGS = "chat_template_kwargs"
-_FIELDS = frozenset({"self", "messages", "add_generation_prompt", "continue_final_message"})
-"""What `chat_template_kwargs` may not name."""
+from jaxserve.text.tokenizer import template_options
 
 
 class TextPart(Body):
@@ -83,11 +80,3 @@ class ChatBody(OpenAIFields):
 
     def template_options(self) -> dict[str, Any]:
         return template_options(self.chat_template_kwargs, self.add_generation_prompt, self.continue_final_message)
-
-
-def template_options(more: dict[str, Any] | None, opens: bool | None, continues: bool | None) -> dict[str, Any]:
-    """The template's names; the assistant's turn is opened unless its last message is continued."""
-    for name in _FIELDS & (more or {}).keys():
-        raise InvalidRequest(f"chat_template_kwargs: {name} is a field of the body, or none: take it out", _KWARGS)
-    opened = opens if opens is not None else not continues
-    return (more or {}) | {"add_generation_prompt": opened, "continue_final_message": bool(continues)}

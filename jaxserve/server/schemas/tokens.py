@@ -6,8 +6,9 @@ from pydantic import Field
 
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.schemas.base import Body
-from jaxserve.server.schemas.chat import ChatMessage, template_options
+from jaxserve.server.schemas.chat import ChatMessage
 from jaxserve.server.schemas.sampling import TokenIds
+from jaxserve.text.tokenizer import template_options
 
 
 class TokenizeBody(Body):
