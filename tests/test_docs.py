@@ -1,4 +1,4 @@
-"""Nothing that the code offers is missing from the docs, and what they show runs."""
+"""Nothing that the code offers is missing from the docs. That what they show runs: `server/test_python_blocks.py`."""
 
 import argparse
 import dataclasses
@@ -6,9 +6,6 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
-import jaxserve
 from jaxserve.cli import _parser
 from jaxserve.core.config import all_settings
 from jaxserve.core.plan import TokenLogprobs
@@ -22,7 +19,6 @@ from jaxserve.metrics.page import page
 from jaxserve.server.app import ROUTES
 from jaxserve.server.dashboard.routes import PAGE_PATHS
 from jaxserve.server.traces import OPERATIONS
-from tests.server.conftest import FEW_PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -107,22 +103,6 @@ def test_every_attribute_of_a_span() -> None:
 
     call = Call("id", requests=[Request(id="a", prompt=(1,), params=SamplingParams(stop=("x",)))])
     page = DOCS["debugging.md"].split("| attribute | |")[1]
-    for name in {*traces._asked(call), *traces._answered(call, "m")}:
+    for name in {*traces._asked(call), *traces._answered(call, "m"), "jaxserve.batch.id", "jaxserve.batch.line"}:
         assert f"`{name}`" in page or f"`.{name.split('.', 2)[-1]}`" in page, name
     assert {"chat", "text_completion"} == set(OPERATIONS.values())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_python_blocks_run(
-    compilation_cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small = FEW_PROGRAMS | {"compilation_cache_dir": compilation_cache, "progress": False}
-    monkeypatch.setattr(jaxserve, "LLM", lambda model: LLM(model, **small), raising=False)
-    blocks = re.findall(r"```python\n(.*?)```", DOCS["python.md"], re.DOTALL)
-    assert len(blocks) >= 3
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
-    printed = capsys.readouterr().out
-    assert "JULIET:" in printed and "second length" in printed
