@@ -29,10 +29,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 from jaxserve.batches.store import Store
 from jaxserve.cli import main
 from jaxserve.core.clock import MonotonicClock
-from jaxserve.core.config import BatchConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request
+from jaxserve.core.server_sections import BatchConfig
 from jaxserve.server.batches import Batches
 from jaxserve.server.context import Call
 from jaxserve.server.traces import RequestTraces, open_traces
