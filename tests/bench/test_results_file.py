@@ -46,9 +46,10 @@ def test_what_makes_two_runs_unlike_is_named(tmp_path: Path) -> None:
     ("module", "flags"),
     [
         ("throughput", ["--json"]), ("start", ["--json"]), ("http", ["--json"]), ("compile", ["--json"]),
-        ("peers.__main__", [f"--peer=openvino={sys.executable}", "--json"]), ("serve", ["http://127.0.0.1:9", "--json"]),
-        ("peers.__main__", [f"--peer=openvino={sys.executable}", "--scratch"]), ("gpu", ["--out"]), ("fidelity", ["--json"]),
-        ("tuning", ["--json"]), ("soak.__main__", ["--keep"]), ("scenarios.__main__", ["S1", "--out"]),
+        ("peers.__main__", [f"--peer=openvino={sys.executable}", "--json"]), ("fidelity", ["--json"]),
+        ("peers.__main__", [f"--peer=openvino={sys.executable}", "--scratch"]), ("gpu", ["--out"]),
+        ("serve", ["http://127.0.0.1:9", "--json"]), ("tuning", ["--json"]), ("soak.__main__", ["--keep"]),
+        ("scenarios.__main__", ["S1", "--out"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )  # fmt: skip
