@@ -5,6 +5,7 @@ dear to build. The longest groups begin first, so that no process ends long afte
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,15 @@ def group_of(nodeid: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One folder of compiled programs for the whole session: equal shapes are compiled once."""
-    return os.environ.get("JAXSERVE_TEST_CACHE") or str(tmp_path_factory.mktemp("xla"))
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One folder of compiled programs for the whole session, and in this process not even a folder: equal shapes are
+    traced and compiled once."""
+    from jaxserve.runtime import runner
+    from tests.shared_programs import SharedLowering
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "Lowering", SharedLowering)
+        yield os.environ.get("JAXSERVE_TEST_CACHE") or str(tmp_path_factory.mktemp("xla"))
 
 
 @pytest.fixture(scope="session")

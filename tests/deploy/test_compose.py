@@ -20,7 +20,7 @@ import yaml
 from jaxserve.cli import _parser
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.server_sections import ServerConfig
-from tests.server.test_lifetime import SMALL
+from tests.server.conftest import SMALL
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 ROOT = DEPLOY.parent

@@ -37,7 +37,7 @@ BASE: dict[str, Any] = {
     "on_compile_after_warmup": "error",
 }
 
-SMALL_POOL: dict[str, Any] = {"num_blocks": 14, "watermark": 0.0, "prefill_buckets": (64,)}
+SMALL_POOL: dict[str, Any] = {"num_blocks": 11, "watermark": 0.0, "prefill_buckets": (64,)}
 """Too small for what runs at once. The pool's size is in every model's program: all who need one share this."""
 
 

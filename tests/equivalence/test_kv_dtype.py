@@ -7,18 +7,19 @@ import pytest
 
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
-from tests.equivalence.conftest import SMALL_POOL
 from tests.equivalence.test_schedules import tokens
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
 KV_DTYPES = ["float8_e4m3fn", "int8"]
+FEW_PROGRAMS = {"prefill_buckets": (64,), "num_blocks": 48}
+"""Room for all prompts at once, and not for as many long ones."""
 
 pytestmark = pytest.mark.slow  # each type has its own programs; tests of write_kv are the quick ones
 
 
 @pytest.fixture(scope="module", params=KV_DTYPES)
 def llm(request: pytest.FixtureRequest, make_llm: Callable[..., LLM]) -> LLM:
-    return make_llm(kv_cache_dtype=request.param)
+    return make_llm(**FEW_PROGRAMS, kv_cache_dtype=request.param)
 
 
 def test_scores_are_near_those_of_the_whole_cache(llm: LLM, base: LLM, prompts: list[list[int]]) -> None:
@@ -33,7 +34,8 @@ def test_scores_are_near_those_of_the_whole_cache(llm: LLM, base: LLM, prompts: 
 
 def test_blocks_are_of_8_bits_and_scales(llm: LLM, base: LLM) -> None:
     block, head_dim = llm.config.cache.block_size, llm.model_config.head_dim
-    assert llm.runner.kv_bytes * (4 * block * head_dim) == base.runner.kv_bytes * (block * head_dim + 4)
+    small, whole = (engine.runner.kv_bytes / engine.engine.scheduler.blocks.pool.num_blocks for engine in (llm, base))
+    assert small * (4 * block * head_dim) == whole * (block * head_dim + 4)
 
 
 def test_a_prefix_that_was_decoded_and_one_that_was_prefilled_give_the_same_tokens(
@@ -58,11 +60,11 @@ def test_together_is_alone(llm: LLM, prompts: list[list[int]]) -> None:
 
 
 def test_parked_blocks_keep_their_scales(llm: LLM, make_llm: Callable[..., LLM], prompts: list[list[int]]) -> None:
-    alone = [tokens(llm, [prompt], [GREEDY])[0] for prompt in prompts]
-    small = make_llm(
-        **SMALL_POOL, kv_cache_dtype=llm.config.cache.kv_cache_dtype, enable_prefix_caching=False,
+    longest = [prompts[-1][i:] + prompts[-1][:i] for i in range(8)]
+    alone = [tokens(llm, [prompt], [GREEDY])[0] for prompt in longest]
+    parking = make_llm(
+        **FEW_PROGRAMS, kv_cache_dtype=llm.config.cache.kv_cache_dtype, enable_prefix_caching=False,
         offload_host_bytes=1 << 20,
     )  # fmt: skip
-    assert tokens(small, prompts, [GREEDY] * len(prompts)) == alone
-    assert small.engine.scheduler.blocks.tiers.counts.loaded_from_host > 0
-    assert small.runner.compilations_after_warmup == 0
+    assert tokens(parking, longest, [GREEDY] * len(longest)) == alone
+    assert parking.engine.scheduler.blocks.tiers.counts.loaded_from_host > 0

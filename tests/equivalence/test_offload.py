@@ -92,7 +92,7 @@ def test_every_policy_with_every_victim_and_tier(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("jaxserve.assembly.CheapestFirst", EachInTurn)
     batches = {"batch_size": 8} if policy == "static" else {}
-    settings = tier_settings(way, tmp_path) | batches | {"tpot_slo_s": 0.05, "num_blocks": 11}
+    settings = tier_settings(way, tmp_path) | batches | {"tpot_slo_s": 0.05}
     llm = make_llm(**NO_PREFIXES | settings, policy=policy)
     outputs = llm.generate(prompts, MIXED, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in outputs] == reference

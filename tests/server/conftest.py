@@ -35,6 +35,13 @@ FEW_PROGRAMS: dict[str, Any] = {
     "prefill_buckets": (128,), "prefill_rows": 8, "num_blocks": 200,
 }  # fmt: skip
 """For the embedded model."""
+SMALL = [
+    "--max-num-seqs=8", "--max-num-batched-tokens=128", "--decode-buckets=8", "--mixed-decode-buckets=8",
+    "--prefill-buckets=128", "--prefill-rows=8", "--num-blocks=200",
+]  # fmt: skip
+"""The same for a command line: a process finds the programs that `llm` has left in the folder of the session."""
+PATIENCE_S = 60.0
+"""How long a test waits for what must come, on however busy a machine."""
 
 
 @dataclass
@@ -64,15 +71,11 @@ class Background:
         self.server = Server(app, app.state.server.config)
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([sock])), daemon=True)
         self.thread.start()
-        for _ in range(500):
-            if self.server.started:
-                return
-            threading.Event().wait(0.02)
-        raise AssertionError("the server does not start")
+        wait_for(lambda: self.server.started)
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
 
 
@@ -92,7 +95,7 @@ def serve(
 ) -> Iterator[Running]:
     app = create_app(service, keys=keys, kept=kept, traces=traces)
     background = Background(app)
-    with httpx.Client(base_url=background.url, timeout=20) as client:
+    with httpx.Client(base_url=background.url, timeout=PATIENCE_S) as client:
         yield Running(client, service.loop.engine if service else None, background.url, app)
     background.stop()
 
@@ -130,22 +133,31 @@ def embedded(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     yield from serve(llm_service(llm), kept=Batches(Store(folder, 1 << 30), config))
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it does not come to that")
+def http_post(path: str, body: object) -> bytes:
+    """The bytes of a request."""
+    data = json.dumps(body).encode()
+    return b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(data), data)
+
+
+def call_and_leave(running: Running, body: dict[str, Any]) -> None:
+    """`POST /generate`, and gone as soon as all of its completions run."""
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sock:
+        sock.sendall(http_post("/generate", body))
+        wait_for(lambda: running.engine.scheduler.num_running == body.get("n", 1))
+
+
+def wait_for(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    end = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < end, "it does not come to that"
+        time.sleep(0.01)
 
 
 def assert_idle(engine: Engine) -> None:
     """Every block is free again, soon."""
     pool = engine.scheduler.blocks.pool
-    for _ in range(400):
-        if pool.num_free == pool.capacity and not engine.scheduler.num_running:
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("blocks are still held")
+    wait_for(lambda: pool.num_free == pool.capacity and not engine.scheduler.num_running)
 
 
 @contextmanager
@@ -162,10 +174,7 @@ def log_lines(count: int) -> Iterator[list[dict[str, Any]]]:
     logger.setLevel(logging.INFO)
     try:
         yield found
-        for _ in range(250):  # a line is written after its answer has left
-            if len(found) >= count:
-                break
-            time.sleep(0.02)
+        wait_for(lambda: len(found) >= count)  # a line is written after its answer has left
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

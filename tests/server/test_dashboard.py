@@ -15,7 +15,7 @@ from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.server.keys import Keys
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, fake_service, serve
+from tests.server.conftest import PATIENCE_S, Running, fake_service, serve
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 ADMIN = "the-admin-key"
@@ -148,7 +148,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     found.quit()
 
 
-def until(browser: Any, script: str, seconds: float = 30.0) -> Any:
+def until(browser: Any, script: str, seconds: float = 2 * PATIENCE_S) -> Any:
     end = time.monotonic() + seconds
     while not (value := browser.execute_script(f"return {script}")):
         assert time.monotonic() < end, f"never true: {script}; the page says: {text(browser, 'body')}"

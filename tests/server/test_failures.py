@@ -10,7 +10,7 @@ import pytest
 
 from jaxserve.engine.engine import Engine
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, assert_idle, fake_service, serve, wait_for
+from tests.server.conftest import PATIENCE_S, Running, assert_idle, fake_service, serve, wait_for
 
 BODY = {"prompt": [1, 2, 3], "max_tokens": 8, "seed": 0}
 
@@ -29,7 +29,7 @@ def test_a_failing_step_is_a_500_and_the_next_request_is_served(
     begun, submit = threading.Event(), engine.fake.submit  # type: ignore[attr-defined]
 
     def submit_after_the_first_event(plan: Any) -> Any:
-        assert plan.step < 15 or not stream or begun.wait(20)
+        assert plan.step < 15 or not stream or begun.wait(PATIENCE_S)
         return submit(plan)
 
     monkeypatch.setattr(engine.fake, "submit", submit_after_the_first_event)  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ def test_a_step_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: 
     release, submit = threading.Event(), engine.fake.submit  # type: ignore[attr-defined]
 
     def hanging_submit(plan: Any) -> Any:
-        release.wait(20)
+        release.wait(2 * PATIENCE_S)
         return submit(plan)
 
     monkeypatch.setattr(engine.fake, "submit", hanging_submit)  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def test_a_step_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: 
             assert server.client.post("/generate", json=BODY).status_code == 503
             wait_for(lambda: any("hanging_submit" in str(getattr(r, "fields", "")) for r in caplog.records))
             release.set()
-            post.join(10)
+            post.join(PATIENCE_S)
             assert answers == [200] and server.client.get("/health").status_code == 200
     finally:
         logger.removeHandler(caplog.handler)

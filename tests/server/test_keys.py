@@ -1,7 +1,6 @@
 """API keys: who is who, what is closed, and that a key is in no log."""
 
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from jaxserve.server.errors import BadKey
 from jaxserve.server.keys import Keys
 from jaxserve.server.log import JsonFormatter
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, fake_service, serve
+from tests.server.conftest import Running, fake_service, serve, wait_for
 
 ALICE, BOB, ADMIN = "alice-key-1", "bob-key-0002", "the-admin-key"
 BODY = {"prompt": [1, 2], "max_tokens": 2}
@@ -65,10 +64,7 @@ def test_no_key_and_no_prompt_in_the_log(guarded: Running, caplog: pytest.LogCap
     try:
         guarded.client.post("/generate", json={"prompt": "a secret", "max_tokens": 2}, headers=bearer(ALICE))
         guarded.client.post("/generate", json=BODY, headers=bearer("wrong-key-1"))
-        for _ in range(100):  # the line is written after the answer has left
-            if len(caplog.records) >= 2:
-                break
-            time.sleep(0.02)
+        wait_for(lambda: len(caplog.records) >= 2)  # the line is written after the answer has left
     finally:
         logger.removeHandler(caplog.handler)
     text = "\n".join(JsonFormatter().format(record) for record in caplog.records)

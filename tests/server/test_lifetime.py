@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +20,9 @@ from jaxserve.cli import main
 from jaxserve.server import serve
 from jaxserve.sim.record_reader import read_record
 from jaxserve.sim.replay import replay
+from tests.server.conftest import PATIENCE_S, SMALL, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = [
-    "--max-num-seqs=8", "--max-num-batched-tokens=128", "--decode-buckets=8", "--prefill-buckets=128",
-    "--mixed-decode-buckets=8", "--prefill-rows=4", "--num-blocks=200",
-]  # fmt: skip
 
 
 class Process:
@@ -42,23 +38,38 @@ class Process:
         self.phases: list[str] = []
 
     def wait_until_ready(self) -> None:
-        for _ in range(1200):
-            assert self.process.poll() is None, self.process.stderr.read()
-            try:
-                self.phases.append(httpx.get(f"{self.url}/ready", timeout=5).json()["status"])
-                if self.phases[-1] == "ready":
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError("the server does not become ready")
+        wait_for(lambda: self.phase() == "ready", 5 * PATIENCE_S)
 
-    def stream(self, tokens: int) -> list[dict]:
-        """The payloads of a stream, those that came."""
+    def phase(self) -> str:
+        assert self.process.poll() is None, self.process.stderr.read()
+        with contextlib.suppress(httpx.TransportError):
+            self.phases.append(httpx.get(f"{self.url}/ready", timeout=PATIENCE_S).json()["status"])
+            return self.phases[-1]
+        return "none"
+
+    def stream(self, tokens: int, events: list[dict] | None = None) -> list[dict]:
+        """The payloads of a stream, those that came; each in `events` as soon as it is there."""
+        events = [] if events is None else events
         body = {"prompt": "ROMEO:\n", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60) as response:
-            lines = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
-        return [json.loads(line) for line in lines]
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=PATIENCE_S) as response:
+            events.extend(json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
+        return events
+
+    @contextlib.contextmanager
+    def streaming(self, tokens: int) -> Iterator[list[dict]]:
+        """A stream is under way when the block begins, and over when it has ended: its events."""
+        events: list[dict] = []
+
+        def read() -> None:
+            with contextlib.suppress(httpx.TransportError):
+                self.stream(tokens, events)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_for(lambda: bool(events))
+        yield events
+        reader.join(PATIENCE_S)
+        assert not reader.is_alive()
 
 
 @pytest.fixture
@@ -72,7 +83,7 @@ def start(compilation_cache: str) -> Iterator:
     yield make
     for one in started:
         one.process.kill()
-        one.process.wait(10)
+        one.process.wait(PATIENCE_S)
         one.process.stderr.close()
 
 
@@ -102,49 +113,37 @@ def test_sigterm_drains_and_exits_0(start) -> None:
     server = start()
     server.wait_until_ready()
     assert set(server.phases) == {"starting", "ready"}, "it answered while it loaded"
-    events: list[dict] = []
-    reader = threading.Thread(target=lambda: events.extend(server.stream(700)))
-    reader.start()
-    time.sleep(0.5)
-    server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1})
-    assert refused.status_code == 503 and refused.headers["retry-after"]
-    assert httpx.get(f"{server.url}/ready").json() == {"status": "draining"}
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    reader.join(60)
-    assert len(events) == 700 and events[-1]["choices"][0]["finish_reason"] == "length"
-    assert server.process.wait(30) == 0
+    with server.streaming(900) as events:
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: server.phase() == "draining")
+        refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1})
+        assert refused.status_code == 503 and refused.headers["retry-after"]
+        assert httpx.get(f"{server.url}/health").status_code == 200
+    assert len(events) == 900 and events[-1]["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.slow
 def test_what_does_not_finish_in_time_gets_an_error(start) -> None:
-    server = start("--drain-timeout-s=0.2")
+    server = start("--drain-timeout-s=0.05")
     server.wait_until_ready()
-    events: list[dict] = []
-    reader = threading.Thread(target=lambda: events.extend(server.stream(1000)))
-    reader.start()
-    time.sleep(0.5)
-    server.process.send_signal(signal.SIGTERM)
-    reader.join(30)
+    with server.streaming(1000) as events:
+        server.process.send_signal(signal.SIGTERM)
     assert events[-1]["error"]["code"] == 503 and "shutting down" in events[-1]["error"]["message"]
-    assert server.process.wait(30) == 0
+    assert server.process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.slow
 def test_what_was_served_is_on_record_after_sigterm(start, tmp_path) -> None:
     """A request under way, too, which the drain fails: `replay` decides as the server did, `simulate` takes it."""
     path = tmp_path / "record.jsonl"
-    server = start(f"--record={path}", "--drain-timeout-s=0.2")
+    server = start(f"--record={path}", "--drain-timeout-s=0.05")
     server.wait_until_ready()
     for tokens in (3, 12, 5):
         assert len(server.stream(tokens)) == tokens
-    reader = threading.Thread(target=server.stream, args=(1000,))
-    reader.start()
-    time.sleep(0.5)
-    server.process.send_signal(signal.SIGTERM)
-    reader.join(30)
-    assert server.process.wait(30) == 0
+    with server.streaming(1000):
+        server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(PATIENCE_S) == 0
     record = read_record(path)
     assert [request.max_output_tokens for request in record.requests] == [3, 12, 5, 1000]
     assert [request.ends[0].output_tokens for request in record.requests[:3]] == [3, 12, 5]
@@ -159,20 +158,12 @@ def test_what_was_served_is_on_record_after_sigterm(start, tmp_path) -> None:
 def test_a_second_signal_is_obeyed_at_once(start) -> None:
     server = start()
     server.wait_until_ready()
-
-    def read_until_cut() -> None:
-        with contextlib.suppress(httpx.TransportError):
-            server.stream(1000)
-
-    reader = threading.Thread(target=read_until_cut)
-    reader.start()
-    time.sleep(0.5)
-    server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    assert server.process.poll() is None
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(5) == 128 + signal.SIGTERM
-    reader.join(10)
+    with server.streaming(1000) as events:
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: server.phase() == "draining")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert len(events) < 1000
 
 
 @pytest.mark.slow
@@ -183,6 +174,6 @@ def test_what_cannot_work_is_one_line(start) -> None:
         (["--api-keys-file=/no/such/file"], "cannot be read"),
     ]:
         server = start(*options)
-        assert server.process.wait(60) == 2
+        assert server.process.wait(PATIENCE_S) == 2
         error = server.process.stderr.read().decode()
         assert words in error and "Traceback" not in error

@@ -1,11 +1,14 @@
 """Bounds, and what happens past them: to bodies, headers, queues, slow senders, slow readers, deadlines."""
 
+import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +17,10 @@ from jaxserve.batches.store import Store
 from jaxserve.core.server_sections import BatchConfig
 from jaxserve.server.batches import Batches
 from tests.engine.conftest import build_engine
-from tests.server.conftest import Running, assert_idle, fake_service, log_lines, serve
+from tests.server.conftest import PATIENCE_S, Running, assert_idle, fake_service, http_post, log_lines, serve, wait_for
 
+SHORTER_THAN_A_REQUEST_S = 25.0
+"""Whoever is cut off for another reason than the 30 s that a request may take is cut off by then."""
 LONG = {"prompt": [1, 2, 3], "max_tokens": 19_000, "ignore_eos": True}
 
 
@@ -41,14 +46,9 @@ def raw(running: Running, receive_buffer: int | None = None) -> socket.socket:
     sock = socket.socket()
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    sock.settimeout(10)
+    sock.settimeout(SHORTER_THAN_A_REQUEST_S)
     sock.connect((host, int(port)))
     return sock
-
-
-def post(path: str, body: object) -> bytes:
-    data = json.dumps(body).encode()
-    return b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(data), data)
 
 
 def read_to_end(sock: socket.socket) -> bytes:
@@ -75,13 +75,11 @@ def test_what_is_no_http(tight: Running) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [b"", b"POST /generate HTTP/1.1\r\nHo", post("/generate", LONG)[:-5]])
+@pytest.mark.parametrize("sent", [b"", b"POST /generate HTTP/1.1\r\nHo", http_post("/generate", LONG)[:-5]])
 def test_a_request_that_never_comes_in_whole(tight: Running, sent: bytes) -> None:
     with raw(tight) as sock:
         sock.sendall(sent)
-        began = time.monotonic()
         assert read_to_end(sock) == b""
-        assert time.monotonic() - began < 8
 
 
 @pytest.mark.slow
@@ -114,40 +112,43 @@ def test_too_many_connections(tight: Running) -> None:
     finally:
         for sock in held:
             sock.close()
-    for _ in range(100):
-        try:
-            assert tight.client.get("/health").status_code == 200
-            return
-        except (AssertionError, httpx.TransportError):
-            time.sleep(0.05)
-    raise AssertionError("the connections are not given back")
+
+    def served() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return tight.client.get("/health").status_code == 200
+        return False
+
+    wait_for(served)  # the connections are given back
 
 
-def test_a_flood_is_refused_and_the_rest_is_served(tight: Running) -> None:
+def test_a_flood_is_refused_and_the_rest_is_served(tight: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two run, four wait, and more are told to come back; nobody sees anything else."""
+    refused, submit = threading.Event(), tight.engine.fake.submit
+
+    def submit_when_full(plan: Any) -> Any:
+        refused.wait(PATIENCE_S)
+        return submit(plan)
+
+    monkeypatch.setattr(tight.engine.fake, "submit", submit_when_full)
 
     def one(i: int) -> int:
-        with httpx.Client(timeout=60) as client:
-            response = client.post(f"{tight.url}/generate", json={"prompt": [i], "max_tokens": 600})
+        with httpx.Client(timeout=2 * PATIENCE_S) as client:
+            response = client.post(f"{tight.url}/generate", json={"prompt": [i], "max_tokens": 60})
             assert (response.status_code == 429) == ("retry-after" in response.headers)
+            if response.status_code == 429:
+                refused.set()
             return response.status_code
 
     with ThreadPoolExecutor(9) as pool:
         statuses = list(pool.map(one, range(40)))
     assert set(statuses) == {200, 429}
     assert_idle(tight.engine)
-    for _ in range(200):  # a call ends after its answer has left
-        if tight.app.state.server.open_calls == 0:
-            return
-        time.sleep(0.02)
-    raise AssertionError("calls are still open")
+    wait_for(lambda: tight.app.state.server.open_calls == 0)  # a call ends after its answer has left
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_deadline_aborts_and_frees(patient: Running, stream: bool) -> None:
-    began = time.monotonic()
     response = patient.client.post("/generate", json=LONG | {"timeout": 0.3, "stream": stream})
-    assert time.monotonic() - began < 5
     if stream:
         assert response.status_code == 200
         error = json.loads(response.text.split("\n\n")[-3][6:])["error"]
@@ -171,17 +172,13 @@ def test_the_servers_own_bound_on_time(tight: Running) -> None:
 def test_a_reader_that_reads_nothing_is_cut(tight: Running) -> None:
     """Its request is aborted, its connection dropped, and a reader beside it sees nothing of it."""
     with raw(tight, receive_buffer=4096) as slow:
-        slow.sendall(post("/generate", LONG | {"stream": True, "n": 2, "request_id": "x" * 200}))
+        slow.sendall(http_post("/generate", LONG | {"stream": True, "n": 2, "request_id": "x" * 200}))
         tokens = tight.client.post("/generate", json={"prompt": [5], "max_tokens": 20}).json()["choices"][0][
             "token_ids"
         ]
         assert len(tokens) == 20
         assert_idle(tight.engine)
-        for _ in range(200):
-            if tight.app.state.server.open_calls == 0:
-                break
-            time.sleep(0.05)
-        assert tight.app.state.server.open_calls == 0
+        wait_for(lambda: tight.app.state.server.open_calls == 0)
         assert b"[DONE]" not in read_to_end(slow)
 
 
@@ -190,7 +187,7 @@ def test_the_log_says_who_was_cut() -> None:
     engine = build_engine(max_model_len=20_000, blocks=3000)
     for running in serve(fake_service(engine, max_stream_backlog=500)):
         with raw(running, receive_buffer=4096) as slow, log_lines(1) as found:
-            slow.sendall(post("/generate", LONG | {"stream": True, "request_id": "x" * 200}))
+            slow.sendall(http_post("/generate", LONG | {"stream": True, "request_id": "x" * 200}))
         assert found[0]["status"] == 200 and found[0]["error"] == "ReaderTooSlow"
 
 
@@ -226,7 +223,7 @@ def test_stop_and_n_are_bounded(tight: Running) -> None:
 
 def test_pipelined_requests_and_keep_alive(tight: Running) -> None:
     with raw(tight) as sock:
-        sock.sendall(post("/generate", {"prompt": [1], "max_tokens": 2}) * 3)
+        sock.sendall(http_post("/generate", {"prompt": [1], "max_tokens": 2}) * 3)
         found = b""
         while found.count(b'"usage"') < 3:
             found += sock.recv(65536)
