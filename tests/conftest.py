@@ -19,7 +19,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 make_room_for_interpreter()
 
 TESTS = Path(__file__).parent
-SHARING = {"equivalence": "equivalence", "server": "server"}
+SHARING = {"equivalence": "equivalence", "server": "server", "deploy": "server"}
 LONGEST = (
     "equivalence", "bench/test_gpu.py", "kernels_pallas/test_triton.py", "bench/test_compare.py",
     "tune/test_tune.py", "kernels_pallas/test_reference.py", "server", "kernels_pallas/test_mosaic_gpu.py",
