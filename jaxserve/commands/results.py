@@ -51,3 +51,10 @@ def write_text(path: Path, text: str) -> None:
     """Raises ConfigError when the disk will not take it."""
     with written(path):
         path.write_text(text)
+
+
+def write_private(path: Path, text: str) -> None:
+    """The same, for its owner's eyes."""
+    with written(path), open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        os.fchmod(file.fileno(), 0o600)  # where it existed, the opener changes nothing
+        file.write(text)

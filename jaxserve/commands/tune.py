@@ -1,8 +1,6 @@
 """`jaxserve tune`: the configuration that serves a workload best within an objective, found on the simulator."""
 
 import argparse
-import dataclasses
-import json
 import os
 import signal
 import sys
@@ -13,21 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxserve.commands.plots import plot
-from jaxserve.commands.results import expect_folder, write_text
+from jaxserve.commands.results import expect_folder
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
-from jaxserve.commands.tables import table
+from jaxserve.commands.tune_report import report
+from jaxserve.commands.tuned_folder import write
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
-from jaxserve.core.config_file import to_toml
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.progress import progress_bar
 from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Bound
 from jaxserve.tune.kv_splits import splits
-from jaxserve.tune.search import Found, expected_trials, search
+from jaxserve.tune.search import expected_trials, search
 from jaxserve.tune.space import DEFAULT, Space, parse_choices
-from jaxserve.tune.trial import OBJECTIVES, Problem, Trial, build, shares
+from jaxserve.tune.trial import OBJECTIVES, Problem, shares
 
 _EXAMPLE = """\
 example:
@@ -123,174 +120,3 @@ def interruptible() -> Generator[Callable[[], float]]:
         yield lambda: float("inf") if up else time.monotonic()
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-# --- what is said ---------------------------------------------------------------------------------------------
-
-
-def report(problem: Problem, found: Found) -> str:
-    """The winner, its rivals, what each choice is worth, why the others fail."""
-    best = found.best
-    lines = [
-        f"{found.candidates} candidates; {len(found.trials)} tried, as much as {found.evaluations:.1f} runs of all "
-        f"{found.requests:,} requests. Step times: {problem.cost.source}",
-        "",
-        _best(problem, best),
-        "",
-        "the best on all requests",
-        _rivals(problem, [t for t in found.trials if t.requests == found.requests][:8]),
-    ]
-    if found.cut_short:
-        lines.insert(1, "The time was up before all was tried: --time-budget gives it more, --candidates less to do.")
-    if found.worths:
-        lines += ["", f"what each choice is worth: {compared(found)}, changed", _worths(found)]
-    if fails := reasons(found):
-        lines += ["", "why candidates fail", table(["candidates", "reason"], fails)]
-    return "\n".join(lines)
-
-
-def _best(problem: Problem, best: Trial) -> str:
-    unit = {"goodput": "good requests/s", "throughput": "tokens/s", "cost": "tokens/s a replica"}[problem.objective]
-    verdict = "holds" if best.holds else f"NOTHING HOLDS; nearest: {best.why}"
-    shown = ", ".join(f"{name} {_word(value)}" for name, value in best.choice.items()) or "as configured"
-    return f"best: {shown}\n      {best.objective:.4g} {unit}, {verdict}"
-
-
-def _rivals(problem: Problem, trials: list[Trial]) -> str:
-    names = list(trials[0].choice)
-    bounds = [str(bound) for bound in problem.bounds]
-    rows = [
-        [*(_word(t.choice[n]) for n in names), t.programs, t.worth, t.goodput, *(t.measured.get(b) for b in bounds)]
-        for t in trials
-    ]
-    return table([*names, "programs", "worth", "goodput", *bounds], rows)
-
-
-def compared(found: Found) -> str:
-    """What the worths stand beside: the winner, or the one that a neighbour of its has taken over from."""
-    before = {w.name: w.chosen for w in found.worths if w.chosen != found.best.choice[w.name]}
-    if not before:
-        return "the winner"
-    return f"the winner with {', '.join(f'{n} {_word(v)}' for n, v in before.items())}, as it was before the last step"
-
-
-def _worths(found: Found) -> str:
-    rows = [
-        [
-            w.name,
-            _word(w.chosen),
-            _word(w.other),
-            f"{w.share:+.1%}" if w.share == w.share else None,
-            w.trial.why or "holds",
-        ]
-        for w in found.worths
-    ]
-    return table(["choice", "chosen", "instead", "worth", "and then"], rows)
-
-
-def reasons(found: Found) -> list[tuple[int, str]]:
-    """How many candidates failed for which reason, at their last trial; measured values left out."""
-    counts = Counter(t.why.partition(":")[0] if ": was " in t.why else t.why for t in found.trials if t.why)
-    return [(count, f"{why} does not hold" if "<" in why else why) for why, count in counts.most_common(8)]
-
-
-def _word(value: Any) -> str:
-    return "none" if value is None else str(value)
-
-
-# --- what is written ------------------------------------------------------------------------------------------
-
-
-def write(folder: Path, problem: Problem, found: Found) -> None:
-    """config.toml, tune.json, pareto.png; tenants.toml if their shares are not those of the file that was given."""
-    best = found.best
-    asked = ", ".join(f"{name} {value}" for name, value in problem.workload.describe().items())
-    heading = (
-        f"Found by jaxserve tune for {asked or 'drawn requests'}.\n"
-        f"Objective: {problem.objective}; {', '.join(map(str, problem.bounds)) or 'no bounds'}: "
-        f"{'holds' if best.holds else f'DOES NOT HOLD ({best.why})'}.\nStep times: {problem.cost.source}."
-    )
-    if best.choice.get("replicas", 1) > 1:
-        heading += f"\nFor each of {best.choice['replicas']} replicas."
-    written = ["config.toml", "tune.json"]
-    config = build(problem, best.choice)
-    if (tenants := shares(problem, best.choice)) is not None and tenants is not problem.tenants:
-        heading += f"\nkv_split {best.choice['kv_split']}: tenants.toml beside this file; it holds their keys."
-        config = config.replace(tenants=str((folder / "tenants.toml").resolve()))
-        write_private(folder / "tenants.toml", tenants.to_toml())
-        written.append("tenants.toml")
-    write_text(folder / "config.toml", to_toml(config, heading))
-    stored = {
-        "objective": problem.objective,
-        "bounds": [str(bound) for bound in problem.bounds],
-        "cost_model": problem.cost.source,
-        "workload": problem.workload.describe(),
-        "candidates": found.candidates,
-        "evaluations": found.evaluations,
-        "cut_short": found.cut_short,
-        "best": dataclasses.asdict(best),
-        "worths": [{"choice": w.name, "chosen": w.chosen, "other": w.other, "share": w.share} for w in found.worths],
-        "trials": [dataclasses.asdict(trial) for trial in found.trials],
-    }
-    write_text(folder / "tune.json", json.dumps(stored, indent=1) + "\n")
-    try:
-        draw(folder / "pareto.png", problem, found)
-        written.append("pareto.png")
-    except ConfigError as error:
-        print(f"jaxserve: no plot: {error}", file=sys.stderr)
-    print(f"\nwrote {', '.join(str(folder / name) for name in written)}")
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file for its owner's eyes."""
-    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        os.fchmod(file.fileno(), 0o600)  # where it existed, the opener changes nothing
-        file.write(text)
-
-
-def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both: less of the first, more of the second."""
-    kept: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not kept or y > kept[-1][1]:
-            kept.append((x, y))
-    return kept
-
-
-def draw(path: Path, problem: Problem, found: Found) -> None:
-    """Worth against what the first bound bounds, of the trials on all requests and of those that stopped earlier."""
-    bound = str(problem.bounds[0]) if problem.bounds else None
-    shown = [
-        t for t in found.trials if t.measured.get(bound or "", 0.0) == t.measured.get(bound or "", 0.0) and t.programs
-    ]
-
-    def x(trial: Trial) -> float:
-        return 1e3 * trial.measured[bound] if bound else trial.programs
-
-    def y(trial: Trial) -> float:
-        # rates of parts of a trace are not those of the whole; shares are
-        return 100 * trial.goodput if problem.objective == "goodput" else trial.worth
-
-    worth = "good requests, %" if problem.objective == "goodput" else problem.objective
-    with plot(
-        path, f"{problem.objective.capitalize()} against what it costs", f"step times: {problem.cost.source}"
-    ) as axes:
-        early = [t for t in shown if t.requests < found.requests]
-        whole = [t for t in shown if t.requests == found.requests]
-        axes.scatter(
-            [x(t) for t in early], [y(t) for t in early], s=16, color="#bbbbbb", label="on a part of the requests"
-        )
-        for holds, color, label in ((True, "#2a9d5c", "all bounds hold"), (False, "#d1495b", "a bound does not hold")):
-            if some := [t for t in whole if t.holds == holds]:
-                axes.scatter([x(t) for t in some], [y(t) for t in some], s=55, color=color, label=label)
-        line = front([(x(t), y(t)) for t in whole])
-        axes.plot([p[0] for p in line], [p[1] for p in line], color="#1b6ca8", label="Pareto front", zorder=0)
-        axes.scatter([x(found.best)], [y(found.best)], s=260, marker="*", color="#edae49", label="chosen", zorder=5)
-        if problem.bounds:
-            axes.axvline(1e3 * problem.bounds[0].limit, color="#7f8c8d", linestyle=":")
-        axes.set(xlabel=f"{bound.partition('<')[0]}, ms" if bound else "programs", ylabel=worth, xscale="log")
-        for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            which("{x:,g}")  # and not 2 x 10^2
-        if problem.objective == "goodput":
-            axes.set_ylim(top=min(axes.get_ylim()[1], 101))
-        axes.legend()

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli import main
-from jaxserve.commands.tune import compared, front, interruptible
+from jaxserve.commands.tune import interruptible
+from jaxserve.commands.tune_report import compared
+from jaxserve.commands.tuned_folder import front
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.tenants import Tenants
 from jaxserve.tune.search import Found, Worth, search
