@@ -1,3 +1,3 @@
-"""Commands of the command line, a module each: `add` declares the flags, `run` does the work; `cli.COMMANDS` lists them.
-The other modules are what several commands share, or what one of them shows: flags, tables, plots, pages.
+"""The commands of the command line, a module each, as `cli.COMMANDS` lists them: `add` declares the flags, `run` works.
+Beside them lies what several share, or what one of them shows: flags, tables, plots, pages.
 """

@@ -28,10 +28,10 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("source", help="a Hugging Face directory or hub id")
     parser.add_argument("destination", help="a folder that does not exist yet; it appears when it is whole")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     from jaxserve.models.weights import convert
 
     convert(given.source, given.destination)

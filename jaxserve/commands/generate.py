@@ -88,7 +88,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "generate", help="complete prompts and print them as they come", epilog=_EXAMPLES, formatter_class=WideFormatter
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
     group = parser.add_argument_group("generation")
     group.add_argument("--prompt", action="append", help="a prompt; may be repeated; default: standard input")
     group.add_argument("--chat", action="store_true", help="send each prompt as a user's message through the template")
@@ -100,7 +100,7 @@ def add(commands: Any) -> None:
     add_settings(parser)
 
 
-def _run(given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     from jaxserve.llm import LLM
 
     config = read_config(given)

@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve", help="serve a model over HTTP", epilog=_EXAMPLES, formatter_class=WideFormatter
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
     group = parser.add_argument_group("recording")
     group.add_argument(
         "--record",
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     add_settings(parser, serves=True)
 
 
-def _run(given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     config = read_config(given)
     if given.record_tokens and not given.record:
         raise ConfigError("record_tokens: there is no record: give --record FILE beside it")

@@ -121,7 +121,7 @@ def _lay_out(
 ) -> tuple[jax.Array, _Layout]:
     """Take the packed input apart, bring the block tables up to date, and place every token."""
     given = unpack_model(packed, bucket, tables.shape[1])
-    real = given["decode_positions"] >= 0
+    real = given["decode_positions"] >= 0  # and no padding
     decode_at = jnp.maximum(given["decode_positions"], 0)
     tables = tables.at[given["decode_slots"], decode_at // block_size].set(given["decode_blocks"])
     tables = tables.at[given["slots"]].set(given["tables"])
@@ -134,8 +134,8 @@ def _lay_out(
     prefill_at = jnp.where(inside, starts[row] + index - offsets[row], 0) if bucket.prefill_rows else index
     page = given["tables"][row, prefill_at // block_size] if bucket.prefill_rows else index
 
-    decode_slot = given["decode_blocks"] * block_size + decode_at % block_size
-    prefill_slot = jnp.where(inside, page * block_size + prefill_at % block_size, 0)
+    decode_cache_slots = given["decode_blocks"] * block_size + decode_at % block_size
+    prefill_cache_slots = jnp.where(inside, page * block_size + prefill_at % block_size, 0)
     rows = jnp.arange(bucket.decode_rows, dtype=jnp.int32)
     last_token = bucket.tokens - 1
     decode_tables, decode_lengths = tables[given["decode_slots"]], jnp.where(real, decode_at + 1, 0)
@@ -143,7 +143,7 @@ def _lay_out(
     return tables, _Layout(
         tokens=jnp.concatenate([slot_tokens[given["decode_slots"], decode_at], given["tokens"]]),
         positions=jnp.concatenate([decode_at, prefill_at]),
-        cache_slots=jnp.concatenate([jnp.where(real, decode_slot, 0), prefill_slot]),
+        cache_slots=jnp.concatenate([jnp.where(real, decode_cache_slots, 0), prefill_cache_slots]),
         firsts=jnp.concatenate([rows, jnp.minimum(bucket.decode_rows + offsets[:-1], last_token)]),
         decode_tables=decode_tables,
         decode_lengths=decode_lengths,

@@ -191,7 +191,7 @@ class Scheduler:
         self._packer.pack(draft)
         explain(draft, self._roster, self._config.max_num_seqs, self.journal)
         self._events += [self._preempted_event(sequence) for sequence in draft.preempted]
-        plan = self._finished(draft)
+        plan = self._plan_of(draft)
         if plan is None:
             return None
         if plan.bucket.tokens:
@@ -201,7 +201,7 @@ class Scheduler:
         self._ordering.planned(plan)
         return plan
 
-    def _finished(self, draft: Draft) -> StepPlan | None:
+    def _plan_of(self, draft: Draft) -> StepPlan | None:
         """The draft with its bucket and the moves that it caused; None if there is nothing to do."""
         moves = self._blocks.tiers.take_moves()
         rows = bool(draft.decodes or draft.prefills)

@@ -37,6 +37,9 @@ class Front:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         call = Call(_request_id(headers.get(b"x-request-id")))
         scope.setdefault("state", {})["call"] = call
+        works = scope["method"] == "POST"  # or may, as far as can be said before it is read
+        incoming = Incoming(receive)
+        counted = False
         status = 0
         id_header = (b"x-request-id", call.request_id.encode())
 
@@ -51,9 +54,6 @@ class Front:
             await send(message)
             call.blocked_s += time.monotonic() - began_s
 
-        works = scope["method"] == "POST"
-        incoming = Incoming(receive)
-        counted = False
         try:
             self._authorize(scope["path"], headers, call)
             if works and not call.admin:  # a profile is wanted just when too much is open

@@ -1,8 +1,8 @@
-"""From engine requests to an answer: whole, or as a stream of events. Every generating route comes through here.
+"""From engine requests to an answer. Every generating route comes through here, with a `Job`: its requests, and an
+`Answer`, which knows its format.
 
-Job = requests + an Answer that knows its format
-    whole(...)      collect everything, then one JSON body
-    stream(...)     wait for the first output (a refusal still has a status of its own), then events
+    whole        collect everything, then one JSON body
+    stream       wait for the first output, since a refusal still has a status of its own; then events
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class Job:
 
 
 async def respond(request: Request, service: Service, job: Job, stream: bool) -> Response:
-    """The HTTP response to a job; a client that leaves first aborts it."""
+    """The HTTP response to a job, whole or a stream; a client that leaves first aborts it."""
     call: Call = request.state.call
     note(call, service, job, stream)
     if not stream:
