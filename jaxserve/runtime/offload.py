@@ -8,17 +8,17 @@ transfer is one long copy.
     the rows           run while those copies are on their way
     after the rows     scatter the loaded blocks into the cache, which is donated and changes in place
 
+What goes to or comes from the disk is the work of `runtime.disk_moves`, beside the steps.
+
 Programs run in order, so that a saved block may be overwritten, and a loaded one used, without waiting. The host's pool
 is pinned memory on a GPU (`memory_kind = "pinned_host"`), where copies then run beside the programs; on the CPU it is
 plain memory, and a saved block stays where the gather put it. The pool is allocated at the start: each slot's array
 gives its memory to the one that replaces it.
 """
 
-import queue
 import time
 from collections import deque
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -29,15 +29,13 @@ from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.core.plan import Move, Moved, Tier
 from jaxserve.core.sections import CacheConfig
 from jaxserve.runtime.block_movers import GROUPS, block_of, groups
-from jaxserve.runtime.disk_store import DiskStore
+from jaxserve.runtime.disk_moves import DiskMoves
 from jaxserve.runtime.kv_cache import KVCache
 from jaxserve.runtime.programs import ProgramTable
 from jaxserve.sched.move_costs import MoveCosts
 
-MAX_STAGED_BYTES = 256 << 20
+MAX_LEAVING_BYTES = 256 << 20
 """Saved blocks that may still lie on the device, waiting for their copies."""
-WAIT_S = 0.02
-"""Longest wait for the disk in a step that has nothing else to do; new requests are seen after it."""
 
 Loads = list[tuple[int, jax.Array]]  # (device block, its content on the device)
 
@@ -70,15 +68,15 @@ class Offload:
         kind = memory_kind or ("pinned_host" if device.platform == "gpu" else None)
         self._on_host = jax.sharding.SingleDeviceSharding(device, memory_kind=kind)
         self._host: list[jax.Array] = self._allocate(host_blocks)
-        self._disk = DiskStore(config.offload_disk_dir) if disk_blocks else None
+        self._disk = DiskMoves(config.offload_disk_dir, self._block, self._on_host) if disk_blocks else None
         self._programs = programs
-        self._start()
+        self._leaving: deque[list[jax.Array]] = deque()
 
     def reset(self) -> None:
-        """Forget everything: the ledger does too. What the disk's thread still does is for nobody."""
+        """Forget everything: the ledger does too."""
         if self._disk is not None:
-            self._disk.submit(self._disk.clear)
-        self._start()
+            self._disk.reset()
+        self._leaving.clear()
 
     def close(self) -> None:
         if self._disk is not None:
@@ -103,21 +101,9 @@ class Offload:
             cache = jax.block_until_ready(self._programs["scatter", size](cache, blocks, back))
             seconds.append(((middle - began) / size, (time.perf_counter() - middle) / size))
         to_host, from_host = (min(times) for times in zip(*seconds, strict=True))
-        to_disk, from_disk = self._measure_disk(np.asarray(saved[0]))
+        to_disk, from_disk = self._disk.measure(np.asarray(saved[0])) if self._disk is not None else (0.0, 0.0)
         costs = MoveCosts(to_host_s=to_host, from_host_s=from_host, to_disk_s=to_disk, from_disk_s=from_disk)
         return costs, cache
-
-    def _measure_disk(self, content: np.ndarray) -> tuple[float, float]:
-        if self._disk is None:
-            return 0.0, 0.0
-        data = _bytes_of(content)
-        began = time.perf_counter()
-        self._disk.write(0, 0, data)
-        middle = time.perf_counter()
-        self._disk.read(0, 0, len(data))
-        ended = time.perf_counter()
-        self._disk.remove(0)
-        return middle - began, ended - middle
 
     # --- a step -----------------------------------------------------------------------------------------------
 
@@ -132,7 +118,8 @@ class Offload:
             elif move.target is Tier.HOST:
                 self._host[move.target_block] = saved[move.key]
             else:
-                self._move_on_disk(move, saved.get(move.key))
+                assert self._disk is not None
+                self._disk.begin(move, saved.get(move.key))
         return loads
 
     def finish(self, cache: KVCache, loads: Loads) -> KVCache:
@@ -147,16 +134,7 @@ class Offload:
 
     def settled(self, wait: bool = False) -> tuple[Moved, ...]:
         """Moves to and from the disk that have ended since the last call; `wait`: for one, a moment at most."""
-        found: list[Moved] = []
-        try:
-            if wait and self._outstanding:
-                found.append(self._ended.get(timeout=WAIT_S))
-            while True:
-                found.append(self._ended.get_nowait())
-        except queue.Empty:
-            pass
-        self._outstanding -= len(found)
-        return tuple(found)
+        return self._disk.settled(wait) if self._disk is not None else ()
 
     @property
     def host_bytes(self) -> int:
@@ -170,60 +148,29 @@ class Offload:
         begin = 0
         for size in groups(len(moves)):
             part = moves[begin : begin + size]
-            self._bound_staging(size * self._block_bytes)
+            self._bound_leaving(size * self._block_bytes)
             blocks = np.array([move.source_block for move in part], np.int32)
             arrays = jax.device_put(list(self._programs["gather", size](cache, blocks)), self._on_host)
-            self._staged.append(arrays)
+            self._leaving.append(arrays)
             saved |= {move.key: array for move, array in zip(part, arrays, strict=True)}
             begin += size
         return saved
 
-    def _bound_staging(self, more: int) -> None:
+    def _bound_leaving(self, more: int) -> None:
         """Wait for the oldest copies while those under way hold too much of the device's memory."""
-        while self._staged and self._staged[0][0].is_ready():
-            self._staged.popleft()
+        while self._leaving and self._leaving[0][0].is_ready():
+            self._leaving.popleft()
         while (
-            self._staged and sum(len(arrays) for arrays in self._staged) * self._block_bytes + more > MAX_STAGED_BYTES
+            self._leaving
+            and sum(len(arrays) for arrays in self._leaving) * self._block_bytes + more > MAX_LEAVING_BYTES
         ):
-            jax.block_until_ready(self._staged.popleft())
+            jax.block_until_ready(self._leaving.popleft())
 
     def _content(self, move: Move) -> jax.Array:
         if move.source is Tier.HOST:
             return self._host[move.source_block]
         assert self._disk is not None
-        content = self._fetched.pop(move.source_block)
-        del self._written[move.source_block]
-        self._disk.submit(partial(self._disk.remove, move.source_block))
-        return content
-
-    # --- the disk ---------------------------------------------------------------------------------------------
-
-    def _move_on_disk(self, move: Move, content: jax.Array | None) -> None:
-        disk, slot = self._disk, move.source_block
-        assert disk is not None
-        fetched, ended = self._fetched, self._ended  # a reset replaces both: a late job then reaches nobody
-        if move.target is Tier.DISK and content is not None:
-            self._written[move.target_block] = move.key
-            self._outstanding += 1
-            disk.submit(partial(_save, disk, ended, move, content))
-        elif move.target is Tier.STAGED:
-            self._outstanding += 1
-            key = self._written[slot]
-            disk.submit(partial(_fetch, disk, ended, fetched, move, key, self._block, self._on_host))
-        elif move.target is Tier.DISK:  # back from staging
-            fetched.pop(slot, None)
-        else:
-            self._written.pop(slot, None)
-            disk.submit(partial(_drop, disk, fetched, slot))
-
-    # --- building ---------------------------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        self._fetched: dict[int, jax.Array] = {}
-        self._written: dict[int, int] = {}
-        self._ended: queue.SimpleQueue[Moved] = queue.SimpleQueue()
-        self._outstanding = 0
-        self._staged: deque[list[jax.Array]] = deque()
+        return self._disk.take(move.source_block)
 
     def _allocate(self, count: int) -> list[jax.Array]:
         shape, dtype = self._block.shape, self._block.dtype  # np.full touches the memory, np.zeros only asks for it
@@ -234,40 +181,3 @@ class Offload:
             raise NotEnoughMemory(
                 f"the host has no {count * self._block_bytes / 2**30:.2f} GiB for offload_host_bytes: lower it"
             ) from error
-
-
-def _bytes_of(content: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(content).view(np.uint8).reshape(-1))
-
-
-# --- in the disk's thread -------------------------------------------------------------------------------------
-
-
-def _save(disk: DiskStore, ended: "queue.SimpleQueue[Moved]", move: Move, content: jax.Array) -> None:
-    try:
-        ok = disk.write(move.target_block, move.key, _bytes_of(np.asarray(content)))
-    except Exception:  # a failed step's array, say: the block is lost, and the ledger is told so
-        ok = False
-    ended.put(Moved(move, ok))
-
-
-def _fetch(
-    disk: DiskStore,
-    ended: "queue.SimpleQueue[Moved]",
-    fetched: dict[int, jax.Array],
-    move: Move,
-    key: int,
-    block: jax.ShapeDtypeStruct,
-    on_host: jax.sharding.Sharding,
-) -> None:
-    size = int(np.prod(block.shape)) * jnp.dtype(block.dtype).itemsize
-    data = disk.read(move.source_block, key, size)
-    if data is not None:
-        content = np.frombuffer(data, np.uint8).view(block.dtype).reshape(block.shape)
-        fetched[move.source_block] = jax.device_put(content, on_host)
-    ended.put(Moved(move, data is not None))
-
-
-def _drop(disk: DiskStore, fetched: dict[int, jax.Array], slot: int) -> None:
-    fetched.pop(slot, None)
-    disk.remove(slot)

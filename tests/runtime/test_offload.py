@@ -184,13 +184,13 @@ def test_a_full_disk_fails_the_write_and_leaves_nothing(tmp_path: Path, monkeypa
 
 
 def test_what_waits_for_its_copy_on_the_device_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxserve.runtime.offload.MAX_STAGED_BYTES", 20 * 2 * LAYERS * 2 * 8 * 4 * 4)
+    monkeypatch.setattr("jaxserve.runtime.offload.MAX_LEAVING_BYTES", 20 * 2 * LAYERS * 2 * 8 * 4 * 4)
     offload, move = make(tmp_path), Moves()
     for start in (0, 5, 9):
         saved = offload._gather(
             cache_of(jnp.float32), move(Tier.DEVICE, list(range(1, 31)), Tier.HOST, list(range(30)))
         )
-        assert len(saved) == 30 and sum(len(arrays) for arrays in offload._staged) <= 20, start
+        assert len(saved) == 30 and sum(len(arrays) for arrays in offload._leaving) <= 20, start
     offload.close()
 
 
