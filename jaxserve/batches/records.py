@@ -1,9 +1,8 @@
 """What a store keeps of files and batches, in the OpenAI API's words."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-FileStatus = Literal["processed"]
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 TIMES = (
     "in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at",

@@ -10,8 +10,7 @@ from jaxserve.commands.results import expect_file, written
 from jaxserve.core.errors import ConfigError
 
 PALETTE = ("#1b6ca8", "#d1495b", "#2a9d5c", "#edae49", "#6a4c93", "#00798c", "#8d5b4c", "#7f8c8d")
-"""Told apart by most colour-blind readers; markers differ as well."""
-MARKERS = "osD^vPX*"
+"""Told apart by most colour-blind readers."""
 _MISSING = "plots need matplotlib: pip install 'jaxserve[bench]'"
 
 

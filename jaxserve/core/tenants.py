@@ -62,13 +62,11 @@ class Tenants:
     def __init__(self, tenants: Iterable[Tenant] = ()) -> None:
         self._by_name = {tenant.name: tenant for tenant in tenants}
         self._by_name.setdefault(DEFAULT, Tenant(name=DEFAULT))
-        self._by_key: dict[str, Tenant] = {}
+        keys: set[str] = set()
         for tenant in self._by_name.values():
             for key in tenant.keys:
-                require(
-                    key not in self._by_key, f"tenants.{tenant.name}.keys", "a key", "keys that no other tenant has"
-                )
-                self._by_key[key] = tenant
+                require(key not in keys, f"tenants.{tenant.name}.keys", "a key", "keys that no other tenant has")
+                keys.add(key)
         promised = sum(tenant.kv_guaranteed for tenant in self._by_name.values())
         require(promised <= 1.0 + 1e-9, "kv_guaranteed", promised, "shares that add up to at most 1")
 
@@ -86,10 +84,6 @@ class Tenants:
 
     def __hash__(self) -> int:
         return hash(tuple(self))
-
-    def of_key(self, key: str | None) -> Tenant:
-        """The tenant that an API key belongs to, else `default`."""
-        return self._by_key.get(key or "") or self._by_name[DEFAULT]
 
     def to_toml(self) -> str:
         """A file that `from_toml` reads back, keys included; fields that are not the defaults."""

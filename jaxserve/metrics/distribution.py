@@ -84,15 +84,6 @@ class Distribution:
         middles = np.where(ranks <= 0, self._min, np.where(ranks >= self._folded - 1, self._max, middles))
         return np.clip(middles, self._min, self._max).tolist()
 
-    def share_within(self, limit: float) -> float:
-        """Share of the values that are at most `limit`; nan without values."""
-        if not len(self):
-            return math.nan
-        within = int(np.count_nonzero(np.frombuffer(self._fresh) <= limit)) if self._fresh else 0
-        if self._bins is not None:
-            within += int(self._bins[: _bin(np.array([limit]))[0] + 1].sum())
-        return within / len(self)
-
     def to_json(self) -> dict[str, Any]:
         p50, p90, p95, p99 = self.percentiles((50, 90, 95, 99))
         stored = {"count": len(self), "mean": self.mean, "p50": p50, "p90": p90, "p95": p95, "p99": p99}

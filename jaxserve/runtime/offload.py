@@ -136,10 +136,6 @@ class Offload:
         """Moves to and from the disk that have ended since the last call; `wait`: for one, a moment at most."""
         return self._disk.settled(wait) if self._disk is not None else ()
 
-    @property
-    def host_bytes(self) -> int:
-        return len(self._host) * self._block_bytes
-
     # --- the host's pool --------------------------------------------------------------------------------------
 
     def _gather(self, cache: KVCache, moves: list[Move]) -> dict[int, jax.Array]:

@@ -16,7 +16,6 @@ from jaxserve.batches.store import Store
 from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.errors import BodyTooLarge, NoSuchThing
 
-PURPOSES = ("batch", "batch_output", "user_data", "evals")
 MAX_PAGE, MAX_FILES = 100, 10_000
 """Most entries of a list, of files and of others; as OpenAI has it."""
 

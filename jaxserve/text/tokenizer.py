@@ -89,10 +89,6 @@ class Tokenizer:
         """What a client needs to tokenize as it is done here: the special tokens by name, and the template's source."""
         return self._special | {"chat_template": self._source}
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self._template is not None
-
     @functools.cached_property
     def max_token_chars(self) -> int:
         """Characters of the longest token: a text of more than n times as many has more than n tokens."""

@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).parent.parent.parent / "configs" / "tenants.toml"
 def test_the_shipped_file_loads() -> None:
     tenants = Tenants.from_toml(SHIPPED)
     assert [t.name for t in tenants] == ["chat", "batch", "default"]
-    assert tenants.of_key("change-me-chat").name == "chat" and tenants["chat"].ttft_slo_s == 0.5
+    assert tenants["chat"].keys == ("change-me-chat",) and tenants["chat"].ttft_slo_s == 0.5
 
 
 def test_settings_name_their_file(tmp_path: Path) -> None:
@@ -29,9 +29,8 @@ def test_settings_name_their_file(tmp_path: Path) -> None:
 
 
 def test_the_unknown_are_default() -> None:
-    tenants = Tenants([Tenant(name="a", keys=("k",))])
-    assert tenants["nobody"].name == tenants.of_key("x").name == tenants.of_key(None).name == "default"
-    assert tenants.of_key("k").name == "a"
+    tenants = Tenants([Tenant(name="a")])
+    assert (tenants["nobody"].name, tenants["a"].name) == ("default", "a")
 
 
 @pytest.mark.parametrize(

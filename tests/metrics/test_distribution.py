@@ -17,7 +17,6 @@ def test_few_values_by_hand() -> None:
     found = Distribution([4.0, 1.0, 2.0, 3.0])
     assert found.percentiles((0, 50, 90, 100)) == pytest.approx([1.0, 2.5, 3.7, 4.0])
     assert (len(found), found.mean, found.min, found.max, found.exact) == (4, 2.5, 1.0, 4.0, True)
-    assert found.share_within(2.0) == 0.5
 
 
 def test_nothing_has_no_percentiles() -> None:
@@ -40,7 +39,6 @@ def test_many_values_stay_within_the_promised_error(monkeypatch, scale: float) -
     assert found.mean == pytest.approx(np.mean(values)) and (found.min, found.max) == (min(values), max(values))
     exact = np.percentile(values, PERCENTS, method="lower").tolist()
     assert found.percentiles(PERCENTS) == pytest.approx(exact, rel=1.01 * ACCURACY)
-    assert found.share_within(scale) == pytest.approx(np.mean(np.array(values) <= scale), abs=0.002)
 
 
 def test_zero_and_enormous_values_are_counted(monkeypatch) -> None:

@@ -38,7 +38,7 @@ def test_a_split_says_every_share() -> None:
     assert set(shares(split(TENANTS, "shared")).values()) == {(0.0, 1.0)}
     found = split(TENANTS, "chat:0.5..1+batch:0..0.4")
     assert shares(found) == {"chat": (0.5, 1.0), "batch": (0.0, 0.4), "default": (0.0, 1.0)}
-    assert found["chat"].weight == 2.0 and found.of_key("k").name == "chat" and found["batch"].ttft_slo_s == 60.0
+    assert found["chat"].weight == 2.0 and found["chat"].keys == ("k",) and found["batch"].ttft_slo_s == 60.0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from jaxserve.core.errors import InvalidRequest
 from jaxserve.server.schemas.answers import Answer
 from jaxserve.server.schemas.base import Body
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 _WINDOW = re.compile(r"(\d{1,6})([smhd])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_WINDOW_S = 30 * 86400
