@@ -6,7 +6,6 @@ are unique over the sections, so that keywords and flags can be flat.
 
 import dataclasses
 import difflib
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.files import read_toml
 from jaxserve.core.sections import BucketConfig, CacheConfig, ModelConfigSection, RuntimeConfig, SchedulerConfig
 from jaxserve.core.server_sections import BatchConfig, ServerConfig
 from jaxserve.core.settings import Setting
@@ -39,15 +39,9 @@ class EngineConfig:
     @classmethod
     def from_toml(cls, path: str | Path, **settings: Any) -> "EngineConfig":
         """A TOML file with one table a section; `settings` by their flat names go over it."""
-        try:
-            tables = tomllib.loads(Path(path).read_text())
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); configs/ holds examples") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not TOML: {error}") from error
         flat: dict[str, Any] = {}
         sections = _sections()
-        for section, table in tables.items():
+        for section, table in read_toml(path, "configs/ holds examples").items():
             if section not in sections or not isinstance(table, dict):
                 raise ConfigError(f"{path}: unknown table [{section}]; known: {', '.join(sections)}")
             known = {f.name for f in dataclasses.fields(sections[section])}

@@ -10,13 +10,13 @@ A request names its tenant by an API key or by a field; whoever is unknown is `d
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.files import read_toml
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.settings import require
 
@@ -105,12 +105,7 @@ class Tenants:
     @classmethod
     def from_toml(cls, path: str | Path) -> "Tenants":
         """Raises ConfigError for a file or a field that cannot work."""
-        try:
-            tables = tomllib.loads(Path(path).read_text())
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); see configs/tenants.toml") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not TOML: {error}") from error
+        tables = read_toml(path, "see configs/tenants.toml")
         named = tables.get("tenants")
         if set(tables) != {"tenants"} or not isinstance(named, dict):
             raise ConfigError(f"{path}: expected tables [tenants.NAME] and nothing else; see configs/tenants.toml")

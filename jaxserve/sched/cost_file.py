@@ -3,9 +3,10 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.files import read_json
 from jaxserve.sched.cost_model import CostModel, FormulaCost
 from jaxserve.sched.fitted_cost import FittedCost
 
@@ -28,13 +29,7 @@ def find_cost(name: str | Path) -> CostModel:
 
 def load_cost(path: str | Path) -> CostModel:
     """Raises ConfigError for a file that holds no cost model."""
-    try:
-        stored: object = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); `jaxserve calibrate` makes one") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}): `jaxserve calibrate` makes a cost model") from error
-    fields = cast(dict[str, Any], stored if isinstance(stored, dict) else {})
+    fields = read_json(path, "`jaxserve calibrate` makes a cost model")
     if fields.get("kind") not in _KINDS:
         raise ConfigError(f"{path}: no cost model: `jaxserve calibrate` makes one, configs/cost/ holds examples")
     try:

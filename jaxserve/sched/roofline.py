@@ -9,13 +9,13 @@ Each rate is taken times an efficiency, since no kernel reaches the roof. The mo
 which every output shows: a roofline is a guess that is often right within a third, and no measurement.
 """
 
-import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.files import read_json
 from jaxserve.core.settings import require
 from jaxserve.sched.cost_model import FormulaCost
 
@@ -36,14 +36,8 @@ class ModelShape:
     @classmethod
     def from_file(cls, path: str | Path) -> "ModelShape":
         """Raises ConfigError naming the field that is missing."""
-        try:
-            stored: object = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}): give a model's config.json") from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: not JSON: give a model's config.json") from error
-        found = cast(dict[str, Any], stored if isinstance(stored, dict) else {})
-        found = {name: value for name, value in found.items() if value is not None}
+        stored = read_json(path, "give a model's config.json")
+        found = {name: value for name, value in stored.items() if value is not None}
         heads = found.get("num_attention_heads")
         if isinstance(heads, int) and heads > 0:
             found.setdefault("num_key_value_heads", heads)
