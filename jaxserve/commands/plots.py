@@ -57,3 +57,13 @@ def plot(path: Path, title: str, note: str = "", columns: int = 1) -> Iterator[A
                 figure.savefig(path, dpi=150, format="png")
         finally:
             pyplot.close(figure)
+
+
+def plain_ticks(axis: Any) -> None:
+    """On a logarithmic axis that has its limits: round numbers, written out, and no more than have room."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,g}")  # and not 2 x 10^2

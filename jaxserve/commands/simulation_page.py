@@ -38,8 +38,9 @@ def page(report: SimReport, title: str, settings: dict[str, Any]) -> str:
     """One HTML file that needs no other."""
     groups = _groups(report)
     tables = [
-        ("Latency", ["", *(f"{_NAMES[m]} p{p}, ms" for m in METRICS for p in _PERCENTS)],
-         [[name, *_milliseconds(group, METRICS)] for name, group in groups]),
+        ("Latency, ms", ["", *(f"p{p}" for p in _PERCENTS)],
+         [[f"{name}: {_NAMES[m]}" if len(groups) > 1 else _NAMES[m], *_milliseconds(group, (m,))]
+          for name, group in groups for m in METRICS]),
         ("Service", ["", *_SERVICE], [[name, *_service(group)] for name, group in groups]),
         ("Engine", ["", ""], _engine(report)),
         ("Run", ["", ""], _run(settings)),

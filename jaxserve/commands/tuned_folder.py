@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from jaxserve.commands.plots import plot
+from jaxserve.commands.plots import plain_ticks, plot
 from jaxserve.commands.results import write_private, write_text
 from jaxserve.core.config_file import to_toml
 from jaxserve.core.errors import ConfigError
@@ -94,8 +94,7 @@ def draw(path: Path, problem: Problem, found: Found) -> None:
         if problem.bounds:
             axes.axvline(1e3 * problem.bounds[0].limit, color="#7f8c8d", linestyle=":")
         axes.set(xlabel=f"{bound.partition('<')[0]}, ms" if bound else "programs", ylabel=worth, xscale="log")
-        for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            which("{x:,g}")  # and not 2 x 10^2
+        plain_ticks(axes.xaxis)
         if problem.objective == "goodput":
             axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.legend()

@@ -1,9 +1,11 @@
 """What an engine looked like over the time of a run, in a fixed number of bins, however long the run is.
 
 bins     |  0  |  1  |  2  | ...                     samples are weighted with the time that they held
+a step   .   <---------->                            goes into each bin by its share, its tokens too
 too long |     0     |     1     | ...               neighbours are merged, and bins are twice as wide
 """
 
+import math
 from typing import Any
 
 BINS = 512
@@ -22,20 +24,24 @@ class Gauges:
 
     def sample(self, at_s: float, held_s: float, running: int, waiting: int, kv_usage: float, tokens: int) -> None:
         """At the end of a step, `held_s` after the one before: what it left, and the output tokens it brought."""
-        index = int(at_s / self.width_s)
-        while index >= BINS:
+        while (index := max(math.ceil(at_s / self.width_s) - 1, 0)) >= BINS:
             self._merge()
-            index = int(at_s / self.width_s)
         bins = self._bins
         while index >= len(bins):
             bins.append([0.0] * 6)
-        entry = bins[index]
-        entry[0] += held_s
-        entry[1] += held_s * running
-        entry[2] += held_s * waiting
-        entry[3] += held_s * kv_usage
-        entry[4] += tokens
-        entry[5] += 1
+        first = min(int((at_s - held_s) / self.width_s), index)
+        for place in range(first, index + 1):
+            share = 1.0
+            if first < index:
+                begin_s, end_s = max(at_s - held_s, place * self.width_s), min(at_s, (place + 1) * self.width_s)
+                share = (end_s - begin_s) / held_s
+            entry = bins[place]
+            entry[0] += share * held_s
+            entry[1] += share * held_s * running
+            entry[2] += share * held_s * waiting
+            entry[3] += share * held_s * kv_usage
+            entry[4] += share * tokens
+            entry[5] += share
         if running > self.max_running:
             self.max_running = running
         if waiting > self.max_waiting:
