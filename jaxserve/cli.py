@@ -61,6 +61,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     except JaxserveError as error:
         print(f"jaxserve: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(
+            "jaxserve: this machine has not enough memory for it: ask for less, or for fewer at once", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         return 130
     finally:

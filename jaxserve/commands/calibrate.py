@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.commands.disturbance import QUIET, Disturbance
-from jaxserve.commands.results import expect_file
+from jaxserve.commands.results import expect_file, written
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, name_idle, read_config
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
@@ -76,7 +76,8 @@ def run(given: argparse.Namespace) -> int:
         )
     pool = llm.engine.scheduler.blocks.pool.capacity
     print(f"KV pool: {pool} blocks of {config.cache.block_size} tokens: --num-blocks {pool} to simulate it")
-    save_cost(given.out, model, belongs_to | {"num_blocks": pool, "block_size": config.cache.block_size})
+    with written(given.out):
+        save_cost(given.out, model, belongs_to | {"num_blocks": pool, "block_size": config.cache.block_size})
     print(f"wrote {given.out}")
     return 0
 

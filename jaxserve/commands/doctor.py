@@ -107,7 +107,8 @@ def _get(url: str) -> str:
         hint = f"set {ADMIN_KEY_VARIABLE}" if error.code in (401, 403) else _status(error) or "see the server's log"
         raise ConfigError(f"{url} answers {error.code}: {hint}") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{url} cannot be reached ({error}): is it http://HOST:PORT of a running server?") from error
+        why = getattr(error, "reason", error)  # of URLError
+        raise ConfigError(f"{url} cannot be reached ({why}): is it http://HOST:PORT of a running server?") from error
 
 
 def _status(error: urllib.error.HTTPError) -> str:

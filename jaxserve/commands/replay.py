@@ -9,6 +9,7 @@ from typing import Any
 from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings, name_idle
 from jaxserve.commands.tables import table
+from jaxserve.commands.workload_flags import SLO_HELP
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.slo import Slo
@@ -38,7 +39,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("record", metavar="RECORD", help="what `jaxserve serve --record` wrote")
     parser.add_argument("--cost", metavar="COST", help="step times of what if; default: the record's own, fitted")
-    parser.add_argument("--slo", metavar="SLO", help='what goodput asks of each request, "ttft<0.5,tpot<0.05"')
+    parser.add_argument("--slo", metavar="SLO", help=SLO_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     add_settings(parser)
 
@@ -70,7 +71,7 @@ def _what_if(given: argparse.Namespace, record: Record, changed: dict[str, Any])
     config = EngineConfig.from_toml(given.config, **changed) if given.config else record.config.replace(**changed)
     name_idle(config, None if config.scheduler.tenants else record.tenants)
     cost = find_cost(given.cost) if given.cost else None
-    found = counterfactual(record, config, cost, None if given.slo is None else Slo.parse(given.slo))
+    found = counterfactual(record, config, cost, Slo.asked(given.slo, config.scheduler))
     print(_shown(found))
     if given.json:
         write_text(given.json, json.dumps({"settings": changed} | found.to_json(), indent=1) + "\n")

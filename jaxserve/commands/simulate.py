@@ -10,7 +10,7 @@ from typing import Any
 from jaxserve.commands.results import expect_file, write_text, written
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings, read_config
 from jaxserve.commands.simulation_page import page, terminal
-from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
+from jaxserve.commands.workload_flags import SLO_HELP, add_cost, add_workload, read_cost, read_workload
 from jaxserve.core.progress import progress_bar
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.slo import Slo
@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
     group = parser.add_argument_group("simulation")
     group.add_argument("--replicas", type=int, default=1, metavar="N", help="engines behind a router (default 1)")
     group.add_argument("--router", choices=ROUTERS, help="who gets a request (default round-robin)")
-    group.add_argument("--slo", metavar="SLO", help='what goodput asks of each request, "ttft<0.5,tpot<0.05"')
+    group.add_argument("--slo", metavar="SLO", help=SLO_HELP)
     group.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON; -: print it, and no table")
     group.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
     group.add_argument("--requests-out", type=Path, metavar="FILE", help="write what became of each request, JSONL")
@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> int:
     config, workload = read_config(given), read_workload(given)
     cost = read_cost(given, config)
     tenants = Tenants.of(config.scheduler)
-    slo = None if given.slo is None else Slo.parse(given.slo)
+    slo = Slo.asked(given.slo, config.scheduler)
     if given.router and given.replicas == 1:
         print(f"jaxserve: note: router = {given.router!r} has no effect with one engine", file=sys.stderr)
     router = given.router or "round-robin"

@@ -61,4 +61,5 @@ def _ask(url: str) -> Any:
             "`jaxserve serve --admin-key-file` gives it"
         ) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{url} gives no decisions ({error}): give the URL of a running jaxserve") from error
+        why = getattr(error, "reason", error)  # of URLError
+        raise ConfigError(f"{url} gives no decisions ({why}): give the URL of a running jaxserve") from error

@@ -12,6 +12,7 @@ from jaxserve.sched.roofline import parse_roofline
 from jaxserve.sim.workload import ARRIVALS, LENGTHS, Workload
 
 DEFAULT_COST = "h200_8b_roofline"
+SLO_HELP = 'what goodput asks of each request, "ttft<0.5,tpot<50ms" (default: ttft_slo_s and tpot_slo_s, where set)'
 
 
 def add_workload(

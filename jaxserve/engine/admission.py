@@ -35,9 +35,7 @@ class Limits:
         limit, name = self.max_len
         if not prompt:
             raise EmptyPrompt
-        room = limit - (params.max_tokens != 0)
-        if len(prompt) > room:
-            raise PromptTooLong(len(prompt), room, name)
+        self.check_length(len(prompt), output=params.max_tokens != 0)
         self._check_tokens(prompt, "prompt")
         self._check_tokens(params.stop_token_ids, "stop_token_ids")
         self._check_tokens(params.logit_bias, "logit_bias")
@@ -48,6 +46,12 @@ class Limits:
         if len(prompt) + params.max_tokens > limit:
             raise RequestTooLarge(len(prompt) + params.max_tokens, limit, name)
         return len(prompt) + params.max_tokens
+
+    def check_length(self, prompt_tokens: int, *, output: bool = True) -> None:
+        """Raises PromptTooLong. `output`: at least one token is wanted behind the prompt."""
+        limit, name = self.max_len
+        if prompt_tokens > limit - output:
+            raise PromptTooLong(prompt_tokens, limit - output, name)
 
     def _check_tokens(self, tokens: Iterable[object], param: str) -> None:
         for token in tokens:

@@ -3,18 +3,22 @@
     "ttft<0.5,tpot<0.05"              `Slo`: what one request must meet; goodput counts those that do
     "ttft_p99<0.5,tpot_p99<0.05"      `Bound`s: what a whole run must meet, at a percentile
 
-Seconds throughout. `Bound.parse_all` reads both: a name without a percentile bounds every request (`max`).
+Seconds throughout, unless a term says `ms`: "ttft<500ms" is "ttft<0.5". `Bound.parse_all` reads both: a name without a
+percentile bounds every request (`max`).
 """
 
 import re
 from dataclasses import dataclass
 
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.tenants import Tenants
 from jaxserve.metrics.latency import Measured, e2e_s, gaps_s, tpot_s, ttft_s
 
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
-_TERM = re.compile(r"\s*([a-z0-9]+?)(?:_p(\d+(?:\.\d+)?)|_(max|mean))?\s*<=?\s*([0-9.eE+-]+)\s*")
+_TERM = re.compile(r"\s*([a-z0-9]+?)(?:_p(\d+(?:\.\d+)?)|_(max|mean))?\s*<=?\s*([0-9.eE+-]+)\s*(m?s)?\s*")
+_LONG_S = {"ttft": 60.0, "queue": 60.0, "tpot": 5.0, "itl": 5.0}
+"""Above so many seconds a number without a unit was probably meant as milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,15 @@ class Slo:
         if not limits:
             raise ConfigError(f"slo = {text!r}: no objective: write for example ttft<0.5,tpot<0.05")
         return cls(**limits)
+
+    @classmethod
+    def asked(cls, text: str | None, section: SchedulerConfig) -> "Slo | None":
+        """What a flag says; without one the objectives of the settings, if there are any. Raises ConfigError."""
+        if text is not None:
+            return cls.parse(text)
+        if section.ttft_slo_s is None and section.tpot_slo_s is None:
+            return None
+        return cls(ttft_s=section.ttft_slo_s, tpot_s=section.tpot_slo_s)
 
     def met(self, request: Measured) -> bool:
         """A request that was refused, failed or had no token meets nothing."""
@@ -75,15 +88,19 @@ class Bound:
     def _parse(cls, term: str, text: str) -> "Bound":
         match = _TERM.fullmatch(term)
         try:
-            metric, percent, word, limit = match.groups() if match else ("", None, None, "")
-            bound = cls(metric, None if word == "mean" else float(percent or 100.0), float(limit))
+            metric, percent, word, number, unit = match.groups() if match else ("", None, None, "", None)
+            limit = float(number) / (1000.0 if unit == "ms" else 1.0)
+            bound = cls(metric, None if word == "mean" else float(percent or 100.0), limit)
         except ValueError:
-            bound = cls("", None, 0.0)
+            bound, unit = cls("", None, 0.0), None
         if bound.metric not in METRICS or not 0.0 < (bound.percent or 50.0) <= 100.0 or bound.limit <= 0.0:
             raise ConfigError(
                 f"slo = {text!r}: {term.strip()!r} is no objective: give METRIC_pNN<SECONDS or METRIC<SECONDS, "
                 f"separated by commas; metrics: {', '.join(METRICS)}"
             )
+        if unit is None and bound.limit > _LONG_S.get(bound.metric, float("inf")):
+            meant = f"{bound.limit:g}ms, or {bound.limit:g}s"
+            raise ConfigError(f"slo = {text!r}: {bound} is {bound.limit:g} seconds: write {meant} if it is meant so")
         return bound
 
     def __str__(self) -> str:

@@ -162,6 +162,7 @@ class Lane:
         self._asleep = False
         served = Served(number, arrival)
         try:
+            self.engine.limits.check_length(arrival.prompt_tokens)  # before a prompt of that length is made
             request = arrival.request(str(number), self._prompts(arrival, number), self._start_s)
             sequence = self.engine.add(request)[0]
         except TooBusy as error:

@@ -58,7 +58,8 @@ def _arrival(where: str, line: str) -> Arrival:
         fields: object = json.loads(line.rstrip())  # or an error at the end would be in a second line
     except ValueError as error:
         what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ConfigError(f"{where}: not JSON ({what}): expected one object a line, as in {_EXAMPLE}") from error
+        made = "; docs/lab.md makes them of a CSV file" if ".csv:" in where.lower() else ""
+        raise ConfigError(f"{where}: not JSON ({what}): expected one object a line, as in {_EXAMPLE}{made}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{where}: expected one object a line, as in {_EXAMPLE}")
     fields = cast(dict[str, object], fields)

@@ -185,7 +185,7 @@ def test_no_server_is_no_traceback(capsys) -> None:
 
 
 def test_a_server_is_measured(fake: Running, tmp_path, capsys) -> None:
-    common = ["--requests=12", "--arrivals=closed:4,0", "--slo=ttft<60,tpot<60"]
+    common = ["--requests=12", "--arrivals=closed:4,0", "--slo=ttft<60,tpot<60s"]
     common += ["--prompt-tokens=uniform:5,9", "--output-tokens=uniform:3,6"]
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     assert serve.main([fake.url, *common, "--ids=10-90", "--json", str(first)]) == 0

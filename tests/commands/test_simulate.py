@@ -96,6 +96,28 @@ def test_a_request_that_cannot_fit_is_named(tmp_path: Path, capsys) -> None:
     assert "the prompt has 99999 tokens" in (tmp_path / "r.html").read_text()
 
 
+def test_limits_may_have_units(trace: Path, capsys) -> None:
+    for slo, shown in (("ttft<500ms, tpot<50 ms", "ttft<0.5,tpot<0.05"), ("ttft<90s,itl<5s", "ttft<90,itl<5")):
+        assert main(["simulate", "--trace", str(trace), *POOL, "--slo", slo]) == 0
+        assert shown in capsys.readouterr().out
+
+
+def test_the_objectives_of_the_settings_stand_where_no_flag_does(trace: Path, capsys) -> None:
+    def goodput(*more: str) -> float | None:
+        assert main(["simulate", "--trace", str(trace), *POOL, "--json", "-", *more]) == 0
+        return json.loads(capsys.readouterr().out)["all"]["goodput"]
+
+    assert goodput() is None
+    assert goodput("--ttft-slo-s=1e-6") == 0.0 == goodput("--slo=ttft<1e-6")
+    assert goodput("--ttft-slo-s=1e-6", "--slo=ttft<1") == 1.0 == goodput("--tpot-slo-s=1")
+
+
+def test_a_csv_is_no_trace_and_the_docs_make_one_of_it(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.csv").write_text("TIMESTAMP,ContextTokens\n")
+    assert main(["simulate", "--trace", str(tmp_path / "a.csv"), *POOL]) == 2
+    assert capsys.readouterr().err.endswith("docs/lab.md makes them of a CSV file\n")
+
+
 def test_a_pool_in_bytes(trace: Path, capsys) -> None:
     """131,072 bytes a token and 32 tokens a block: 400 blocks."""
     assert main(["simulate", "--trace", str(trace), "--kv-cache-bytes", str(400 * 32 * 131072), "--json", "-"]) == 0
@@ -129,6 +151,7 @@ def test_a_compressed_trace_is_simulated(trace: Path, tmp_path: Path, capsys) ->
         ([*POOL, "--cost", "none"], "cost = 'none' is not known"),
         ([*POOL, "--cost", "h200_8b_nominal", "--roofline", "x"], "cannot both be given"),
         ([*POOL, "--slo", "ttft_p99<1"], "one request has no ttft_p99"),
+        ([*POOL, "--slo", "ttft<0.5,tpot<50"], "tpot<50 is 50 seconds: write 50ms, or 50s if it is meant so"),
         ([*POOL, "--replicas", "0"], "replicas = 0"),
         ([*POOL, "--arrivals", "sometimes"], "poisson:RATE"),
     ],

@@ -50,6 +50,8 @@ def test_time_passes_between_arrivals() -> None:
 def test_what_cannot_be_served_is_reported_and_harms_nobody() -> None:
     served = serve([Arrival(0.0, 2000, 1), Arrival(0.0, 1, 1)])
     assert served[0].refused == "cannot_fit" and "larger num_blocks" in served[0].why and served[1].token_s == [2.0]
+    served = serve([Arrival(0.0, 10**13, 1), Arrival(0.0, 1, 1)])
+    assert "has 10000000000000 tokens" in served[0].why, "and no prompt of that length was made"
     served = serve([Arrival(0.0, 4, 4)] * 3, max_waiting=2)
     assert [s.refused for s in served] == ["", "", "queue_full"]
 
