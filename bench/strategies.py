@@ -121,13 +121,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
             panel.set_yticklabels([])
 
 
-BENCH = Comparison(
-    name="strategies", doc=__doc__, variants=variants, columns=COLUMNS, draw=draw, flags=flags,
-    workload={
-        True: {"prompt_tokens": "uniform:32,512", "output_tokens": "lognormal:4.6,0.8,8,512"},
-        False: {"prompt_tokens": "uniform:8,128", "output_tokens": "lognormal:3.2,0.8,2,128"},
-    },
-)  # fmt: skip
+BENCH = Comparison(name="strategies", doc=__doc__, variants=variants, columns=COLUMNS, draw=draw, flags=flags)
 
 if __name__ == "__main__":
     sys.exit(main(BENCH))

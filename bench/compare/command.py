@@ -42,6 +42,10 @@ REAL = EngineConfig.from_settings(
     enable_prefix_caching=False, max_waiting=1_000_000, dtype="float32",
 )  # fmt: skip
 """The embedded model on this CPU."""
+LENGTHS = {
+    True: {"prompt_tokens": "uniform:32,512", "output_tokens": "lognormal:4.6,0.8,8,512"},
+    False: {"prompt_tokens": "uniform:8,128", "output_tokens": "lognormal:3.2,0.8,2,128"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,8 @@ class Comparison:
     columns: tuple[tuple[str, str], ...]
     draw: Callable[[Path, dict[str, Any]], None]
     """(folder, result)"""
-    workload: dict[bool, dict[str, str]]
-    """Prompt and output lengths where no flag says otherwise, simulated and real."""
+    workload: dict[bool, dict[str, str]] = dataclasses.field(default_factory=lambda: LENGTHS)
+    """Prompt and output lengths where no flag says otherwise, simulated (True) and real."""
     mixture: Callable[[random.Random, bool], Arrival] | None = None
     """Draws a request where lengths alone do not say it: (rng, simulated)."""
     flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
