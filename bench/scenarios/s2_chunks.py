@@ -22,7 +22,8 @@ def policies(real: bool) -> dict[str, Settings]:
     if real:
         common: Settings = {"max_num_seqs": 32, "decode_buckets": (1, 8, 32), "mixed_decode_buckets": (8, 32)}
         whole = {"policy": "continuous", "max_num_batched_tokens": 512, "prefill_buckets": (64, 128, 256, 512)}
-        chunks = {"policy": "chunked", "chunk_size": 64, "max_num_batched_tokens": 96, "prefill_buckets": (16, 32, 64)}
+        chunks = {"policy": "chunked", "chunk_size": 128, "max_num_batched_tokens": 160}
+        chunks["prefill_buckets"] = (16, 32, 64, 128)
     else:
         common = {"max_num_seqs": 128}
         whole = {"policy": "continuous", "max_num_batched_tokens": 4096}
