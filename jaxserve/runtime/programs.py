@@ -120,13 +120,21 @@ class ProgramTable:
 
 
 def compile_in_background(keys: list[tuple[ProgramTable, Any]]) -> threading.Thread:
-    """Build what is missing one after the other, in a thread that does not keep the process alive."""
+    """Build what is missing one after the other, in a thread that ends with the process or with its tables.
+
+    No daemon: Python ends while those run, and XLA, in the middle of a compilation, with a segmentation fault. The
+    process waits for the one under way."""
+    wanted = [(weakref.ref(table), key) for table, key in keys]
 
     def build() -> None:
-        for table, key in keys:
+        for find, key in wanted:
+            table = find()
+            if table is None or not threading.main_thread().is_alive():
+                return
             table.compile_here(key)
+            del table  # or this frame would keep it
 
-    thread = threading.Thread(target=build, name="jaxserve-warmup", daemon=True)
+    thread = threading.Thread(target=build, name="jaxserve-warmup")
     with _deep_stacks():
         thread.start()
     return thread
