@@ -170,11 +170,11 @@ def make_runner(config: EngineConfig, weights: Weights, pool: Pool, processor: P
 def warm_up(runner: ModelRunner, runtime: RuntimeConfig, *, progress: bool) -> None:
     """Compile every program and run it once, or, progressively, the widest now and compile the rest in the background,
     where nothing can run: those run for the first time when a step needs them."""
-    keys = runner.program_keys()
-    now = keys if runtime.warmup == "full" else keys[: runner.num_serving_programs]
+    programs, keys = runner.programs, runner.programs.all()
+    now = keys if runtime.warmup == "full" else keys[: programs.num_serving]
     with progress_bar(len(now), "Compiling", "program", show=progress) as bar:
-        runner.compile(now, lambda key: bar.update() and None)
-    ready = runner.ready
+        programs.compile(now, lambda key: bar.update() and None)
+    ready = programs.ready
     with progress_bar(len(ready), "Rehearsing", "bucket", show=progress) as bar:
         for bucket in ready:
             runner.rehearse(bucket)

@@ -208,12 +208,12 @@ class LLM:
         Raises:
           JaxserveError: on assignment, if requests are under way.
         """
-        return self._runner.processor
+        return self._runner.programs.processor
 
     @logits_processor.setter
     def logits_processor(self, processor: Processor | None) -> None:
         self._between_requests("the processor of logits")
-        self._runner.use_processor(processor)
+        self._runner.programs.use_processor(processor)
 
     def _between_requests(self, what: str) -> None:
         self.engine.drain()

@@ -1,11 +1,8 @@
-"""Every program of an engine, compiled before it is needed.
+"""Programs compiled before they are needed: tables of executables, the persistent cache, a count of what was missing.
 
 A program is lowered and compiled ahead of time for one bucket; serving calls executables only, so nothing is ever
 traced or compiled on the way. Compilation runs in threads (XLA compiles outside the interpreter's lock), through JAX's
-persistent cache, short compilations included.
-
-With `warmup = "progressive"` the two widest programs come first; until the rest are there, a step runs in the smallest
-bucket that is.
+persistent cache, short compilations included. Which programs an engine has is said in `runtime.program_set`.
 """
 
 import os
@@ -24,7 +21,6 @@ import jax.monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.plan import Bucket
 from jaxserve.core.step_record import Compilation
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -148,11 +144,3 @@ def _deep_stacks() -> Iterator[None]:
         yield
     finally:
         threading.stack_size(previous)
-
-
-def smallest_holding(bucket: Bucket, ready: Callable[[Bucket], bool], buckets: list[Bucket]) -> Bucket:
-    """`bucket` if it is ready, else the ready one of fewest tokens that can take its rows."""
-    if ready(bucket):
-        return bucket
-    able = [b for b in buckets if ready(b) and all(have >= need for have, need in zip(b, bucket, strict=True))]
-    return min(able, key=lambda b: b.tokens)

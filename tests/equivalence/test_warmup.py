@@ -30,16 +30,17 @@ def test_what_is_compiled_has_run_once(
     found: list[Bucket] = []
 
     def rehearse(runner: ModelRunner, bucket: Bucket) -> None:
-        assert bucket in runner.ready
+        assert bucket in runner.programs.ready
         found.append(bucket)
 
     monkeypatch.setattr(ModelRunner, "rehearse", rehearse)
     llm = make_llm(warmup=warmup)
-    assert found == (llm.runner._buckets if warmup == "full" else llm.runner._buckets[:2])
+    buckets = llm.runner.programs._buckets
+    assert found == (buckets if warmup == "full" else buckets[:2])
 
 
 def test_a_rehearsal_runs_all_programs_of_a_bucket(base: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, ran = base.runner, set()
+    runner, programs, ran = base.runner, base.runner.programs, set()
 
     def counted(table: Any, key: Any, program: Any) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -48,12 +49,12 @@ def test_a_rehearsal_runs_all_programs_of_a_bucket(base: LLM, monkeypatch: pytes
 
         return run
 
-    for table in (runner._models, runner._samplers, runner._scorers):
-        programs = {key: counted(table, key, program) for key, program in table._programs.items()}
-        monkeypatch.setattr(table, "_programs", programs)
-    for bucket in runner.ready:
+    for table in (programs.models, programs.samplers, programs.scorers):
+        watched = {key: counted(table, key, program) for key, program in table._programs.items()}
+        monkeypatch.setattr(table, "_programs", watched)
+    for bucket in programs.ready:
         runner.rehearse(bucket)
-    wanted = {found for found in runner.program_keys() if found[0] not in (runner._loaders, runner._movers)}
+    wanted = {found for found in programs.all() if found[0] not in (programs.loaders, programs.movers)}
     assert ran == wanted
 
 
@@ -61,7 +62,7 @@ def test_a_rehearsal_leaves_nothing(base: LLM) -> None:
     """Neither in the slots' state nor in the blocks of which the later answers' prompts are made."""
     answers(base)  # their prompt is in the prefix cache from now on, and steps are cut the same
     before = answers(base)
-    for bucket in base.runner.ready:
+    for bucket in base.runner.programs.ready:
         base.runner.rehearse(bucket)
     assert answers(base) == before
 
@@ -74,9 +75,9 @@ def test_progressive_warmup_serves_before_all_is_compiled(make_llm: Callable[...
 
 def test_a_bucket_with_a_model_has_all_its_programs(base: LLM) -> None:
     """In whatever moment a step finds it, while others are still being compiled."""
-    runner, ready = base.runner, set()
-    for table, key in runner.program_keys():
+    programs, ready = base.runner.programs, set()
+    for table, key in programs.all():
         ready.add((table, key))
-        if table is runner._models:
-            assert all((runner._samplers, (key.sample_rows, variant)) in ready for variant in Variant)
-            assert not key.prefill_tokens or (runner._scorers, (key.prefill_tokens, key.prefill_rows)) in ready
+        if table is programs.models:
+            assert all((programs.samplers, (key.sample_rows, variant)) in ready for variant in Variant)
+            assert not key.prefill_tokens or (programs.scorers, (key.prefill_tokens, key.prefill_rows)) in ready

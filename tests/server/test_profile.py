@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_programs_and_their_operations_have_names(llm: LLM) -> None:
-    texts = {table[key].as_text() for table, key in llm.runner.program_keys()}
+    texts = {table[key].as_text() for table, key in llm.runner.programs.all()}
     modules = {text.split(",")[0].split()[1] for text in texts}
     assert {"jit_model_8d_0p", "jit_model_8d_128p", "jit_score_128", "jit_load_slot"} <= modules
     assert any(module.startswith("jit_sample_") and module.endswith("_full") for module in modules)
