@@ -15,7 +15,7 @@ FLOORS = [
     {"cache", "text"},
     {"sched"},
     {"metrics"},
-    {"models", "parallel"},
+    {"models"},
     {"runtime"},
     {"engine"},
     {"sim", "batches"},
