@@ -19,11 +19,11 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 make_room_for_interpreter()
 
 TESTS = Path(__file__).parent
-SHARING = {"equivalence": "equivalence", "server": "server", "deploy": "server"}
+SHARING = {"equivalence": "equivalence", "server": "server", "deploy": "server", "test_cli.py": "server"}
 LONGEST = (
     "equivalence", "bench/test_gpu.py", "kernels_pallas/test_triton.py", "bench/test_compare.py",
     "tune/test_tune.py", "kernels_pallas/test_reference.py", "server", "kernels_pallas/test_mosaic_gpu.py",
-    "bench/test_soak.py", "models/test_oracles_in_the_engine.py", "test_cli.py",
+    "bench/test_soak.py", "models/test_oracles_in_the_engine.py",
 )  # fmt: skip
 
 

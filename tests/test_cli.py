@@ -1,16 +1,16 @@
 """The command line: it teaches, it refuses in one line, and it runs the model that ships with the package."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 from ast import literal_eval
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -19,12 +19,9 @@ from jaxserve.cli import main
 from jaxserve.core.config import all_settings
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
+from tests.server.conftest import FEW_PROGRAMS, PATIENCE_S, SMALL, wait_for
 
 ROOT = Path(__file__).parent.parent
-SETTINGS: dict[str, Any] = {
-    "max_num_seqs": 2, "max_num_batched_tokens": 64, "decode_buckets": (2,), "prefill_buckets": (64,),
-}  # fmt: skip
-SMALL = ["--max-num-seqs=2", "--max-num-batched-tokens=64", "--decode-buckets=2", "--prefill-buckets=64"]
 
 
 def test_help_shows_every_setting_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +194,7 @@ def test_generate_prints_what_the_prompt_is_worth(capsys: pytest.CaptureFixture[
     assert main(["generate", *options, "--max-tokens=0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["ROMEO: O!", "--- prompt"]
-    (scored,) = LLM(compilation_cache_dir=compilation_cache, progress=False, **SETTINGS).score("ROMEO: O!")
+    (scored,) = LLM(compilation_cache_dir=compilation_cache, progress=False, **FEW_PROGRAMS).score("ROMEO: O!")
     found = [line.split()[0] for line in lines[2:]]
     assert found == ["-", *(f"{entry.logprob:.3f}" for entry in scored if entry)] and len(found) > 2
     texts = [literal_eval(re.findall(r"'.*?'", line)[0]) for line in lines[2:]]
@@ -207,22 +204,24 @@ def test_generate_prints_what_the_prompt_is_worth(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-def test_serve_from_the_command_line(tmp_path: Path) -> None:
+def test_serve_from_the_command_line(compilation_cache: str) -> None:
     """A real server on the embedded model: answers, streams, and ends when told to."""
-    port = 18473
-    command = [
-        sys.executable,
-        "-m",
-        "jaxserve",
-        "serve",
-        f"--port={port}",
-        *SMALL,
-        f"--compilation-cache-dir={tmp_path}",
-    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--port={port}", *SMALL, f"--compilation-cache-dir={compilation_cache}"]
+    command = [sys.executable, "-m", "jaxserve", "serve", *options]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     url = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        assert process.poll() is None, "the server ended"
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/ready", timeout=PATIENCE_S).status_code == 200
+        return False
+
     try:
-        wait_for(url, process)
+        wait_for(ready, 5 * PATIENCE_S)
         body = {"prompt": "ROMEO:\n", "max_tokens": 12, "temperature": 0}
         whole = httpx.post(f"{url}/generate", json=body, timeout=60).json()
         assert whole["usage"]["completion_tokens"] <= 12 and whole["choices"][0]["text"]
@@ -232,16 +231,4 @@ def test_serve_from_the_command_line(tmp_path: Path) -> None:
         assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "embedded"
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) in (0, 130, -signal.SIGINT)
-
-
-def wait_for(url: str, process: subprocess.Popen) -> None:
-    for _ in range(600):
-        assert process.poll() is None, "the server ended"
-        try:
-            if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError("the server does not answer")
+        assert process.wait(PATIENCE_S) in (0, 130, -signal.SIGINT)

@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 TINY = SETTINGS | {
     "max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 16, "decode_buckets": (8,),
-    "mixed_decode_buckets": (8,), "prefill_buckets": (64,), "prefill_rows": 4,
+    "mixed_decode_buckets": (8,), "prefill_buckets": (64,), "prefill_rows": 8,
 }  # fmt: skip
 
 

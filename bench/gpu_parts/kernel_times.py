@@ -28,7 +28,7 @@ def items(setting: Setting) -> Iterator[Item]:
                (64, 8192), (1, 1024), (4, 32_768)]  # fmt: skip
     prefills = [(1, 4096, 4096), (4, 2048, 2048), (1, 8192, 8192), (1, 2048, 8192), (8, 512, 4096)]
     if dry:
-        decodes, prefills = [(4, 128), (1, 256)], [(1, 128, 128), (2, 64, 128)]
+        decodes, prefills = [(2, 64), (1, 128)], [(1, 64, 64), (2, 32, 64)]
     backend = choice.choose("auto", _problem("bfloat16"), choice.device_capability())
     for i in range(max(len(decodes), len(prefills))):
         if i < len(decodes):

@@ -162,7 +162,8 @@ def test_what_it_is_to_be_compared_with_is_read_before_anything_runs(
 
 
 @pytest.mark.slow
-def test_the_real_engine_is_measured(tmp_path: Path) -> None:
+def test_the_real_engine_is_measured(tmp_path: Path, compilation_cache: str) -> None:
+    """Its variants share programs, as all engines of a test process: what is seen here is that each start is timed."""
     few_programs = ["--set=max_num_seqs=2", "--set=prefill_rows=2", "--fit=4"]
     options = ["--quick", *SMALL, *few_programs, "--prompt-tokens=uniform:4,40", "--output-tokens=uniform:2,8"]
     result = run(buckets.BENCH, tmp_path / "a.json", *options)
