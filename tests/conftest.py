@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from kernels_pallas.interpreter_threads import make_room_for_interpreter
@@ -17,6 +18,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 make_room_for_interpreter()
+
+# A busy machine makes no example wrong.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 TESTS = Path(__file__).parent
 SHARING = {"equivalence": "equivalence", "server": "server", "deploy": "server", "test_cli.py": "server"}

@@ -20,7 +20,7 @@ import yaml
 from jaxserve.cli import _parser
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.server_sections import ServerConfig
-from tests.server.conftest import SMALL
+from tests.server.conftest import PATIENCE_S, SMALL, wait_for
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 ROOT = DEPLOY.parent
@@ -116,15 +116,15 @@ def test_it_starts_is_healthy_and_drains_as_the_image_says(
     check = [sys.executable, health[1], health[2].replace(":8000", f":{port}")]
     with subprocess.Popen([*program, *options], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as server:
         try:
-            for _ in range(240):
-                if subprocess.run(check, capture_output=True).returncode == 0:
-                    break
+
+            def healthy() -> bool:
                 assert server.poll() is None, "it has ended"
-            else:
-                raise AssertionError("it does not become healthy")
+                return subprocess.run(check, capture_output=True).returncode == 0
+
+            wait_for(healthy, 5 * PATIENCE_S)
             sent = re.search(r"^STOPSIGNAL (\w+)$", DOCKERFILE, re.MULTILINE)
             server.send_signal(signal.Signals[sent.group(1)])  # type: ignore[union-attr]
-            assert server.wait(60) == 0
+            assert server.wait(PATIENCE_S) == 0
         finally:
             server.kill()
 

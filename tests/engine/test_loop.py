@@ -20,11 +20,12 @@ def run(scenario, **options):
         loop = EngineLoop(build_engine(**options))
         loop.start()
         try:
-            return await scenario(loop)
+            async with asyncio.timeout(60):
+                return await scenario(loop)
         finally:
             await loop.stop()
 
-    return asyncio.run(asyncio.wait_for(whole(), 30))
+    return asyncio.run(whole())
 
 
 def test_many_at_once() -> None:

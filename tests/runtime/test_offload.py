@@ -2,7 +2,6 @@
 
 import errno
 import os
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -223,9 +222,14 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         DiskStore(tmp_path / "file" / "kv")
 
 
-def test_nothing_is_waited_for_when_nothing_is_under_way(tmp_path: Path) -> None:
-    offload = make(tmp_path, disk=0)
-    begin = time.perf_counter()
-    assert offload.settled(wait=True) == ()
-    assert time.perf_counter() - begin < 1.0
-    offload.close()
+def test_nothing_is_waited_for_when_nothing_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without, offload, move = make(tmp_path, disk=0), make(tmp_path), Moves()
+    ended, waits = offload._disk._ended, list[bool]()
+    get = ended.get
+    monkeypatch.setattr(ended, "get", lambda block=True, timeout=None: waits.append(block) or get(block, timeout))
+    assert without.settled(wait=True) == offload.settled(wait=True) == () and not any(waits)
+    run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [1], Tier.DISK, [1]))
+    wait_for(offload, 1)
+    assert any(waits), "otherwise it is"
+    for one in (without, offload):
+        one.close()
