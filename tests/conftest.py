@@ -28,9 +28,9 @@ hypothesis.settings.load_profile("any machine")
 TESTS = Path(__file__).parent
 SHARING = {"equivalence": "equivalence", "server": "server", "deploy": "server", "test_cli.py": "server"}
 LONGEST = (
-    "equivalence", "bench/test_gpu.py", "kernels_pallas/test_triton.py", "bench/test_compare.py",
-    "tune/test_tune.py", "kernels_pallas/test_reference.py", "server", "kernels_pallas/test_mosaic_gpu.py",
-    "bench/test_soak.py", "models/test_oracles_in_the_engine.py",
+    "server", "equivalence", "kernels_pallas/test_mosaic_gpu.py", "bench/test_tuning.py", "bench/test_gpu.py",
+    "kernels_pallas/test_triton.py", "bench/test_soak.py", "kernels_pallas/test_reference.py", "bench/test_compare.py",
+    "models/test_oracles_in_the_engine.py",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ ORACLES = sorted(path.parent.name for path in FIXTURES.glob("*/oracle.json"))
 
 SIZES = {
     "max_num_seqs": 4, "max_num_batched_tokens": 32, "num_blocks": 32, "block_size": 8, "decode_buckets": (4,),
-    "mixed_decode_buckets": (4,), "prefill_buckets": (32,), "prefill_rows": 3, "progress": False,
+    "mixed_decode_buckets": (4,), "prefill_buckets": (32,), "prefill_rows": 4, "progress": False,
 }  # fmt: skip
 
 
