@@ -4,6 +4,7 @@ import errno
 import os
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -224,12 +225,16 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_waited_for_when_nothing_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without, offload, move = make(tmp_path, disk=0), make(tmp_path), Moves()
-    ended, waits = offload._disk._ended, list[bool]()
-    get = ended.get
-    monkeypatch.setattr(ended, "get", lambda block=True, timeout=None: waits.append(block) or get(block, timeout))
-    assert without.settled(wait=True) == offload.settled(wait=True) == () and not any(waits)
+    ended, waits = offload._disk._ended, list[float]()
+
+    def get(timeout: float) -> Any:
+        waits.append(timeout)
+        return ended.get(timeout=timeout)
+
+    monkeypatch.setattr(offload._disk, "_ended", SimpleNamespace(get=get, get_nowait=ended.get_nowait, put=ended.put))
+    assert without.settled(wait=True) == offload.settled(wait=True) == () and not waits
     run(offload, cache_of(jnp.float32), move(Tier.DEVICE, [1], Tier.DISK, [1]))
     wait_for(offload, 1)
-    assert any(waits), "otherwise it is"
+    assert waits, "otherwise it is"
     for one in (without, offload):
         one.close()
