@@ -18,7 +18,7 @@ from itertools import islice
 from bench.scenarios import measure as m
 from bench.scenarios.bars import Bar, least, most, reported
 from bench.scenarios.outcome import Outcome, Row
-from bench.scenarios.stage import Run, Settings, Stage
+from bench.scenarios.stage import Run, Settings, Stage, saturated
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 
 NAME = "S1"
@@ -26,8 +26,6 @@ SEEDS = (1, 2, 3)
 TOKENS = 4096
 CALM = 60
 """Requests at the low load on the real engine, where the time between them passes."""
-ROUNDS = 3
-"""Runs of every policy at saturation on the real engine, in turn; the middle one counts. One takes about a second."""
 PREFILL = (32, 64, 128, 256, 512, 1024)
 """Prompt tokens of the real engine's programs, of every policy: a prompt alone in a step is 8 to 128 tokens long."""
 
@@ -103,7 +101,7 @@ def run(stage: Stage) -> Outcome:
     for seed in SEEDS:
         lengths = requests(seed, stage.real)
         chosen = policies(stage.real)
-        full = _saturated(stage, at_once(lengths), chosen)
+        full = saturated(stage, at_once(lengths), chosen)
         sat = {name: m.throughput(run.served) for name, run in full.items()}
         busy = at_rate(lengths, seed, share * sat["dynamic8"])
         calm = at_rate(lengths[: CALM if stage.real else None], seed, 0.5 * sat["static4"])
@@ -128,17 +126,6 @@ def run(stage: Stage) -> Outcome:
         if stage.real:
             ratios.setdefault("sat cont8/shrinks", []).append(sat["cont8"] / sat["dynamic8 shrinks"])
     return Outcome(NAME, stage.name, rows, bars(ratios, stage.real), plot=("TTFT P99 (s)", "tokens/s"))
-
-
-def _saturated(stage: Stage, arrivals: list[Arrival], chosen: dict[str, Settings]) -> dict[str, Run]:
-    rounds = [
-        {name: stage.run(arrivals, settings) for name, settings in chosen.items()}
-        for _ in range(ROUNDS if stage.real else 1)
-    ]
-    return {
-        name: sorted((one[name] for one in rounds), key=lambda run: m.throughput(run.served))[len(rounds) // 2]
-        for name in chosen
-    }
 
 
 def bars(r: dict[str, list[float]], real: bool) -> list[Bar]:

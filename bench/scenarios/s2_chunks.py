@@ -10,7 +10,7 @@ from itertools import islice
 from bench.scenarios import measure as m
 from bench.scenarios.bars import Bar, least, most, reported
 from bench.scenarios.outcome import Outcome, Row
-from bench.scenarios.stage import Settings, Stage
+from bench.scenarios.stage import Settings, Stage, saturated
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 from jaxserve.sim.drive import Served
 
@@ -81,7 +81,7 @@ def run(stage: Stage) -> Outcome:
     ratios: dict[str, dict[str, list[float]]] = {}
     for seed in SEEDS:
         lengths, chosen = requests(seed, stage.real), policies(stage.real)
-        full = {name: stage.run(arrivals(lengths, seed, None), s).served for name, s in chosen.items()}
+        full = {name: run.served for name, run in saturated(stage, arrivals(lengths, seed, None), chosen).items()}
         sat = {name: m.throughput(served) for name, served in full.items()}
         rows += [_row("saturation", name, seed, served) for name, served in full.items()]
         ratios.setdefault("saturation", {}).setdefault("throughput", []).append(sat["on_fcfs"] / sat["off"])

@@ -3,10 +3,11 @@
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from bench.scenarios.measure import throughput
 from jaxserve.core.clock import Clock, MonotonicClock, VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.step_record import StepRecord
@@ -23,6 +24,10 @@ ROOT = Path(__file__).parent.parent.parent
 H200 = ROOT / "configs" / "cost" / "h200_8b_nominal.json"
 PAGES = 1_000_000 // 16
 Settings = dict[str, Any]
+ROUNDS = 3
+"""Runs of every policy at saturation on the real engine, in turn; the middle one counts. One takes about a second."""
+WARMING = 40
+"""Requests that a new real engine serves before any count: it is a tenth slower until its memory has been touched."""
 
 
 @dataclass
@@ -90,6 +95,18 @@ class Simulated:
         clock = VirtualClock()
         engine = simulated_engine(EngineConfig.from_settings(**(base | settings)), self.cost, clock, tenants)
         return finish(engine, clock, arrivals, until_s)
+
+
+def saturated(stage: Stage, arrivals: Sequence[Arrival], policies: dict[str, Settings]) -> dict[str, Run]:
+    """A run of every policy with all requests at once; on the real engine, of ROUNDS the one of middle throughput."""
+    rounds = [
+        {name: stage.run(arrivals, settings) for name, settings in policies.items()}
+        for _ in range(ROUNDS if stage.real else 1)
+    ]
+    return {
+        name: sorted((one[name] for one in rounds), key=lambda run: throughput(run.served))[len(rounds) // 2]
+        for name in policies
+    }
 
 
 def finish(
@@ -165,10 +182,6 @@ class Real:
             "num_blocks": 1025, "enable_prefix_caching": False, "max_waiting": 1_000_000,
             "prefill_rows": 8, "max_model_len": 512, "progress": False,
         }  # fmt: skip
-        key = repr((sorted(settings.items()), tenants and [*tenants]))
-        if key not in self._engines:
-            self._engines[key] = self._make(base | settings, tenants)
-        llm = self._engines[key]
         rng = random.Random(0)
         tokens = [rng.randrange(512) for _ in range(512 + 2048)]
 
@@ -176,6 +189,11 @@ class Real:
             start = number % 512
             return tuple(tokens[start : start + arrival.prompt_tokens])
 
+        key = repr((sorted(settings.items()), tenants and [*tenants]))
+        if key not in self._engines:
+            llm = self._engines[key] = self._make(base | settings, tenants)
+            finish(llm.engine, MonotonicClock(), [replace(a, at_s=0.0) for a in arrivals[:WARMING]], None, prompts)
+        llm = self._engines[key]
         settle_heap()  # as the server does
         run = finish(llm.engine, MonotonicClock(), arrivals, until_s, prompts)
         for name in {sequence.request.id for sequence in llm.engine.scheduler.live()}:
