@@ -20,7 +20,8 @@ SEEDS = (11, 12)
 
 def policies(real: bool) -> dict[str, Settings]:
     if real:
-        common: Settings = {"max_num_seqs": 32, "decode_buckets": (1, 8, 32), "mixed_decode_buckets": (8, 32)}
+        rows = (8, 16, 24, 32)
+        common: Settings = {"max_num_seqs": 32, "decode_buckets": (1, *rows), "mixed_decode_buckets": rows}
         whole = {"policy": "continuous", "max_num_batched_tokens": 512, "prefill_buckets": (64, 128, 256, 512)}
         chunks = {"policy": "chunked", "chunk_size": 128, "max_num_batched_tokens": 160}
         chunks["prefill_buckets"] = (16, 32, 64, 128)
