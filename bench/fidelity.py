@@ -178,7 +178,7 @@ def said_of_drift(rounds: list[tuple[float, float] | None]) -> str:
     known = [found for found in rounds if found is not None]
     if not known:
         return "too few steps to see whether this machine's speed was steady"
-    moved = sum(not (1.0 - STEADY <= low and high <= 1.0 + STEADY) for low, high in known)
+    moved = sum(not (low >= 1.0 - STEADY and high <= 1.0 + STEADY) for low, high in known)
     verdict = f"NOT steady in {moved} of {len(known)} rounds (within {STEADY:.0%} would be)" if moved else "steady"
     ranges = ", ".join(f"{low:.2f}-{high:.2f}" for low, high in known)
     return f"in half seconds under load, steps took {ranges} times what was predicted of them: {verdict}"
