@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jaxserve import __version__
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, name_idle, read_config
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenants
@@ -43,7 +43,9 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    config = read_config(given)
+    config = read_config(given, say_idle=False)
+    tenants = Tenants.of(config.scheduler)
+    name_idle(config, tenants)
     if given.record_tokens and not given.record:
         raise ConfigError("record_tokens: there is no record: give --record FILE beside it")
     try:
@@ -76,7 +78,6 @@ def run(given: argparse.Namespace) -> int:
             sampling_defaults=llm.sampling_defaults,
         )
 
-    tenants = Tenants.of(config.scheduler)
     try:
         return serve(load, config.server, config.batches, tenants)
     finally:

@@ -27,6 +27,7 @@ def idle_settings(config: EngineConfig, tenants: Tenants | None = None) -> list[
     return [
         *(f"{name} = {values[name]!r} {why}" for name, why in idle),
         *_without_objective(config.scheduler, tenants),
+        *_about_tenants(config, tenants),
     ]
 
 
@@ -57,3 +58,17 @@ def _without_objective(config: SchedulerConfig, tenants: Tenants | None) -> Iter
             getattr(who, objective) is not None for who in (config, *(tenants or Tenants.of(config)))
         ):
             yield f"{name} = {value!r} {then}: set {objective}, here or for tenants"
+
+
+def _about_tenants(config: EngineConfig, tenants: Tenants | None) -> Iterator[str]:
+    scheduler, batches = config.scheduler, config.batches
+    if scheduler.tenants is None or (tenants is None and batches.batch_dir is None):
+        return
+    known = tenants or Tenants.of(scheduler)
+    if any(tenant.weight != 1.0 for tenant in known) and scheduler.ordering != "fair":
+        yield f"tenants' weight has no effect with ordering = {scheduler.ordering!r}: it is for 'fair'"
+    if batches.batch_dir is not None and batches.batch_tenant not in {tenant.name for tenant in known}:
+        yield (
+            f"batch_tenant = {batches.batch_tenant!r} is nobody in {scheduler.tenants}: lines of batches run as "
+            "'default', with its class and share"
+        )

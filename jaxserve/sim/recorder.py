@@ -217,11 +217,15 @@ def _tenant(tenant: Tenant) -> dict[str, Any]:
 
 
 def open_recording(path: str | Path) -> TextIO:
-    """A file for a record, line by line: what is written outlives the process. ConfigError if it exists."""
+    """A file for a record, line by line: what is written outlives the process. ConfigError if there is a record in it;
+    an empty one is what a server that did not start has left."""
     try:
-        return open(path, "x", buffering=1)
-    except FileExistsError as error:
-        raise ConfigError(f"record = {str(path)!r} exists: give another file, a record is not written over") from error
+        if Path(path).exists() and Path(path).stat().st_size:
+            raise ConfigError(
+                f"record = {str(path)!r} exists: a record is not written over. Give another file; for a server that is "
+                'restarted one for each start, --record "day-$(date +%s).jsonl"'
+            )
+        return open(path, "w", buffering=1)
     except OSError as error:
         raise ConfigError(f"record = {str(path)!r} cannot be written ({error.strerror}): give another file") from error
 

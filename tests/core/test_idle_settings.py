@@ -8,6 +8,7 @@ import pytest
 from jaxserve.core.config import EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.idle_settings import idle_settings
+from jaxserve.core.tenants import Tenants
 from jaxserve.sched.orderings import ORDERINGS
 from jaxserve.sched.policies import POLICIES
 
@@ -75,8 +76,22 @@ def test_an_objective_may_be_a_tenants(tmp_path: Path) -> None:
     assert said(admission="slo", tenants=str(path)) == []
     assert len(said(policy="adaptive", tenants=str(path))) == 1
     assert said(tenants="nowhere.toml") == [], "a file that decides nothing here is not read"
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
+    with pytest.raises(
+        ConfigError, match=r"^nowhere\.toml: cannot be read \(No such file or directory\): see configs/tenants\.toml$"
+    ):
         said(admission="slo", tenants="nowhere.toml")
+
+
+def test_what_a_file_of_tenants_says_for_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "tenants.toml"
+    file.write_text("[tenants.chat]\nweight = 2.0\n")
+    batches = {"tenants": str(file), "batch_dir": "/b", "ordering": "fair"}
+    config = EngineConfig.from_settings(tenants=str(file))
+    found = idle_settings(config, Tenants.of(config.scheduler))
+    assert found == ["tenants' weight has no effect with ordering = 'fcfs': it is for 'fair'"]
+    (sentence,) = said(**batches)
+    assert sentence.startswith(f"batch_tenant = 'batch' is nobody in {file}: lines of batches run as 'default'")
+    assert said(**batches, batch_tenant="chat") == [] == said(batch_dir="/b")
 
 
 def test_what_settings_hang_on_are_settings_and_values_of_theirs() -> None:

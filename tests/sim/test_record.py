@@ -18,7 +18,7 @@ from jaxserve.sim.build import simulated
 from jaxserve.sim.drive import Served, drive
 from jaxserve.sim.record import Record
 from jaxserve.sim.record_reader import read_record
-from jaxserve.sim.recorder import Recorder
+from jaxserve.sim.recorder import Recorder, open_recording
 from jaxserve.sim.replay import replay
 from jaxserve.sim.traces import read_trace
 
@@ -52,6 +52,18 @@ def recorded(path: Path, arrivals: list[Arrival], **settings) -> tuple[Record, l
         served = list(drive(engine, clock, arrivals))
         recorder.close(engine.scheduler.live())
     return read_record(path), served
+
+
+def test_a_record_is_not_written_over_and_an_empty_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    open_recording(path).close()  # what a server leaves that did not start
+    with open_recording(path) as file:
+        file.write("a line\n")
+    with pytest.raises(ConfigError, match=r"exists: a record is not written over\. .* one for each start, --record "):
+        open_recording(path)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        open_recording(path / "below")
+    assert path.read_text() == "a line\n"
 
 
 @pytest.mark.parametrize("overlap", [True, False])
