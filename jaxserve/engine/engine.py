@@ -136,7 +136,8 @@ class Engine:
     def step(self) -> list[SequenceOutput]:
         """Run one step and return what became known: the outputs of this step, or, overlapped, of the one before.
 
-        A step that fails ends what ran with `FinishReason.ERROR`; what waits is served by the next ones.
+        A step that fails ends what ran with `FinishReason.ERROR`; what waits is served by the next ones. So does one
+        that is interrupted while it waits for the device.
         """
         now = self._clock.now()
         plan = self.scheduler.plan(now)
@@ -175,15 +176,19 @@ class Engine:
     def _submit(self, plan: StepPlan, now: float) -> None:
         try:
             self._flying.append((plan, self._executor.submit(plan), now))
-        except Exception as error:
+        except BaseException as error:
             self._recover(error)
+            if not isinstance(error, Exception):
+                raise
 
     def _commit_oldest(self) -> None:
         plan, pending, planned_s = self._flying.popleft()
         try:
             result = pending.wait()
-        except Exception as error:
+        except BaseException as error:
             self._recover(error)
+            if not isinstance(error, Exception):
+                raise
         else:
             now, costs = self._clock.now(), self.scheduler.costs
             events = self.scheduler.commit(plan, result, now)
@@ -194,7 +199,7 @@ class Engine:
         for observer in self.observers:
             observer.observe(record)
 
-    def _recover(self, error: Exception) -> None:
+    def _recover(self, error: BaseException) -> None:
         """A step failed: what ran is lost and says so; what waits is served by a clean executor."""
         self._flying.clear()
         self.scheduler.forget_steps()

@@ -13,12 +13,13 @@ from collections.abc import Collection, Iterator, Sequence
 
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.sequence import Request
+from jaxserve.engine import interrupts
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import SequenceOutput
 
 
 def run(engine: Engine, requests: Sequence[Request]) -> Iterator[SequenceOutput]:
-    """The outputs of these requests as they come. Leaving early aborts what has not ended.
+    """The outputs of these requests as they come. Leaving early, by Ctrl-C too, aborts what has not ended.
 
     Requests are queued as there is room: there may be more of them than may wait at once.
 
@@ -33,7 +34,8 @@ def run(engine: Engine, requests: Sequence[Request]) -> Iterator[SequenceOutput]
         while left or open_:
             while left and (_has_room(engine, left[0]) or not engine.scheduler.num_waiting):
                 request = left.popleft()
-                open_[request.id] = len(engine.add(request))
+                with interrupts.whole():
+                    open_[request.id] = len(engine.add(request))
             for output in _own(engine, open_):
                 if output.finish_reason is not None:
                     open_[output.request_id] -= 1
@@ -57,8 +59,9 @@ def _has_room(engine: Engine, request: Request) -> bool:
 def _own(engine: Engine, ids: Collection[str]) -> list[SequenceOutput]:
     """What the next step brings for these requests; the rest goes back."""
     busy = engine.under_way
-    outputs = engine.step()
-    engine.give_back([output for output in outputs if output.request_id not in ids])
+    with interrupts.whole():
+        outputs = engine.step()
+        engine.give_back([output for output in outputs if output.request_id not in ids])
     own = [output for output in outputs if output.request_id in ids]
     if ids and not own and not busy:
         raise JaxserveError(

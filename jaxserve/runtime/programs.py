@@ -110,9 +110,13 @@ class ProgramTable:
         missing = [key for key in keys if key not in self._programs]
         with _deep_stacks(), ThreadPoolExecutor(self._threads, "compile") as pool:
             futures = [(key, pool.submit(self._build, key)) for key in missing]
-            for key, future in futures:
-                self._programs[key] = future.result()
-                progress(key)
+            try:
+                for key, future in futures:
+                    self._programs[key] = future.result()
+                    progress(key)
+            except BaseException:  # Ctrl-C, say: those under way are waited for, and no more begun
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def compile_in_background(keys: list[tuple[ProgramTable, Any]]) -> threading.Thread:

@@ -1,6 +1,8 @@
 """An engine driven by its callers: several at once, more requests than may wait, and outputs that are another's."""
 
+import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,60 @@ def test_more_requests_than_may_wait(engine: Engine) -> None:
 def test_more_completions_than_may_ever_wait_are_refused_for_good(engine: Engine) -> None:
     with pytest.raises(InvalidParameter, match="max_waiting"):
         list(run(engine, [request("a", [1], n=4)]))
+
+
+@pytest.mark.parametrize("where", ["plan", "submit", "wait", "commit", "add"])
+def test_ctrl_c_is_heeded_between_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Wherever it comes, the call ends with it, nothing is left, and the next call is served."""
+    scheduler, executor = engine.scheduler, engine._executor
+    calls = 0
+
+    def interrupted(work: Any) -> Any:
+        def run_it(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                signal.raise_signal(signal.SIGINT)
+            return work(*arguments)
+
+        return run_it
+
+    if where == "wait":
+        submit = executor.submit
+
+        def submit_one(plan: Any) -> Any:
+            pending = submit(plan)
+            pending.wait = interrupted(pending.wait)
+            return pending
+
+        monkeypatch.setattr(executor, "submit", submit_one)
+    else:
+        monkeypatch.setattr(executor if where == "submit" else scheduler, where, interrupted(getattr(
+            executor if where == "submit" else scheduler, where)))  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        list(run(engine, [request(str(i), [i], max_tokens=8) for i in range(6)]))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not engine.has_work
+    assert tokens(run(engine, [request("x", [1, 2])])) == alone([1, 2])
+
+
+def test_who_steps_by_hand_and_interrupts_a_wait_finds_a_clean_engine(engine: Engine) -> None:
+    engine.add(request("a", [1, 2], max_tokens=8))
+    submit, fails = engine._executor.submit, iter([False, True])
+
+    def submit_one(plan: Any) -> Any:
+        pending = submit(plan)
+        if next(fails, False):
+            pending.wait = lambda: signal.raise_signal(signal.SIGINT)
+        return pending
+
+    engine._executor.submit = submit_one  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        while engine.has_work:
+            engine.step()
+    (output,) = [o for _ in range(2) for o in engine.step()]
+    assert output.finish_reason == "error" and "KeyboardInterrupt" in (output.error or "")
+    assert tokens(run(engine, [request("x", [1, 2])])) == alone([1, 2])
 
 
 def test_one_bad_request_and_nothing_is_queued(engine: Engine) -> None:
