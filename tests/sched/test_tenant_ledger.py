@@ -86,6 +86,19 @@ def test_who_is_inside_its_guarantee_is_not_displaced() -> None:
     assert low.preemptions == 0
 
 
+def test_who_has_given_way_often_enough_is_not_displaced_again() -> None:
+    tenants = [Tenant(name="low", priority=5), Tenant(name="high", priority=0)]
+    engine = engine_of(tenants, ordering="priority", max_preemptions=1, num_blocks=40)
+    low = engine.add(request("l", [0] * 100, tenant="low", max_tokens=150))[0]
+    for wave in range(6):
+        for _ in range(20):
+            engine.step()
+        engine.add(request(f"h{wave}", [0] * 200, tenant="high", max_tokens=10))
+    while engine.has_work:
+        engine.step()
+    assert low.preemptions == 1
+
+
 def test_a_request_over_its_tenants_share_is_refused_for_good() -> None:
     engine = engine_of([Tenant(name="small", kv_max=0.1)])
     with pytest.raises(PromptTooLong, match="kv_max of tenant 'small'"):
