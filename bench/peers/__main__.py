@@ -20,7 +20,7 @@ from bench.results_file import file_to_write, folder_to_write
 from jaxserve.commands.results import write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMES = ("llama_cpp", "openvino")
+NAMES = ("llama_cpp", "openvino", "vllm")
 """Modules of this folder."""
 
 

@@ -14,28 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.runs import figures, parser, print_runs
+from bench.peers.weights import hugging_face
 from bench.workload import LLAMA_32M, REQUESTS, prompts
 
 TOKENIZER = Path(__file__).resolve().parent.parent.parent / "jaxserve" / "embedded" / "tokenizer.json"
 
 
 def export(folder: Path) -> Path:
-    """A random Llama as an OpenVINO model. The pipeline wants a tokenizer, too; the requests are token ids."""
+    """The random Llama as an OpenVINO model. The pipeline wants a tokenizer, too; the requests are token ids."""
     model = folder / "openvino"
     if model.is_dir():
         return model
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    torch.manual_seed(0)
-    shapes = {name: value for name, value in LLAMA_32M.items() if name != "architectures"}
-    LlamaForCausalLM(LlamaConfig(**shapes)).float().eval().save_pretrained(folder / "hf")
-    PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), eos_token="<|end|>").save_pretrained(folder / "hf")
+    weights = hugging_face(folder)
+    PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), eos_token="<|end|>").save_pretrained(weights)
     tool = Path(sys.executable).parent / "optimum-cli"
     task = ["--task", "text-generation-with-past", "--weight-format", "fp32"]
-    subprocess.run(
-        [tool, "export", "openvino", "--model", folder / "hf", *task, model], check=True, capture_output=True
-    )
+    subprocess.run([tool, "export", "openvino", "--model", weights, *task, model], check=True, capture_output=True)
     return model
 
 

@@ -34,10 +34,10 @@ def test_a_peer_and_its_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ("peers", "words"),
     [
         ([], "--peer"),
-        (["openvino"], "'openvino' is not NAME=PYTHON; the peers are llama_cpp, openvino"),
+        (["openvino"], "'openvino' is not NAME=PYTHON; the peers are llama_cpp, openvino, vllm"),
         (["openvino="], "is not NAME=PYTHON"),
         (["=python3"], "is not NAME=PYTHON"),
-        (["vllm=python3"], "the peers are llama_cpp, openvino"),
+        (["sglang=python3"], "the peers are llama_cpp, openvino, vllm"),
         (["openvino=/no/such/python"], "/no/such/python is no program; bench/peers/openvino.py says what to install"),
         ([f"openvino={__file__}"], "is no program"),
         ([f"openvino={HERE}", f"llama_cpp={HERE}", f"openvino={HERE}"], "openvino is given twice"),
