@@ -1,11 +1,13 @@
 """Which peers `bench.peers` runs, and what it says of those that it cannot run."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from bench.peers.__main__ import NAMES, parse
+from bench.peers.vllm import environment
 from tests.test_floors import loaded_after
 
 HERE = Path(sys.executable)
@@ -50,3 +52,21 @@ def test_what_cannot_run_is_said_before_anything_does(
     with pytest.raises(SystemExit):
         parse([f"--peer={peer}" for peer in peers])
     assert words in capsys.readouterr().err
+
+
+def test_vllm_starts_with_both_cores_and_its_openmp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is set outside stays, and a process that has it all needs no other one."""
+    library = tmp_path / "lib" / "libiomp5.so"
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    wanted = environment()
+    assert str(library) in wanted["LD_PRELOAD"].split(":")
+    assert wanted["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert wanted["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    assert environment() == dict(os.environ)
