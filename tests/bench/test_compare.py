@@ -136,7 +136,11 @@ def test_a_pair_is_two_numbers(pair: str, capsys) -> None:
 
 def test_strategies_run_for_which_there_are_objectives(tmp_path: Path) -> None:
     options = ["--simulate", "--requests=20", "--own-times", "--arrivals=poisson:9"]
-    for slo, others in (("itl<9s", set()), ("ttft<9", {"slack"}), ("ttft<9,tpot<9s", {"slack", "adaptive", "admission"})):
+    for slo, others in (
+        ("itl<9s", set()),
+        ("ttft<9", {"slack"}),
+        ("ttft<9,tpot<9s", {"slack", "adaptive", "admission"}),
+    ):
         rows = run(strategies.BENCH, tmp_path / "a.json", *options, f"--slo={slo}")["rows"]
         assert {row["name"] for row in rows} & set(strategies.NEEDS) == others
 
