@@ -5,6 +5,7 @@ dear to build. The longest groups begin first, so that no process ends long afte
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 make_room_for_interpreter()
+
+# A job in a shell's background ignores Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine makes no example wrong.
 hypothesis.settings.register_profile(
