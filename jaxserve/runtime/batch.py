@@ -101,6 +101,15 @@ class BatchBuilder:
             self._pack_prefills(plan.prefills, views)
         return packed
 
+    def rehearsal_input(self, bucket: Bucket) -> NDArray[np.int32]:  # [packed_size]
+        """Every row taken, by the scratch slot: a decode row of one token each, prompts as long as they may be."""
+        packed = np.zeros(packed_size(bucket, self._table_width), np.int32)
+        views = unpack_model(packed, bucket, self._table_width)
+        views["decode_slots"][:] = views["slots"][:] = self._scratch
+        longest = self._table_width * self._block_size
+        views["offsets"][:] = np.minimum(np.arange(bucket.prefill_rows + 1) * longest, bucket.prefill_tokens)
+        return packed
+
     def sample_input(self, plan: StepPlan, bucket: Bucket) -> NDArray[np.int32]:  # [fields, R]
         slots = np.full(bucket.sample_rows, self._scratch, np.int32)
         positions = np.zeros(bucket.sample_rows, np.int32)

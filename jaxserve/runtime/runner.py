@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.core.errors import UnexpectedCompilation
-from jaxserve.core.plan import Bucket, StepPlan
+from jaxserve.core.plan import NO_BUCKET, Bucket, StepPlan
 from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.core.step_record import Compilation
 from jaxserve.models.config import ModelConfig
@@ -31,6 +31,9 @@ from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.move_costs import MoveCosts
 
 __all__ = ["ModelRunner", "Processor"]
+
+
+NO_STEP = StepPlan(0, (), (), NO_BUCKET)
 
 
 class ModelRunner:
@@ -144,13 +147,12 @@ class ModelRunner:
     # --- between steps ----------------------------------------------------------------------------------------
 
     def rehearse(self, bucket: Bucket) -> None:
-        """Run a bucket's programs once, without rows: only what is scratch is written. Nothing may be under way.
+        """Run a bucket's programs once, on rows that write what is scratch alone. Nothing may be under way.
 
-        An executable's first run makes its code and memory ready, which takes longer than most steps; and a device
-        whose memory does not hold the bucket's step says so here."""
-        plan = StepPlan(0, (), (), bucket)
-        model_input, sample_input = self._batch.model_input(plan, bucket), self._batch.sample_input(plan, bucket)
-        self._state, output = self.programs.models[bucket](self._params, self._state, self._slots.tokens, model_input)
+        An executable's first run makes its code and memory ready, loop by loop, which takes longer than most steps; and
+        a device whose memory does not hold the bucket's step says so here."""
+        rows, sample_input = self._batch.rehearsal_input(bucket), self._batch.sample_input(NO_STEP, bucket)
+        self._state, output = self.programs.models[bucket](self._params, self._state, self._slots.tokens, rows)
         for variant in Variant:
             sampler = self.programs.samplers[bucket.sample_rows, variant]
             _, self._slots = sampler(output.logits, self._slots, sample_input)
