@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 from jaxserve.engine.heap import settle_heap
+from jaxserve.metrics.distribution import percentile
 from jaxserve.metrics.summary import GroupSummary, Summary
 from jaxserve.sched.cost_model import CostModel
 from jaxserve.sched.fitted_cost import Sample
@@ -196,5 +195,4 @@ def drift(cost: CostModel, parts: Iterable[Part]) -> tuple[float, float] | None:
                    for window in windows.values() if len(window) > 5]  # fmt: skip
     if not ratios:
         return None
-    low, high = np.percentile(ratios, [5, 95])
-    return float(low), float(high)
+    return percentile(ratios, 5), percentile(ratios, 95)

@@ -194,13 +194,14 @@ class Real:
             return tuple(tokens[start : start + arrival.prompt_tokens])
 
         key = repr((sorted(settings.items()), tenants and [*tenants]))
-        if key not in self._engines:
+        llm = self._engines.pop(key, None)
+        if llm is None:
             if len(self._engines) == KEPT:
                 del self._engines[next(iter(self._engines))]
                 gc.collect()
-            llm = self._engines[key] = self._make(base | settings, tenants)
+            llm = self._make(base | settings, tenants)
             finish(llm.engine, MonotonicClock(), [replace(a, at_s=0.0) for a in arrivals[:WARMING]], None, prompts)
-        llm = self._engines[key] = self._engines.pop(key)  # the last one used is the last one dropped
+        self._engines[key] = llm  # behind the others: the first one was not used for longest
         settle_heap()  # as the server does
         run = finish(llm.engine, MonotonicClock(), arrivals, until_s, prompts)
         for name in {sequence.request.id for sequence in llm.engine.scheduler.live()}:

@@ -93,8 +93,7 @@ class BatchBuilder:
         put["repetition"][slot] = params.repetition_penalty
 
     def model_input(self, plan: StepPlan, bucket: Bucket) -> NDArray[np.int32]:  # [packed_size]
-        packed = np.zeros(packed_size(bucket, self._table_width), np.int32)
-        views = unpack_model(packed, bucket, self._table_width)
+        packed, views = self._blank(bucket)
         if bucket.decode_rows:
             self._pack_decodes(plan.decodes, views)
         if bucket.prefill_rows:
@@ -103,12 +102,16 @@ class BatchBuilder:
 
     def rehearsal_input(self, bucket: Bucket) -> NDArray[np.int32]:  # [packed_size]
         """Every row taken, by the scratch slot: a decode row of one token each, prompts as long as they may be."""
-        packed = np.zeros(packed_size(bucket, self._table_width), np.int32)
-        views = unpack_model(packed, bucket, self._table_width)
+        packed, views = self._blank(bucket)
         views["decode_slots"][:] = views["slots"][:] = self._scratch
         longest = self._table_width * self._block_size
         views["offsets"][:] = np.minimum(np.arange(bucket.prefill_rows + 1) * longest, bucket.prefill_tokens)
         return packed
+
+    def _blank(self, bucket: Bucket) -> tuple[NDArray[np.int32], dict[str, Any]]:
+        """A packed model input, and its fields' views."""
+        packed = np.zeros(packed_size(bucket, self._table_width), np.int32)
+        return packed, unpack_model(packed, bucket, self._table_width)
 
     def sample_input(self, plan: StepPlan, bucket: Bucket) -> NDArray[np.int32]:  # [fields, R]
         slots = np.full(bucket.sample_rows, self._scratch, np.int32)

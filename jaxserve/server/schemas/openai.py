@@ -1,5 +1,6 @@
 """What `/v1/completions` and `/v1/chat/completions` have in common beside sampling."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -36,9 +37,9 @@ class OpenAIFields(SamplingFields):
     return_tokens_as_token_ids: bool | None = Field(None, description="name tokens in log-probabilities token_id:N")
     spaces_between_special_tokens: bool | None = Field(None, description="only true")
 
+    @abstractmethod
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """What the sampler is asked, over the model's defaults. Raises InvalidRequest."""
-        raise NotImplementedError
 
     def check_openai(self) -> None:
         """Raises InvalidRequest for what is read and cannot be done."""
