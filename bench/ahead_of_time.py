@@ -14,14 +14,13 @@ import jax.numpy as jnp
 
 from bench.compile_rules import KNOWN, kernel_problems, program_problems
 from bench.models import MODELS, tiny
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CompilerMissing, ConfigError
 from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
-from jaxserve.runtime.block_movers import GROUPS
 from jaxserve.runtime.capacity import step_temporaries
-from jaxserve.runtime.compile_only import CompileOnlyDevice, without_gpu
 from jaxserve.runtime.kernel_report import (
     Dump,
     Kernel,
@@ -31,9 +30,10 @@ from jaxserve.runtime.kernel_report import (
     without_disassembler_complaints,
 )
 from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
-from jaxserve.runtime.lowering import Lowering
+from jaxserve.runtime.offload.block_movers import GROUPS
 from jaxserve.runtime.program_report import ProgramReport, compile_and_report
-from jaxserve.sched.buckets import BucketTable
+from jaxserve.runtime.programs.compile_only import CompileOnlyDevice, without_gpu
+from jaxserve.runtime.programs.lowering import Lowering
 from kernels_pallas.paged_attention import UnsupportedByBackend, decode, prefill
 from kernels_pallas.paged_attention.choice import choose
 from kernels_pallas.paged_attention.options import QUANTISED, Problem

@@ -25,11 +25,11 @@ from jaxserve.commands.plots import plot
 from jaxserve.commands.settings_flags import whole_numbers
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.sched.bucket_search import BucketSet
-from jaxserve.sched.cost_file import find_cost
-from jaxserve.sched.cost_model import CostModel
+from jaxserve.costs.file import find_cost
+from jaxserve.costs.model import CostModel
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.step_sizes import step_sizes
+from jaxserve.tune.bucket_search import BucketSet
 from jaxserve.tune.bucket_sets import fitted, plain_sets
 
 COLUMNS = (

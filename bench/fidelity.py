@@ -42,8 +42,8 @@ from jaxserve.commands.results import expect_file
 from jaxserve.commands.tables import table
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.settings import require
-from jaxserve.sched.cost_model import CostModel, StepFeatures
-from jaxserve.sched.fitted_cost import Sample, fit_steps
+from jaxserve.costs.fitted import Sample, fit_steps
+from jaxserve.costs.model import CostModel, StepFeatures
 from jaxserve.sim.counterfactual import pool
 from jaxserve.sim.drive import Served
 from jaxserve.sim.replay import replay

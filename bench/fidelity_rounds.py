@@ -13,11 +13,11 @@ from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
+from jaxserve.costs.fitted import Sample
+from jaxserve.costs.model import CostModel
 from jaxserve.engine.heap import settle_heap
 from jaxserve.metrics.distribution import percentile
 from jaxserve.metrics.summary import GroupSummary, Summary
-from jaxserve.sched.cost_model import CostModel
-from jaxserve.sched.fitted_cost import Sample
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 from jaxserve.sim.drive import Served, drive
 from jaxserve.sim.record import Record

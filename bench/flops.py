@@ -1,7 +1,7 @@
 """What a step multiplies with weights, counted from a model's shape: norms and biases are a ten-thousandth of it."""
 
+from jaxserve.costs.roofline import ModelShape
 from jaxserve.models.config import ModelConfig
-from jaxserve.sched.roofline import ModelShape
 
 
 def shape_of(config: ModelConfig) -> ModelShape:

@@ -77,7 +77,7 @@ def _no_gpu() -> str | None:
 def _use_cache(folder: str | None) -> None:
     """Programs, and XLA's choices among its own matmul kernels, shared by the parts of a run."""
     if folder:
-        from jaxserve.runtime.programs import use_compilation_cache
+        from jaxserve.runtime.programs.compilation import use_compilation_cache
 
         use_compilation_cache(folder)
 

@@ -26,12 +26,12 @@ from bench.machine import describe
 from bench.results_file import file_to_write
 from bench.throughput import LLAMA_32M, prompts
 from jaxserve.assembly import EMBEDDED
+from jaxserve.checkpoints import config_from_hf
 from jaxserve.commands.results import write_text
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.server_sections import ServerConfig
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.llm import LLM
-from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
 from jaxserve.server import log
 from jaxserve.server.app import create_app
@@ -141,7 +141,7 @@ def over_http(served: Served, pipe: Connection, llm: LLM, seed: int, outputs: in
 
 def build(settings: dict[str, Any]) -> LLM:
     """The 32M Llama of `bench.throughput` with the embedded model's vocabulary, so that there is text to make."""
-    config = ModelConfig.from_hf(LLAMA_32M | {"vocab_size": 1536})
+    config = config_from_hf(LLAMA_32M | {"vocab_size": 1536})
     params = random_params(config, seed=0, dtype=jnp.float32)
     return LLM(params=params, model_config=config, tokenizer=EMBEDDED, progress=False, **settings)
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from bench.step_times import StepTimes
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.plan import StepResult
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence
 from jaxserve.llm import LLM
-from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.scheduler import Scheduler
 
 

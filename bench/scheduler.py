@@ -12,11 +12,11 @@ import time
 import numpy as np
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.plan import StepPlan, StepResult
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence
-from jaxserve.sched.buckets import BucketTable
 from jaxserve.sched.scheduler import Scheduler
 
 ROWS = 256

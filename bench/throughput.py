@@ -20,6 +20,7 @@ from bench.machine import describe, matmul_rate
 from bench.results_file import file_to_write
 from bench.step_times import StepTimes
 from bench.workload import LLAMA_32M, REQUESTS, prompts
+from jaxserve.checkpoints import config_from_hf
 from jaxserve.commands.results import write_text
 from jaxserve.core.plan import StepResult
 from jaxserve.core.sampling import SamplingParams
@@ -183,7 +184,7 @@ def main() -> None:
         "prefill_rows": 16,
     }
     settings |= {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments.set)}
-    config = ModelConfig.from_hf(LLAMA_32M)
+    config = config_from_hf(LLAMA_32M)
     params = random_params(config, seed=0, dtype=jnp.float32)
     begin = time.perf_counter()
     llm = LLM(params=params, model_config=config, **settings)

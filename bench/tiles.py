@@ -62,8 +62,8 @@ class TileCompiler:
     """Compiles tiles for a target that need not be here. CompilerMissing without the CUDA plugin or `ptxas`."""
 
     def __init__(self, target: Target, dump: Path) -> None:
-        from jaxserve.runtime.compile_only import CompileOnlyDevice, without_gpu
         from jaxserve.runtime.kernel_report import find_ptxas
+        from jaxserve.runtime.programs.compile_only import CompileOnlyDevice, without_gpu
 
         without_gpu()
         self._target, self._dump, self._device = target, dump, CompileOnlyDevice(target)

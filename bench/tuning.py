@@ -28,8 +28,8 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, JaxserveError
 from jaxserve.core.progress import progress_bar
 from jaxserve.core.settings import require
+from jaxserve.costs.model import FormulaCost
 from jaxserve.metrics.slo import Bound
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.workload import Workload
 from jaxserve.tune.search import Found, search
 from jaxserve.tune.space import Choice, Space

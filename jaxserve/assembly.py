@@ -16,6 +16,10 @@ import jax
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
+from jaxserve.checkpoints import hub
+from jaxserve.checkpoints.hf_config import read_config
+from jaxserve.checkpoints.weights import load
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.clock import Clock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
@@ -23,22 +27,18 @@ from jaxserve.core.progress import progress_bar
 from jaxserve.core.sections import ModelConfigSection, RuntimeConfig
 from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
-from jaxserve.engine.admission import Limits
+from jaxserve.costs.file import load_cost
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
-from jaxserve.models import hub
+from jaxserve.engine.limits import Limits
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.hf_config import read_config
 from jaxserve.models.params import abstract_like, check_params, place_params
 from jaxserve.models.registry import model_for
-from jaxserve.models.weights import load
 from jaxserve.runtime.capacity import estimate_programs
 from jaxserve.runtime.kv_cache import size_pool, tier_blocks
-from jaxserve.runtime.programs import compile_in_background
+from jaxserve.runtime.programs.table import compile_in_background
 from jaxserve.runtime.runner import ModelRunner, Processor
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_file import load_cost
 from jaxserve.sched.scheduler import Scheduler
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import CheapestFirst
 from jaxserve.text.tokenizer import Tokenizer
 

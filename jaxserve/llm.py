@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.assembly import Pool, find_folder, find_tokenizer, find_weights, make_engine, make_runner, warm_up
+from jaxserve.checkpoints.generation_config import read_generation_config
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError
@@ -26,14 +27,13 @@ from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
-from jaxserve.engine.admission import Limits
 from jaxserve.engine.collect import Collector, RequestOutput
+from jaxserve.engine.limits import Limits
 from jaxserve.engine.offline import run
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.generation_config import read_generation_config
 from jaxserve.models.params import check_params, place_params
-from jaxserve.runtime.programs import use_compilation_cache
+from jaxserve.runtime.programs.compilation import use_compilation_cache
 from jaxserve.runtime.runner import ModelRunner, Processor
 from jaxserve.text.prompts import Prompt, as_prompts, content_of, text_of
 from jaxserve.text.tokenizer import Tokenizer, template_options
@@ -202,7 +202,7 @@ class LLM:
 
         It comes after bans, biases and penalties and before the temperature. `state.tokens` [R, C] holds each row's
         prompt and output by position, `state.rows` its numbers: `positions` (tokens so far), `prompt_lens`,
-        `temperature`, ... (see `runtime.sampler`). Assign another, or None, between requests: what samples is
+        `temperature`, ... (see `runtime.sampling.sampler`). Assign another, or None, between requests: what samples is
         compiled then, once a batch size; prefixes stay cached, they know nothing of sampling.
 
         Raises:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxserve.runtime.lowering import Lowering
+from jaxserve.runtime.programs.lowering import Lowering
 
 OF_THE_MODEL = {"_model", "_config", "_attention", "_dtype", "params", "state", "table_width"}
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench.compare.observed import Observed, observe
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.clock import MonotonicClock, VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
+from jaxserve.costs.model import CostModel
 from jaxserve.metrics.slo import Slo
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 
@@ -92,7 +92,7 @@ class Real:
         import jax
 
         from jaxserve.llm import LLM
-        from jaxserve.runtime.programs import set_compilation_cache_folder
+        from jaxserve.runtime.programs.compilation import set_compilation_cache_folder
 
         config = self.config.replace(**variant.settings)
         before = jax.config.jax_compilation_cache_dir

@@ -21,8 +21,8 @@ from jaxserve.core.target import find_target
 from jaxserve.models.params import random_params
 from jaxserve.models.registry import model_for
 from jaxserve.runtime.batch import packed_size
-from jaxserve.runtime.compile_only import CompileOnlyDevice, has_compiler, without_gpu
-from jaxserve.runtime.lowering import Lowering
+from jaxserve.runtime.programs.compile_only import CompileOnlyDevice, has_compiler, without_gpu
+from jaxserve.runtime.programs.lowering import Lowering
 from kernels_pallas.paged_attention import choice
 from kernels_pallas.paged_attention.options import Problem
 

@@ -30,8 +30,8 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
 from jaxserve.runtime.batch import SAMPLE_FIELDS, packed_size, unpack_model
 from jaxserve.runtime.kv_cache import block_bytes
-from jaxserve.runtime.lowering import Lowering
-from jaxserve.runtime.sampler import Variant, init_slot_state
+from jaxserve.runtime.programs.lowering import Lowering
+from jaxserve.runtime.sampling.sampler import Variant, init_slot_state
 from jaxserve.runtime.steps import ModelState
 
 BLOCK, SLOTS, LONGEST = 64, 256, 8192

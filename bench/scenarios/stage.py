@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from bench.scenarios.measure import throughput
+from jaxserve.checkpoints import config_from_hf
 from jaxserve.core.clock import Clock, MonotonicClock, VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenants
+from jaxserve.costs.file import load_cost
+from jaxserve.costs.model import CostModel
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.heap import settle_heap
-from jaxserve.sched.cost_file import load_cost
-from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Prompts, Served, drive, made_up
@@ -151,10 +152,9 @@ class Real:
     def __init__(self) -> None:
         import jax.numpy as jnp
 
-        from jaxserve.models.config import ModelConfig
         from jaxserve.models.params import random_params
 
-        self._config = ModelConfig.from_hf(self.HF)
+        self._config = config_from_hf(self.HF)
         self._params = random_params(self._config, seed=0, dtype=jnp.float32)
         self._engines: dict[str, Any] = {}  # by settings: programs are compiled once
 

@@ -10,12 +10,12 @@ from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.config_file import to_toml
 from jaxserve.core.settings import require
-from jaxserve.sched.bucket_search import BucketSet, Steps, best_sets, cost_of, powers_of_two, tokens
-from jaxserve.sched.buckets import BucketTable
 from jaxserve.sim.step_sizes import ProgramSeconds, step_sizes
+from jaxserve.tune.bucket_search import BucketSet, Steps, best_sets, cost_of, powers_of_two, tokens
 
 _EXAMPLE = """\
 example:
@@ -23,7 +23,7 @@ example:
     --config configs/h200.toml --num-blocks 12500 --write fitted.toml
 
 The trace runs on the simulator with programs of every size, and the steps are counted by their sizes. From that
-histogram the best set is computed exactly (`jaxserve.sched.bucket_search`), for every number of programs up to
+histogram the best set is computed exactly (`jaxserve.tune.bucket_search`), for every number of programs up to
 --programs. A step that is padded costs what its program costs.
 """
 

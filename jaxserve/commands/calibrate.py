@@ -13,9 +13,9 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.settings import require
 from jaxserve.core.step_record import StepRecord
-from jaxserve.sched.cost_file import save_cost
-from jaxserve.sched.cost_model import StepFeatures
-from jaxserve.sched.fitted_cost import Sample, fit_steps
+from jaxserve.costs.file import save_cost
+from jaxserve.costs.fitted import Sample, fit_steps
+from jaxserve.costs.model import StepFeatures
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from jaxserve.models.weights import convert
+    from jaxserve.checkpoints.weights import convert
 
     convert(given.source, given.destination)
     print(f"wrote {given.destination}")

@@ -45,7 +45,7 @@ def run(given: argparse.Namespace) -> int:
     require(given.tensor_parallel >= 1, "tensor_parallel", given.tensor_parallel, "a positive number")
     for length in given.length or ():
         require(length >= 1, "length", length, "a positive number of tokens")
-    from jaxserve.runtime.compile_only import without_gpu
+    from jaxserve.runtime.programs.compile_only import without_gpu
 
     without_gpu()
     print("\n".join(_lines(config, target, given)))
@@ -53,8 +53,8 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _lines(config: EngineConfig, target: Target, given: argparse.Namespace) -> Iterator[str]:
+    from jaxserve.core.buckets import BucketTable
     from jaxserve.runtime.capacity import Programs, compile_programs, estimate_programs, fit, jax_share
-    from jaxserve.sched.buckets import BucketTable
 
     model, dtype, devices = _model(config.model), _dtype(config.model.dtype), given.tensor_parallel
     buckets = BucketTable.from_config(config.buckets, config.scheduler).all()
@@ -98,9 +98,8 @@ def _lines(config: EngineConfig, target: Target, given: argparse.Namespace) -> I
 def _model(section: ModelConfigSection) -> Any:
     """The model's configuration: from a directory, a config.json, or a hub id, of which nothing else is downloaded."""
     from jaxserve.assembly import EMBEDDED
-    from jaxserve.models import hub
-    from jaxserve.models.config import ModelConfig
-    from jaxserve.models.hf_config import read_config as read_directory
+    from jaxserve.checkpoints import config_from_hf, hub
+    from jaxserve.checkpoints.hf_config import read_config as read_directory
 
     path = EMBEDDED if section.model == "embedded" else Path(section.model)
     if not path.is_file():
@@ -110,7 +109,7 @@ def _model(section: ModelConfigSection) -> Any:
         mapping = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(path, f"not JSON ({error})", "expected a Hugging Face config.json") from error
-    return ModelConfig.from_hf(mapping, path)
+    return config_from_hf(mapping, path)
 
 
 def _dtype(name: str) -> str:

@@ -12,8 +12,8 @@ from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import SLO_HELP
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.costs.file import find_cost
 from jaxserve.metrics.slo import Slo
-from jaxserve.sched.cost_file import find_cost
 from jaxserve.sim.counterfactual import Counterfactual, counterfactual
 from jaxserve.sim.record import Record
 from jaxserve.sim.record_reader import read_record

@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.sched.cost_file import find_cost, load_cost
-from jaxserve.sched.cost_model import CostModel
-from jaxserve.sched.roofline import parse_roofline
+from jaxserve.costs.file import find_cost, load_cost
+from jaxserve.costs.model import CostModel
+from jaxserve.costs.roofline import parse_roofline
 from jaxserve.sim.workload import ARRIVALS, LENGTHS, Workload
 
 DEFAULT_COST = "h200_8b_roofline"

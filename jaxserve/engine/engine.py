@@ -15,8 +15,8 @@ from jaxserve.core.events import Event, Refused
 from jaxserve.core.plan import StepPlan
 from jaxserve.core.sequence import FinishReason, Request, Sequence
 from jaxserve.core.step_record import Observer, StepRecord
-from jaxserve.engine.admission import Limits
 from jaxserve.engine.executor import Executor, Pending
+from jaxserve.engine.limits import Limits
 from jaxserve.engine.outputs import OutputProcessor, SequenceOutput
 from jaxserve.sched.scheduler import Scheduler
 from jaxserve.text.tokenizer import Tokenizer

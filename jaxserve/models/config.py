@@ -1,12 +1,11 @@
 """What a decoder model is: its sizes and the few switches by which the supported architectures differ.
 
 A `ModelConfig` is hashable, so it can be a static argument of a compiled program. It comes from a Hugging Face
-`config.json` (`ModelConfig.from_hf`), or is written by hand by whoever holds the weights as a pytree.
+`config.json` (`checkpoints.config_from_hf`), or is written by hand by whoever holds the weights as a pytree.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from jaxserve.core.errors import ConfigError
 
@@ -88,16 +87,6 @@ class ModelConfig:
                 "None or a positive number of tokens"
             )
         object.__setattr__(self, "sliding_window", tuple(windows))
-
-    @classmethod
-    def from_hf(cls, mapping: Mapping[str, Any], path: object = "config.json") -> "ModelConfig":
-        """Read the contents of a Hugging Face `config.json`; `path` is what errors name.
-
-        UnsupportedArchitecture, or CheckpointError for anything missing, conflicting or not supported.
-        """
-        from jaxserve.models.hf_config import parse  # it knows the registry, whose models know this module
-
-        return parse(mapping, path)
 
     @property
     def group_size(self) -> int:

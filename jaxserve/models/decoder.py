@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
+from jaxserve.core.fields import Fields
 from jaxserve.models import layers
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.hf_fields import Fields
 
 Params = dict[str, Any]
 Axes = tuple[str, ...]

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from jaxserve.core.fields import Fields
 from jaxserve.models.decoder import Decoder
-from jaxserve.models.hf_fields import Fields
 
 
 class Llama(Decoder):

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from jaxserve.core.fields import Fields
 from jaxserve.models.decoder import Decoder
-from jaxserve.models.hf_fields import Fields
 
 
 class Mistral(Decoder):

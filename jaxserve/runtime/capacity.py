@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, NotEnoughMemory
 from jaxserve.core.plan import Bucket
@@ -27,9 +28,8 @@ from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
 from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
-from jaxserve.runtime.lowering import Lowering
-from jaxserve.runtime.sampling_variant import Variant
-from jaxserve.sched.buckets import BucketTable
+from jaxserve.runtime.programs.lowering import Lowering
+from jaxserve.runtime.sampling.variant import Variant
 from kernels_pallas.paged_attention.choice import choose
 from kernels_pallas.paged_attention.options import Problem
 
@@ -140,7 +140,7 @@ def compile_programs(model: ModelConfig, config: EngineConfig, target: Target, d
     Raises:
       CompilerMissing: JAX's CUDA plugin is not installed.
     """
-    from jaxserve.runtime.compile_only import CompileOnlyDevice
+    from jaxserve.runtime.programs.compile_only import CompileOnlyDevice
 
     device = CompileOnlyDevice(target)
     decoder = model_for(model)

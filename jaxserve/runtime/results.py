@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from jaxserve.core.plan import Bucket, StepPlan, StepResult, TokenLogprobs
-from jaxserve.runtime.offload import Offload
+from jaxserve.runtime.offload.offload import Offload
 from jaxserve.runtime.profile import named
-from jaxserve.runtime.sampler import Sampled
+from jaxserve.runtime.sampling.sampler import Sampled
 
 PromptScores = tuple[
     jax.Array, jax.Array, jax.Array, jax.Array

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.errors import UnexpectedCompilation
+from jaxserve.core.move_costs import MoveCosts
 from jaxserve.core.plan import NO_BUCKET, Bucket, StepPlan
 from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.core.step_record import Compilation
@@ -18,17 +20,15 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import BatchBuilder
 from jaxserve.runtime.kv_cache import allocate_cache, pages_dtype
-from jaxserve.runtime.lowering import Lowering
-from jaxserve.runtime.offload import Offload
+from jaxserve.runtime.offload.offload import Offload
 from jaxserve.runtime.profile import named, step_named
-from jaxserve.runtime.program_set import ProgramSet, prefill_shape
-from jaxserve.runtime.programs import CompilationCounter
+from jaxserve.runtime.programs.compilation import CompilationCounter
+from jaxserve.runtime.programs.lowering import Lowering
+from jaxserve.runtime.programs.program_set import ProgramSet, prefill_shape
 from jaxserve.runtime.results import PendingMoves, PendingStep, PromptScores
-from jaxserve.runtime.sampler import Processor, SlotState, Variant, choose_variant, init_slot_state
-from jaxserve.runtime.slots import SlotLoader
+from jaxserve.runtime.sampling.sampler import Processor, SlotState, Variant, choose_variant, init_slot_state
+from jaxserve.runtime.sampling.slots import SlotLoader
 from jaxserve.runtime.steps import ModelState, Prefilled
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.move_costs import MoveCosts
 
 __all__ = ["ModelRunner", "Processor"]
 

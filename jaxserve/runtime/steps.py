@@ -18,7 +18,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import unpack_model, unpack_sample
 from jaxserve.runtime.kv_cache import KVCache, LayerCache
-from jaxserve.runtime.sampler import RowParams, Sampled, SlotState, Variant, prompt_logprobs, sample
+from jaxserve.runtime.sampling.sampler import RowParams, Sampled, SlotState, Variant, prompt_logprobs, sample
 from kernels_pallas.paged_attention import api as paged_attention
 from kernels_pallas.write_kv import write_kv, write_quantised
 

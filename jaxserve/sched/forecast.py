@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.sections import SchedulerConfig
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.costs.model import StepFeatures
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.policies.policy import BatchPolicy
 from jaxserve.sched.prompt_mix import SEEN
-from jaxserve.sched.step_costs import StepCosts
 
 WINDOW = 256
 ENOUGH = 20

@@ -8,16 +8,16 @@ Whoever is left without a row gets its reason here, in `Draft.held`.
 """
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.decisions import Reason
 from jaxserve.core.plan import Row
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence, Status
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.displacement import Displacement
 from jaxserve.sched.draft import Draft
 from jaxserve.sched.long_prompts import LongPromptGuard
 from jaxserve.sched.packing import fill_to_edge
 from jaxserve.sched.policies.policy import Mode
+from jaxserve.sched.preemption import Displacement
 from jaxserve.sched.roster import Roster
 from jaxserve.sched.tenant_ledger import TenantLedger
 

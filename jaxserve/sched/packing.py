@@ -6,8 +6,8 @@ trim           |=======================|<-x    a few tokens over an edge wait fo
 """
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.sequence import Sequence
-from jaxserve.sched.buckets import BucketTable
 
 TRIM_SHARE = 0.125
 """Trim when the tokens over an edge are at most this share of the way to the next one."""

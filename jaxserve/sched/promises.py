@@ -8,9 +8,9 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.errors import TooBusy
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.forecast import Forecast
 from jaxserve.sched.roster import Roster
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.tenant_ledger import TenantLedger
 
 PROMISE = 0.9

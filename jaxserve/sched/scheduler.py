@@ -14,7 +14,7 @@ and it is made of a few more, each with one thing to look after:
     QueueBounds    how much may wait                                   sched/queue_bounds.py
     Promises       when a first token may be expected                  sched/promises.py
     Roster         who waits and who runs, in which slot               sched/roster.py
-    Displacement   who has to give way for whom                        sched/displacement.py
+    Displacement   who has to give way for whom                        sched/preemption.py
     Packer         the rows of a step, in a Draft                      sched/packer.py
     Journal        why it is so                                        sched/explanation.py, sched/journal.py
 """
@@ -22,13 +22,13 @@ and it is made of a few more, each with one thing to look after:
 from collections.abc import Collection
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
 from jaxserve.core.plan import NO_BUCKET, StepPlan, StepResult, TokenLogprobs
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.core.tenants import Tenants
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.displacement import Displacement
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.draft import Draft
 from jaxserve.sched.explanation import explain, record
 from jaxserve.sched.forecast import Forecast
@@ -37,10 +37,10 @@ from jaxserve.sched.load import Load
 from jaxserve.sched.orderings import OrderingContext, make_ordering
 from jaxserve.sched.packer import Packer
 from jaxserve.sched.policies import PolicyContext, make_policy
+from jaxserve.sched.preemption import Displacement
 from jaxserve.sched.promises import Promises
 from jaxserve.sched.queue_bounds import QueueBounds
 from jaxserve.sched.roster import Roster
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.tenant_ledger import TenantLedger
 from jaxserve.sched.victims import VictimPolicy, YoungestFirst
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.core.buckets import BucketTable
+from jaxserve.core.move_costs import MoveCosts
 from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import Sequence
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import StepFeatures
-from jaxserve.sched.move_costs import MoveCosts
-from jaxserve.sched.step_costs import StepCosts
+from jaxserve.costs.model import StepFeatures
+from jaxserve.costs.step_costs import StepCosts
 
 
 class Fate(enum.StrEnum):

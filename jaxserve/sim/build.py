@@ -4,19 +4,19 @@ from typing import NamedTuple
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.clock import Clock, VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.move_costs import MoveCosts
 from jaxserve.core.sections import CacheConfig
 from jaxserve.core.tenants import Tenants
-from jaxserve.engine.admission import Limits
+from jaxserve.costs.model import CostModel, FormulaCost
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.executor import Executor
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import CostModel, FormulaCost
-from jaxserve.sched.move_costs import MoveCosts
+from jaxserve.engine.limits import Limits
 from jaxserve.sched.scheduler import Scheduler
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import CheapestFirst
 from jaxserve.sim.executor import NO_MOVES, SimExecutor
 

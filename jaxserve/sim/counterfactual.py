@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.tenants import Tenants
+from jaxserve.costs.model import CostModel
 from jaxserve.metrics.distribution import percentile
 from jaxserve.metrics.latency import Measured, e2e_s, gaps_s, tpot_s, ttft_s
 from jaxserve.metrics.paired import Difference, difference
 from jaxserve.metrics.slo import Slo
-from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.drive import Served
 from jaxserve.sim.record import Record
 from jaxserve.sim.simulate import SimReport, simulate

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxserve.core.clock import VirtualClock
+from jaxserve.core.move_costs import MoveCosts
 from jaxserve.core.plan import StepPlan, StepResult
-from jaxserve.sched.cost_model import CostModel, StepFeatures
-from jaxserve.sched.move_costs import MoveCosts
+from jaxserve.costs.model import CostModel, StepFeatures
 from jaxserve.sim.tiers import SimTiers
 
 TOKEN = 1

@@ -22,8 +22,8 @@ from typing import Any
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.plan import Bucket
 from jaxserve.core.tenants import Tenants
-from jaxserve.sched.cost_model import CostModel, StepFeatures
-from jaxserve.sched.fitted_cost import FittedCost, fit_steps
+from jaxserve.costs.fitted import FittedCost, fit_steps
+from jaxserve.costs.model import CostModel, StepFeatures
 from jaxserve.sim.arrivals import Arrival
 
 VERSION = 1

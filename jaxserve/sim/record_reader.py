@@ -12,7 +12,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
 from jaxserve.core.tenants import Tenant, Tenants
-from jaxserve.sched.cost_file import cost_from_json
+from jaxserve.costs.file import cost_from_json
 from jaxserve.sim.lines import open_lines
 from jaxserve.sim.record import VERSION, Record, RecordedRequest, RecordedSequence, RecordedStep
 

@@ -29,9 +29,9 @@ from jaxserve.core.plan import StepPlan
 from jaxserve.core.sequence import FinishReason, Request, Sequence
 from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.costs.fitted import FittedCost
+from jaxserve.costs.model import CostModel, FormulaCost, StepFeatures
 from jaxserve.engine.engine import Engine
-from jaxserve.sched.cost_model import CostModel, FormulaCost, StepFeatures
-from jaxserve.sched.fitted_cost import FittedCost
 from jaxserve.sim.record import VERSION
 
 _STEPS_UNDER_WAY = 8

@@ -24,9 +24,9 @@ from jaxserve.core.errors import InvalidRequest, TooBusy
 from jaxserve.core.plan import StepPlan, StepResult
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request, Sequence
+from jaxserve.costs.model import StepFeatures
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
-from jaxserve.sched.cost_model import StepFeatures
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sim.build import host_side
 from jaxserve.sim.record import Record, RecordedRequest, RecordedStep
 from jaxserve.sim.recorder import decision

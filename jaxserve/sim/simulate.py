@@ -14,9 +14,9 @@ from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
+from jaxserve.costs.model import CostModel
 from jaxserve.metrics.slo import Slo, promises
 from jaxserve.metrics.summary import Summary
-from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import Simulated, simulated
 from jaxserve.sim.drive import Lane, Served, drive_lanes

@@ -14,7 +14,7 @@ from jaxserve.core.plan import Bucket
 from jaxserve.core.sections import BucketConfig
 from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenants
-from jaxserve.sched.cost_model import CostModel, FormulaCost, StepFeatures
+from jaxserve.costs.model import CostModel, FormulaCost, StepFeatures
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import drive

@@ -7,8 +7,8 @@ disk            |======== writes, reads =========|   in the order asked; reporte
 
 from collections import deque
 
+from jaxserve.core.move_costs import MoveCosts
 from jaxserve.core.plan import Moved, StepPlan, Tier
-from jaxserve.sched.move_costs import MoveCosts
 
 WAIT_S = 0.02
 """Longest wait for the disk in a step that has nothing else to do."""

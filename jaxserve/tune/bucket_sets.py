@@ -4,9 +4,9 @@ from itertools import pairwise
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.sched.bucket_search import BucketSet, Steps, best_sets
-from jaxserve.sched.cost_model import CostModel
+from jaxserve.costs.model import CostModel
 from jaxserve.sim.step_sizes import ProgramSeconds
+from jaxserve.tune.bucket_search import BucketSet, Steps, best_sets
 
 SMALLEST_PREFILL = 32
 

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.settings import require
 from jaxserve.core.tenants import Tenants
+from jaxserve.costs.model import CostModel
 from jaxserve.metrics.slo import Bound, per_request
 from jaxserve.metrics.summary import GroupSummary
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import CostModel
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.simulate import simulate
 from jaxserve.sim.step_sizes import padded, step_sizes

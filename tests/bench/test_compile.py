@@ -12,7 +12,7 @@ import pytest
 
 from bench import compile
 from jaxserve.runtime import kernel_report
-from jaxserve.runtime.compile_only import has_compiler
+from jaxserve.runtime.programs.compile_only import has_compiler
 
 ROOT = Path(__file__).parents[2]
 needs_plugin = pytest.mark.skipif(not has_compiler(), reason="JAX's CUDA plugin is not installed (make cuda)")

@@ -10,7 +10,7 @@ from bench.fidelity import BARS, Pairs, main, rows, said_of_drift, said_of_other
 from bench.fidelity import _steps as add_steps
 from bench.fidelity_rounds import Lengths, Part, all_lengths, drift, other, paced, requests
 from jaxserve.core.plan import Bucket
-from jaxserve.sched.cost_model import FormulaCost, StepFeatures
+from jaxserve.costs.model import FormulaCost, StepFeatures
 from jaxserve.sim.record import RecordedStep
 
 COST = FormulaCost(source="x", overhead_s=1.0, weights_s=0.0, token_s=0.0, pair_s=0.0, context_s=0.0, row_s=0.0)

@@ -7,10 +7,10 @@ import pytest
 from bench.flops import matmul_flops, shape_of
 from bench.models import LLAMA_1B, MODELS
 from bench.workload import LLAMA_32M
-from jaxserve.models.config import ModelConfig
+from jaxserve.checkpoints import config_from_hf
 from jaxserve.models.registry import model_for
 
-CONFIGS = {"32m": ModelConfig.from_hf(LLAMA_32M)} | MODELS
+CONFIGS = {"32m": config_from_hf(LLAMA_32M)} | MODELS
 
 
 @pytest.mark.parametrize("name", CONFIGS)

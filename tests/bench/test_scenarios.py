@@ -11,10 +11,10 @@ from bench.scenarios.__main__ import main
 from bench.scenarios.bars import least, most
 from bench.scenarios.outcome import Outcome, Row
 from bench.scenarios.stage import Simulated, _toml
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.idle_settings import idle_settings
 from jaxserve.core.tenants import Tenant, Tenants
-from jaxserve.sched.buckets import BucketTable
 from jaxserve.sim.arrivals import Arrival
 
 

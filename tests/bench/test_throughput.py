@@ -4,11 +4,11 @@ import pytest
 
 from bench.throughput import matmul_s
 from bench.workload import LLAMA_32M, REQUESTS
-from jaxserve.models.config import ModelConfig
+from jaxserve.checkpoints import config_from_hf
 
 
 def test_a_requests_first_output_comes_with_its_prompt() -> None:
-    config = ModelConfig.from_hf(LLAMA_32M)
+    config = config_from_hf(LLAMA_32M)
     rates = {"matmul_gflops_64_rows": 1.0, "matmul_gflops_512_rows": 2.0}
     figures = {"median": {"prompt_tokens": 100 * REQUESTS}} | rates
     one, two = matmul_s(config, figures, 1), matmul_s(config, figures, 2)

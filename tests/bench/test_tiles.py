@@ -10,7 +10,7 @@ import pytest
 from bench.tile_rule import Measured, Tile, choose, programs_at_most, rank, shared_at_least
 from bench.tiles import HEAD_DIMS, TABLE, table_text
 from jaxserve.core.target import find_target
-from jaxserve.runtime.compile_only import has_compiler
+from jaxserve.runtime.programs.compile_only import has_compiler
 from kernels_pallas.paged_attention.mosaic_gpu.tile_table import DECODE, PREFILL
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli import main
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
-from jaxserve.sched.buckets import BucketTable
 
 LIMITS = ["--num-blocks=500", "--max-num-seqs=16", "--max-num-batched-tokens=256", "--no-enable-prefix-caching"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxserve.checkpoints import hub
 from jaxserve.cli import main
-from jaxserve.models import hub
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096,

@@ -8,7 +8,7 @@ import pytest
 from jaxserve.cli import main
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
-from jaxserve.sched.cost_file import find_cost
+from jaxserve.costs.file import find_cost
 from jaxserve.sim.build import simulated
 from jaxserve.sim.drive import drive
 from jaxserve.sim.recorder import Recorder

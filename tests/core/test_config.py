@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig, all_settings
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.settings_page import page
-from jaxserve.sched.buckets import BucketTable
 
 ROOT = Path(__file__).parent.parent.parent
 

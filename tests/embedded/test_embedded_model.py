@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import jaxserve
-from jaxserve.models import load, model_for
+from jaxserve.checkpoints import load
+from jaxserve.models import model_for
 from jaxserve.models.dense_attention import dense_attention
 from tests.embedded.hf_forward import HfLlama
 

@@ -7,17 +7,17 @@ import pytest
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.clock import Clock, VirtualClock
 from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request
 from jaxserve.core.tenants import Tenants
-from jaxserve.engine.admission import Limits
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
-from jaxserve.sched.buckets import BucketTable
+from jaxserve.engine.limits import Limits
 from jaxserve.sched.scheduler import Scheduler
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sched.victims import VictimPolicy
 from tests.engine.fake_executor import VOCAB, FakeExecutor
 

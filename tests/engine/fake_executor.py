@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.plan import Move, Row, StepPlan, StepResult
-from jaxserve.sched.buckets import BucketTable
 from tests.engine.fake_tiers import FakeTiers
 
 VOCAB = 97

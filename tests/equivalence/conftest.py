@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxserve.checkpoints import config_from_hf
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
@@ -43,7 +44,7 @@ SMALL_POOL: dict[str, Any] = {"num_blocks": 11, "watermark": 0.0, "prefill_bucke
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[ModelConfig, Any]:
-    config = ModelConfig.from_hf(TINY)
+    config = config_from_hf(TINY)
     return config, random_params(config, seed=3, dtype="float32")
 
 

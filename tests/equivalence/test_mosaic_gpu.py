@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxserve.checkpoints import config_from_hf
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
-from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
 from tests.equivalence.conftest import TINY
 from tests.kernels_pallas.interpreter import compiled_once, races_found
@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
 def make_small() -> Callable[..., LLM]:
     """Two layers, two query heads on one KV head of 64."""
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
-    config = ModelConfig.from_hf(TINY | heads)
+    config = config_from_hf(TINY | heads)
     params = random_params(config, seed=5, dtype="float16")
     return lambda **settings: LLM(params=params, model_config=config, **SMALL | settings)
 

@@ -12,7 +12,7 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
-from jaxserve.runtime.disk_store import SUFFIX, DiskStore
+from jaxserve.runtime.offload.disk_store import SUFFIX, DiskStore
 from jaxserve.sched.policies import POLICIES
 from jaxserve.sched.victims import CheapestFirst, Claim, Victim, Wait, YoungestFirst, open_fates
 from tests.equivalence.conftest import SMALL_POOL

@@ -15,7 +15,7 @@ from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import random_params
-from jaxserve.runtime.sampler import LogitsState
+from jaxserve.runtime.sampling.sampler import LogitsState
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

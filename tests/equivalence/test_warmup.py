@@ -9,7 +9,7 @@ from jaxserve.core.plan import Bucket
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.runtime.runner import ModelRunner
-from jaxserve.runtime.sampling_variant import Variant
+from jaxserve.runtime.sampling.variant import Variant
 
 ASKED = [
     SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True),

@@ -7,14 +7,14 @@ import pytest
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.step_record import Compilation
 from jaxserve.core.tenants import Tenants
+from jaxserve.costs.model import FormulaCost
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
 from jaxserve.metrics.diagnosis import Cause, diagnose
 from jaxserve.metrics.engine_metrics import EngineMetrics
 from jaxserve.metrics.history import STEPS
 from jaxserve.metrics.snapshot import take
 from jaxserve.metrics.view import Seen, view
-from jaxserve.sched.cost_model import FormulaCost
-from jaxserve.sched.step_costs import StepCosts
 from tests.engine.conftest import build_engine, request
 
 COST = FormulaCost(

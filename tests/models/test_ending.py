@@ -10,7 +10,7 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.plan import Bucket
 from jaxserve.models import MODELS, ModelConfig, model_for, random_params
 from jaxserve.models.dense_attention import dense_attention
-from jaxserve.runtime.lowering import Lowering
+from jaxserve.runtime.programs.lowering import Lowering
 
 SHAPE = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,

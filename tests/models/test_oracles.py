@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.models import Checkpoint, load, model_for
+from jaxserve.checkpoints import Checkpoint, load
+from jaxserve.models import model_for
 from jaxserve.models.dense_attention import dense_attention
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jaxserve.assembly import EMBEDDED, find_folder, find_tokenizer
+from jaxserve.checkpoints import load
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CheckpointError, ConfigError, InvalidRequest
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
-from jaxserve.models import load
 from jaxserve.text.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxserve.checkpoints.hf_tensors import leaf_sources
 from jaxserve.core.errors import ParamsMismatch
 from jaxserve.models import MODELS, ModelConfig, check_params, model_for, random_params
 from jaxserve.models.dense_attention import dense_attention
-from jaxserve.models.hf_tensors import leaf_sources
 
 CONFIG = ModelConfig(
     architecture="Qwen3ForCausalLM", vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4,

@@ -3,12 +3,12 @@
 import pytest
 
 from bench.models import LLAMA_8B
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, NotEnoughMemory
 from jaxserve.core.target import find_target
 from jaxserve.runtime.capacity import Programs, estimate_programs, fit, jax_share
-from jaxserve.runtime.compile_only import has_compiler
-from jaxserve.sched.buckets import BucketTable
+from jaxserve.runtime.programs.compile_only import has_compiler
 
 GIB = 1 << 30
 

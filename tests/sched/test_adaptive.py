@@ -4,19 +4,19 @@ from dataclasses import replace
 
 import pytest
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence, Status
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import CostModel, FormulaCost, StepFeatures
+from jaxserve.costs.model import CostModel, FormulaCost, StepFeatures
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.load import Load
 from jaxserve.sched.policies.adaptive import Adaptive
 from jaxserve.sched.policies.context import PolicyContext
 from jaxserve.sched.policies.policy import Mode, StepLimits
 from jaxserve.sched.prompt_mix import SEEN, most_of_one
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import drive

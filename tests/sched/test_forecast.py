@@ -4,18 +4,18 @@ import random
 
 import pytest
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence, Status
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import FormulaCost
+from jaxserve.costs.model import FormulaCost
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.forecast import Forecast
 from jaxserve.sched.load import Load
 from jaxserve.sched.policies import make_policy
 from jaxserve.sched.policies.context import PolicyContext
-from jaxserve.sched.step_costs import StepCosts
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Served, drive

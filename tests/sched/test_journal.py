@@ -16,10 +16,10 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket, StepPlan
 from jaxserve.core.sequence import Sequence
 from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.costs.model import FormulaCost
 from jaxserve.engine.engine import Engine
 from jaxserve.metrics.decision_record import from_json, to_json
 from jaxserve.metrics.timeline import POOL, REQUESTS, STEPS, chrome_trace
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sched.journal import Journal
 from jaxserve.sched.policies import POLICIES
 from jaxserve.sched.victims import WAIT

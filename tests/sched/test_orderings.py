@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.costs.model import FormulaCost
 from jaxserve.engine.engine import Engine
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Served, drive

@@ -6,8 +6,8 @@ from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import StepPlan
+from jaxserve.costs.model import FormulaCost, StepFeatures
 from jaxserve.engine.engine import Engine
-from jaxserve.sched.cost_model import FormulaCost, StepFeatures
 from jaxserve.sched.policies import POLICIES
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine

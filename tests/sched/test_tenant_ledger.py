@@ -8,8 +8,8 @@ from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import InvalidParameter, PromptTooLong, QueueFull, RequestTooLarge, TooBusy
 from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.costs.model import FormulaCost
 from jaxserve.engine.engine import Engine
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sched.output_lengths import OutputLengths
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine

@@ -4,13 +4,13 @@ import pytest
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
+from jaxserve.core.buckets import BucketTable
+from jaxserve.core.move_costs import MoveCosts
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence, Status
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.cost_model import FormulaCost
-from jaxserve.sched.move_costs import MoveCosts
-from jaxserve.sched.step_costs import StepCosts
+from jaxserve.costs.model import FormulaCost
+from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.victims import WAIT, CheapestFirst, Claim, Fate, Wait
 
 TOKEN_S = 1e-4

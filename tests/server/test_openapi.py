@@ -17,7 +17,7 @@ from schemathesis.checks import CHECKS
 from jaxserve.assembly import EMBEDDED
 from jaxserve.batches.store import Store
 from jaxserve.core.server_sections import BatchConfig
-from jaxserve.engine.admission import Limits
+from jaxserve.engine.limits import Limits
 from jaxserve.server.app import ROUTES, create_app
 from jaxserve.server.batches import Batches
 from jaxserve.server.dashboard.routes import ROUTES as DASHBOARD

@@ -6,8 +6,8 @@ import pytest
 
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
+from jaxserve.costs.model import FormulaCost
 from jaxserve.metrics.slo import Slo
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated
 from jaxserve.sim.counterfactual import counterfactual, pool

@@ -7,7 +7,7 @@ import pytest
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.sched.cost_model import FormulaCost
+from jaxserve.costs.model import FormulaCost
 from jaxserve.sim.arrivals import Arrival, on_off, poisson
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Served, drive

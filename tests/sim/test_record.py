@@ -12,7 +12,7 @@ from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenant, Tenants
-from jaxserve.sched.cost_model import FormulaCost
+from jaxserve.costs.model import FormulaCost
 from jaxserve.sim.arrivals import Arrival, poisson
 from jaxserve.sim.build import simulated
 from jaxserve.sim.drive import Served, drive

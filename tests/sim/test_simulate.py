@@ -10,8 +10,8 @@ import pytest
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.costs.model import FormulaCost
 from jaxserve.metrics.slo import Slo
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.arrivals import Arrival, poisson
 from jaxserve.sim.routers import PrefixAware, make_router
 from jaxserve.sim.simulate import SimReport, simulate

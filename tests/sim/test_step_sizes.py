@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.tenants import Tenant, Tenants
-from jaxserve.sched.cost_model import FormulaCost
+from jaxserve.costs.model import FormulaCost
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.step_sizes import step_sizes
 

@@ -11,8 +11,8 @@ from jaxserve.core.plan import StepPlan, Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Request
+from jaxserve.costs.model import FormulaCost
 from jaxserve.engine.engine import Engine
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.build import simulated_engine
 
 KV_BYTES = 131072

@@ -9,8 +9,8 @@ import pytest
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.costs.model import FormulaCost
 from jaxserve.metrics.slo import Bound
-from jaxserve.sched.cost_model import FormulaCost
 from jaxserve.sim.workload import Workload
 from jaxserve.tune.kv_splits import split, splits
 from jaxserve.tune.search import search

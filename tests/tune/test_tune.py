@@ -7,10 +7,10 @@ import random
 import pytest
 
 from bench.tuning import BASE, PROBLEMS
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.slo import Bound
-from jaxserve.sched.buckets import BucketTable
 from jaxserve.tune import bucket_sets
 from jaxserve.tune.halving import Rung, halve, layered, rungs
 from jaxserve.tune.search import RESERVES, search

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.tenants import Tenants
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.step_costs import StepCosts
+from jaxserve.costs.step_costs import StepCosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Collection
 
 from jaxserve.core.plan import Row, StepPlan
 from jaxserve.core.sequence import Sequence
-from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.costs.model import StepFeatures
 from jaxserve.sched.orderings.context import OrderingContext
 from jaxserve.sched.orderings.ordering import Ordering
 

@@ -9,7 +9,7 @@ came.
 """
 
 from jaxserve.core.sequence import Sequence
-from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.costs.model import StepFeatures
 from jaxserve.sched.load import Load
 from jaxserve.sched.orderings.context import OrderingContext
 from jaxserve.sched.orderings.ordering import Ordering

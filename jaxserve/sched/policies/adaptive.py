@@ -19,7 +19,7 @@ steps, prompts alone and decodes alone, are predicted to be faster than one with
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from jaxserve.sched.cost_model import StepFeatures
+from jaxserve.costs.model import StepFeatures
 from jaxserve.sched.load import Load
 from jaxserve.sched.policies.context import PolicyContext
 from jaxserve.sched.policies.policy import BatchPolicy, Mode, StepLimits

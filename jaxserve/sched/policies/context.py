@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from jaxserve.core.buckets import BucketTable
 from jaxserve.core.sections import SchedulerConfig
-from jaxserve.sched.buckets import BucketTable
-from jaxserve.sched.step_costs import StepCosts
+from jaxserve.costs.step_costs import StepCosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""K/V blocks on their way between the device, host memory and the disk."""
