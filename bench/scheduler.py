@@ -9,8 +9,6 @@ import random
 import statistics
 import time
 
-import numpy as np
-
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.plan import StepPlan, StepResult
@@ -43,8 +41,7 @@ def decoding_scheduler(seed: int, outputs: int = 100_000) -> Scheduler:
 
 
 def commit(scheduler: Scheduler, plan: StepPlan) -> None:
-    rows = len(plan.decodes) + len(plan.prefills)
-    scheduler.commit(plan, StepResult(np.full(rows, 7, np.int32)), 0.0)
+    scheduler.commit(StepResult.of_one_token(plan, 7), 0.0)
 
 
 def main() -> None:

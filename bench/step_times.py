@@ -29,6 +29,11 @@ class _TimedPending:
     def __init__(self, pending: Any, times: StepTimes) -> None:
         self._pending, self._times = pending, times
 
+    def sample(self, masks: Any = None) -> None:
+        begin = time.perf_counter()
+        self._pending.sample(masks)
+        self._times.submit_s += time.perf_counter() - begin
+
     def wait(self) -> Any:
         begin = time.perf_counter()
         result = self._pending.wait()

@@ -22,7 +22,7 @@ from bench.step_times import StepTimes
 from bench.workload import LLAMA_32M, REQUESTS, prompts
 from jaxserve.checkpoints import config_from_hf
 from jaxserve.commands.results import write_text
-from jaxserve.core.plan import StepResult
+from jaxserve.core.plan import Masks, StepPlan, StepResult
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.llm import LLM
 from jaxserve.models.config import ModelConfig
@@ -60,11 +60,10 @@ class HostOnly:
         self._batch = BatchBuilder(slots, -(-llm.limits.max_model_len // size), size)
 
     def submit(self, plan: Any) -> "Invented":
-        for sequence in plan.admitted:
-            self._batch.load(sequence)
+        for admitted in plan.admitted:
+            self._batch.load(admitted)
         self._batch.model_input(plan, plan.bucket)
-        self._batch.sample_input(plan, plan.bucket)
-        return Invented(len(plan.decodes) + len(plan.prefills))
+        return Invented(self._batch, plan)
 
     def reset(self) -> None:
         pass
@@ -72,10 +71,14 @@ class HostOnly:
 
 @dataclass(frozen=True)
 class Invented:
-    rows: int
+    batch: BatchBuilder
+    plan: StepPlan
+
+    def sample(self, masks: Masks | None = None) -> None:
+        self.batch.sample_input(self.plan, self.plan.bucket)
 
     def wait(self) -> StepResult:
-        return StepResult(np.full(self.rows, 7, np.int32))
+        return StepResult.of_one_token(self.plan, 7)
 
 
 def host_ms(llm: LLM, rows: int = 64, steps: int = 200) -> float:

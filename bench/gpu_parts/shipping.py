@@ -109,9 +109,9 @@ def _run(program: Any, params: Any = None) -> jax.Array:
     """Logits of a step in which every row is padding but reads real weights."""
     lowering, own = _lowering(None, "reference")
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), lowering.state)
-    tokens = jnp.zeros(lowering.slots.tokens.shape, jnp.int32)
+    tokens, lengths = (jnp.zeros(held.shape, jnp.int32) for held in (lowering.slots.tokens, lowering.slots.lengths))
     packed = np.zeros(packed_size(BUCKET, lowering.table_width), np.int32)
-    _, output = program(own if params is None else params, state, tokens, packed)
+    _, output = program(own if params is None else params, state, tokens, lengths, packed)
     return output.logits[: BUCKET.decode_rows]
 
 

@@ -127,12 +127,12 @@ class _Programs:
         """A function that runs the step once more and returns its tokens."""
         model = self._lowering.model_program(step.bucket).compile()
         sampler = self._lowering.sampler(step.bucket.sample_rows, Variant.GREEDY).compile()
-        packed = self._packed(step)
+        packed, lengths = self._packed(step), jnp.full(SLOTS + 1, step.context, jnp.int32)
         sample = np.zeros((len(SAMPLE_FIELDS), step.bucket.sample_rows), np.int32)
         sample[SAMPLE_FIELDS.index("slots")] = SLOTS
 
         def run() -> jax.Array:
-            self._state, output = model(self._params, self._state, self._slots.tokens, packed)
+            self._state, output = model(self._params, self._state, self._slots.tokens, lengths, packed)
             sampled, self._slots = sampler(output.logits, self._slots, sample)
             return sampled.tokens
 
@@ -144,7 +144,7 @@ class _Programs:
         views = unpack_model(packed, step.bucket, width)
         if step.rows:
             slots = np.arange(step.rows, dtype=np.int32)
-            views["decode_slots"][:], views["decode_positions"][:] = slots, step.context - 1
+            views["decode_slots"][:], views["decode_columns"][:] = slots, (step.context - 1) // BLOCK
             views["decode_blocks"][:] = self._tables[slots, (step.context - 1) // BLOCK]
         if step.tokens:
             views["tokens"][:] = np.random.default_rng(1).integers(0, self.config.vocab_size, step.tokens)

@@ -1,13 +1,13 @@
 """What happened in a step, as data: the scheduler logs nothing and counts nothing, it says."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxserve.core.plan import Tier, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Request, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSampled:
+class TokenSampled(NamedTuple):
     """A sequence's output grew by one token. `finish`: it ended with it."""
 
     sequence: Sequence
@@ -51,4 +51,4 @@ class Refused:
     request: Request | None = None
 
 
-Event = TokenSampled | PromptScored | Finished | Preempted
+Event = TokenSampled | PromptScored | Finished | Preempted | Refused

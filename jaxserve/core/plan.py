@@ -1,19 +1,24 @@
-"""What the scheduler hands to the executor for one step, and what comes back: plain data.
+"""What the scheduler hands to the executor for one step, and what comes back: plain data, which may leave the process.
 
-A step is one flat run of tokens: decode rows first (one token each), then prefill chunks.
+A step is one flat run of tokens: decode rows first, then prefill chunks.
 
     | d0 | d1 | d2 | .. padding .. | chunk of a | chunk of b | .. padding .. |
       decode_rows of the bucket      prefill_tokens of the bucket
+
+A plan names sequences by their slots: rows of the per-slot state that the executor keeps (block table, token history,
+length, sampling parameters). A slot begins with `Admitted`. The result is ragged: a count of sampled tokens for each
+row, and all tokens in one run. The scheduler keeps its own `Sequence`s beside the plan (`core.step_record`).
 """
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.core.sequence import Sequence
+from jaxserve.core.sampling import SamplingParams
 
 
 class Bucket(NamedTuple):
@@ -33,16 +38,50 @@ class Bucket(NamedTuple):
         return f"{self.decode_rows}d+{self.prefill_tokens}p"
 
 
+class Wants(NamedTuple):
+    """What a row's result is to hold."""
+
+    token: bool
+    """A token after the row's last one: the row ends where the sequence's known tokens end."""
+    logprobs: int | None = None
+    """Log-probabilities of each sampled token and of this many likeliest ones; None: none."""
+    prompt_logprobs: int | None = None
+    """The same of `prompt_targets`."""
+    prompt_targets: Sequence[int] = ()
+    """The prompt tokens at positions start + 1, start + 2, ..: those that the row's positions predict."""
+
+
+NOTHING = Wants(False)
+ONE_TOKEN = Wants(True)
+
+
 class Row(NamedTuple):
-    """One sequence's part of a step: its tokens start .. start + length - 1.
+    """One sequence's part of a step: its tokens start .. start + length - 1."""
 
-    `samples`: the row's last token is the sequence's last one, so the step samples a successor.
-    """
-
-    sequence: Sequence
+    slot: int
     start: int
     length: int
-    samples: bool
+    wants: Wants
+    tokens: Sequence[int] = ()
+    """Of a prefill chunk. A decode row brings none: the executor sampled its token, and knows it before the host."""
+    blocks: Sequence[int] = ()
+    """Of a prefill chunk: the sequence's whole block table. Of a decode row: the blocks that its tokens are written
+    to, beginning with the one of `start`."""
+
+
+class Admitted(NamedTuple):
+    """A sequence that got its slot in this step: what the executor keeps for the slot until it is given away again."""
+
+    slot: int
+    request_id: str
+    completion: int
+    """Which of the request's n completions it is."""
+    params: SamplingParams
+    seed: int
+    num_prompt: int
+    tokens: Sequence[int]
+    """All known ones: the prompt, and outputs from before a preemption."""
+    stop_ids: frozenset[int]
 
 
 NO_BUCKET = Bucket(0, 0, 0, 0)
@@ -90,21 +129,29 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. Rows refer to live sequences: an executor reads them in `submit` and not later."""
-
     step: int
     decodes: tuple[Row, ...]
     prefills: tuple[Row, ...]
     bucket: Bucket
-    admitted: tuple[Sequence, ...] = ()
-    """Sequences that got their slot in this step: the executor loads their per-slot state first."""
-    preempted: tuple[Sequence, ...] = ()
+    admitted: tuple[Admitted, ...] = ()
+    """The executor loads their per-slot state before it runs the rows."""
+    preempted: tuple[int, ...] = ()
+    """Slots that were taken from their sequences, before any was given to one that was admitted."""
     moves: tuple[Move, ...] = ()
     """A plan may hold moves and no rows, or neither: then the step is to wait a moment for moves under way."""
 
     @property
+    def rows(self) -> tuple[Row, ...]:
+        """In the order of the result: decodes, then prefills."""
+        return self.decodes + self.prefills
+
+    @property
     def num_tokens(self) -> int:
-        return len(self.decodes) + sum(row.length for row in self.prefills)
+        return sum([row.length for row in self.rows])
+
+
+Masks = NDArray[np.uint32]  # [rows, ceil(V / 32)]
+"""Which tokens a row may sample: bit t % 32 of word t // 32. Known only when the step before has been committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +166,33 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step brought back. Rows in the plan's order: decodes, then prefills."""
+class SideOutputs:
+    """What a row brought back besides tokens, as its `Wants` said."""
 
-    tokens: NDArray[np.int32]  # [rows]; meaningless for a row that does not sample
-    logprobs: dict[int, TokenLogprobs] | None = None
-    """By row, for the rows that asked."""
-    prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None
-    """By row: at the chunk's positions, the log-probabilities of the *next* prompt token."""
+    logprobs: Sequence[TokenLogprobs] = ()
+    """One for each sampled token."""
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
+    """One for each of `Wants.prompt_targets`."""
+
+
+NO_SIDE_OUTPUTS = SideOutputs()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brought back, ragged: `counts[i]` tokens of row i, one row after the other, in the plan's order."""
+
+    tokens: NDArray[np.int32]  # [sum of counts]
+    counts: NDArray[np.int32]  # [rows]
+    side: Mapping[int, SideOutputs] = field(default_factory=dict[int, SideOutputs])
+    """By row, for the rows that want more than tokens."""
     moved: tuple[Moved, ...] = ()
     """Moves to and from the disk that have ended since the last result."""
+
+    @classmethod
+    def of_one_token(cls, plan: StepPlan, token: int, moved: tuple[Moved, ...] = ()) -> "StepResult":
+        """Every row that wants a token gets this one: the result of a device that computes nothing."""
+        counts = np.ones(len(plan.decodes) + len(plan.prefills), np.int32)
+        for i, row in enumerate(plan.prefills, start=len(plan.decodes)):
+            counts[i] = row.wants.token
+        return cls(np.full(int(counts.sum()), token, np.int32), counts, moved=moved)

@@ -18,6 +18,7 @@ host runs ahead of the device: `num_computed` counts tokens whose K/V are in the
 import enum
 from dataclasses import dataclass, field
 
+from jaxserve.core.plan import ONE_TOKEN, Wants
 from jaxserve.core.sampling import SamplingParams
 
 
@@ -114,11 +115,15 @@ class Sequence:
     """Leading tokens that were counted as served to its tenant."""
     stop_ids: frozenset[int] = frozenset()
     """The request's, at hand: each token is looked up in it."""
+    decode_wants: Wants = ONE_TOKEN
+    """What its decode rows want, at hand."""
 
     def __post_init__(self) -> None:
         if not self.tokens:
             self.tokens = list(self.request.prompt)
         self.stop_ids = self.request.stop_ids
+        if self.params.logprobs is not None:
+            self.decode_wants = Wants(True, self.params.logprobs)
 
     @property
     def id(self) -> str:

@@ -1,26 +1,51 @@
-"""One step as its observers see it: what was planned, what came of it, and when."""
+"""One step on the host: its plan with the sequences behind it, and, for observers, what came of it and when."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from jaxserve.core.events import Event, Refused
+from jaxserve.core.events import Event
 from jaxserve.core.plan import StepPlan
+from jaxserve.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A plan, and the sequences that it names by their slots: these stay with the scheduler."""
+
+    plan: StepPlan
+    sequences: tuple[Sequence, ...]
+    """Of the plan's rows, in their order."""
+    admitted: tuple[Sequence, ...]
+    preempted: tuple[Sequence, ...]
+    planned_s: float
+    """When it was planned, on the engine's clock."""
+
+    @property
+    def decodes(self) -> tuple[Sequence, ...]:
+        return self.sequences[: len(self.plan.decodes)]
+
+    @property
+    def prefills(self) -> tuple[Sequence, ...]:
+        return self.sequences[len(self.plan.decodes) :]
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """`plan` None: what happened outside steps (an abort, a stop string, a refusal, an executor that failed)."""
+    """What observers are shown. `step` None: what happened outside steps (an abort, a stop string, a refusal, an
+    executor that failed)."""
 
-    events: list[Event] | list[Refused]
+    events: list[Event]
     now: float
     """When the step was committed, on the engine's clock."""
-    plan: StepPlan | None = None
-    planned_s: float = 0.0
-    """When it was planned, on the same clock."""
+    step: ScheduledStep | None = None
     seconds: float = 0.0
     """How long the step had the executor: since its plan, or since the step before it ended."""
     predicted_s: float = 0.0
     """What the cost model had said; 0: it had nothing to say yet."""
+
+    @property
+    def plan(self) -> StepPlan | None:
+        return None if self.step is None else self.step.plan
 
 
 class Compilation(NamedTuple):
@@ -32,6 +57,6 @@ class Compilation(NamedTuple):
 
 
 class Observer(Protocol):
-    """Told of every step, in order, on the engine's thread, while the next step runs: it must be quick."""
+    """Is called with every step, in order, on the engine's thread, while the next step runs: it must be quick."""
 
     def observe(self, record: StepRecord) -> None: ...

@@ -1,13 +1,15 @@
-"""The engine: requests in, outputs out, one step at a time. All of serving is a loop around `step`.
+"""The engine: requests in, outputs out, one step at a time. All of serving is a loop around `Engine.step`.
 
-plan    = scheduler.plan(now)          who runs, which blocks, which bucket
-pending = executor.submit(plan)        dispatched; returns at once
-result  = pending.wait()               overlapped: of the step before this one
-events  = scheduler.commit(plan, result, now)
+plan    = scheduler.plan(now)       who runs, which blocks, which bucket
+pending = executor.submit(plan)     the model is dispatched; returns at once
+record  = scheduler.commit(result)  overlapped: of the step before this one, while the model runs
+pending.sample(masks)               the sampler is dispatched
 """
 
 import random
 from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 from jaxserve.core.clock import Clock
 from jaxserve.core.errors import DuplicateRequest, InvalidRequest, TooBusy
@@ -20,6 +22,8 @@ from jaxserve.engine.limits import Limits
 from jaxserve.engine.outputs import OutputProcessor, SequenceOutput
 from jaxserve.sched.scheduler import Scheduler
 from jaxserve.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -46,14 +50,14 @@ class Engine:
         self._clock = clock
         self._outputs = OutputProcessor(tokenizer)
         self._depth = 1 if overlap else 0
-        self._flying: deque[tuple[StepPlan, Pending, float]] = deque()
+        self._in_flight: deque[Pending] = deque()
         self._live: dict[str, list[Sequence]] = {}
         self._events: list[Event] = []
         self._kept: list[SequenceOutput] = []
         self._seeds = random.Random(seed)
         self._idle = False
         self.observers: list[Observer] = []
-        """Told of every step: metrics, a timeline. Whoever adds one does so between steps."""
+        """Are shown every step: metrics, a timeline. Add one between steps only."""
 
     @property
     def has_work(self) -> bool:
@@ -62,8 +66,8 @@ class Engine:
 
     @property
     def under_way(self) -> bool:
-        """Something waits, runs, or has ended and not been told."""
-        return self.scheduler.has_work or bool(self._flying) or bool(self._events)
+        """True while a sequence waits or runs, or a finish is unreported."""
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._events)
 
     @property
     def idle(self) -> bool:
@@ -101,7 +105,7 @@ class Engine:
         except (TooBusy, InvalidRequest) as error:
             reason = error.reason if isinstance(error, TooBusy) else "invalid"
             refused = Refused(self.scheduler.tenants[request.tenant].name, reason, request)
-            self._tell(StepRecord([refused], self._clock.now()))
+            self._show(StepRecord([refused], self._clock.now()))
             raise
 
     def check(self, request: Request) -> int:
@@ -133,25 +137,50 @@ class Engine:
             self.scheduler.finish(sequence, FinishReason.ABORT, self._clock.now())
         return bool(sequences)
 
+    # --- the step ---------------------------------------------------------------------------------------------
+
     def step(self) -> list[SequenceOutput]:
         """Run one step and return what became known: the outputs of this step, or, overlapped, of the one before.
 
-        A step that fails ends what ran with `FinishReason.ERROR`; what waits is served by the next ones. So does one
-        that is interrupted while it waits for the device.
+        A step that fails ends what ran with `FinishReason.ERROR`; the next steps serve what waits. So does a step that
+        is interrupted while it waits for the device.
         """
-        now = self._clock.now()
-        plan = self.scheduler.plan(now)
-        self._idle = plan is None and not self._flying
+        plan = self.scheduler.plan(self._clock.now())
+        self._idle = plan is None and not self._in_flight
         if plan is not None:
-            self._submit(plan, now)
-        if self._flying and (plan is None or len(self._flying) > self._depth):
-            self._commit_oldest()
+            self._submit(plan)
+            self._commit_down_to(max(self._depth, 1))  # earlier steps, while the model of this one runs
+            self._sample()
+        self._commit_down_to(self._depth if plan is not None else len(self._in_flight) - 1)
+        return self._report()
+
+    def _submit(self, plan: StepPlan) -> None:
+        pending = self._attempt(lambda: self._executor.submit(plan))
+        if pending is not None:
+            self._in_flight.append(pending)
+
+    def _sample(self) -> None:
+        """Dispatch the sampler of the newest step: every token that its rows' masks depend on is known by now."""
+        if self._in_flight:
+            self._attempt(self._in_flight[-1].sample)
+
+    def _commit_down_to(self, count: int) -> None:
+        """Commit the oldest steps until at most `count` are in flight."""
+        while len(self._in_flight) > max(count, 0):
+            result = self._attempt(self._in_flight.popleft().wait)
+            if result is not None:
+                record = self.scheduler.commit(result, self._clock.now())
+                self._show(record)
+                self._events += record.events
+
+    def _report(self) -> list[SequenceOutput]:
+        """Events become outputs; a stop string is found only now that there is text."""
         if outside := self.scheduler.drain_events():
-            self._tell(StepRecord(outside, self._clock.now()))
+            self._show(StepRecord(outside, self._clock.now()))
             self._events += outside
         events, self._events = self._events, []
         outputs = self._outputs.process(events)
-        for sequence in self._outputs.stopped():  # a stop string: known only now that there is text
+        for sequence in self._outputs.stopped():
             self.scheduler.finish(sequence, FinishReason.STOP, self._clock.now())
         for output in outputs:
             if output.finish_reason is not None:
@@ -159,59 +188,44 @@ class Engine:
         kept, self._kept = self._kept, []
         return kept + outputs
 
-    def give_back(self, outputs: list[SequenceOutput]) -> None:
-        """Outputs of a step that are another's: the next step returns them again, before its own."""
-        self._kept += outputs
-
-    def replace_executor(self, executor: Executor) -> None:
-        """Drive another executor from the next step on: one that records, say, around the one there was."""
-        assert not self._flying, "a step is under way"
-        self._executor = executor
-
-    def drain(self) -> None:
-        """Commit what is under way and plan nothing new: then weights can change. Outputs come with the next step."""
-        while self._flying:
-            self._commit_oldest()
-
-    def _submit(self, plan: StepPlan, now: float) -> None:
+    def _attempt(self, call: Callable[[], T]) -> T | None:
+        """What `call` returns. None if it fails: what ran ends with the error, a clean executor serves the rest."""
         try:
-            self._flying.append((plan, self._executor.submit(plan), now))
+            return call()
         except BaseException as error:
-            self._recover(error)
+            self._in_flight.clear()
+            self.scheduler.forget_steps()
+            now = self._clock.now()
+            for sequence in self.scheduler.live():
+                if sequence.slot >= 0 or sequence.num_pending:
+                    self.scheduler.finish(sequence, FinishReason.ERROR, now, f"{type(error).__name__}: {error}")
+            self.scheduler.blocks.drop_prefixes()
+            self.scheduler.blocks.tiers.reset()
+            self._executor.reset()
             if not isinstance(error, Exception):
                 raise
+            return None
 
-    def _commit_oldest(self) -> None:
-        plan, pending, planned_s = self._flying.popleft()
-        try:
-            result = pending.wait()
-        except BaseException as error:
-            self._recover(error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            now, costs = self._clock.now(), self.scheduler.costs
-            events = self.scheduler.commit(plan, result, now)
-            self._tell(StepRecord(events, now, plan, planned_s, costs.last_s, costs.last_predicted_s))
-            self._events += events
-
-    def _tell(self, record: StepRecord) -> None:
+    def _show(self, record: StepRecord) -> None:
         for observer in self.observers:
             observer.observe(record)
-
-    def _recover(self, error: BaseException) -> None:
-        """A step failed: what ran is lost and says so; what waits is served by a clean executor."""
-        self._flying.clear()
-        self.scheduler.forget_steps()
-        now = self._clock.now()
-        for sequence in self.scheduler.live():
-            if sequence.slot >= 0 or sequence.num_pending:
-                self.scheduler.finish(sequence, FinishReason.ERROR, now, f"{type(error).__name__}: {error}")
-        self.scheduler.blocks.drop_prefixes()
-        self.scheduler.blocks.tiers.reset()
-        self._executor.reset()
 
     def _forget(self, sequence: Sequence) -> None:
         siblings = self._live.get(sequence.request.id)
         if siblings is not None and all(s.finished for s in siblings):
             del self._live[sequence.request.id]
+
+    # --- between steps ----------------------------------------------------------------------------------------
+
+    def give_back(self, outputs: list[SequenceOutput]) -> None:
+        """Hand back outputs that belong to another caller; the next step returns them first."""
+        self._kept += outputs
+
+    def replace_executor(self, executor: Executor) -> None:
+        """Drive another executor from the next step on: one that records, say, around the one there was."""
+        assert not self._in_flight, "a step is in flight"
+        self._executor = executor
+
+    def drain(self) -> None:
+        """Commit what is in flight and plan nothing new: then weights can change. Outputs come with the next step."""
+        self._commit_down_to(0)

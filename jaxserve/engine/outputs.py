@@ -7,7 +7,7 @@ the device runs the next step; stop strings are found here too, and end the sequ
 from dataclasses import dataclass, field
 
 from jaxserve.core.errors import InvalidParameter
-from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
+from jaxserve.core.events import Event, Finished, Preempted, PromptScored, Refused, TokenSampled
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Request, Sequence
 from jaxserve.text.detokenizer import IncrementalDetokenizer
@@ -82,7 +82,7 @@ class OutputProcessor:
         """Outputs in the order of the events; a sequence that has ended yields none."""
         outputs: dict[Sequence, SequenceOutput] = {}
         for event in events:
-            if isinstance(event, Preempted) or event.sequence not in self._streams:
+            if isinstance(event, Preempted | Refused) or event.sequence not in self._streams:
                 continue
             output = outputs.setdefault(event.sequence, SequenceOutput(event.sequence))
             match event:

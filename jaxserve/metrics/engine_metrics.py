@@ -5,9 +5,9 @@ one observation, and in a step of decodes almost all do.
 """
 
 from jaxserve.core.events import Finished, Preempted, Refused, TokenSampled
-from jaxserve.core.plan import NO_BUCKET, StepPlan, Tier
+from jaxserve.core.plan import NO_BUCKET, Tier
 from jaxserve.core.sequence import FinishReason, Sequence
-from jaxserve.core.step_record import StepRecord
+from jaxserve.core.step_record import ScheduledStep, StepRecord
 from jaxserve.metrics.catalog import BOUNDS
 from jaxserve.metrics.counts import Counts
 from jaxserve.metrics.history import History
@@ -24,8 +24,8 @@ class EngineMetrics:
         self._stalled_s: dict[Sequence, float] = {}
 
     def observe(self, record: StepRecord) -> None:
-        if record.plan is not None:
-            self._count_step(record.plan, record)
+        if record.step is not None:
+            self._count_step(record.step, record)
             self.history.add_step(record)
         now, last_token_s = record.now, self._last_token_s
         gaps: dict[tuple[str, float | None], int] = {}
@@ -54,12 +54,12 @@ class EngineMetrics:
 
     # --- steps ------------------------------------------------------------------------------------------------
 
-    def _count_step(self, plan: StepPlan, record: StepRecord) -> None:
-        counts = self.counts
+    def _count_step(self, step: ScheduledStep, record: StepRecord) -> None:
+        counts, plan = self.counts, step.plan
         for move in plan.moves:
             if move.target is not Tier.NONE:
                 counts.add("kv_moved_blocks", labels=(move.source.value, move.target.value))
-        for sequence in plan.admitted:
+        for sequence in step.admitted:
             if (since := self._stalled_since.pop(sequence, None)) is not None:
                 self._stalled_s[sequence] = self._stalled_s.get(sequence, 0.0) + record.now - since
         if plan.bucket is NO_BUCKET:

@@ -1,13 +1,18 @@
 """From a plan to the few small arrays that a step sends to the device.
 
 Everything that a step needs is packed into one int32 array for the model and one for the sampler (floats by their
-bits), so that a step costs two transfers. What lasts lives on the device, one row a slot: block tables, of which a step
-sends only the block that each decode row writes to and the whole rows of its prefill chunks, and tokens, of which a
-step sends only its chunks'. Padding rows use the scratch slot, whose table is all zeros.
+bits), so that a step costs two transfers. What lasts lives on the device, one row a slot:
 
-    model    decode:  slots [B]  positions [B] (-1: padding)  blocks [B]
+    block tables   a step sends the block that each decode row writes to, and the tables of its prefill chunks
+    tokens         a step sends its chunks' tokens; a sampled one stays where the sampler wrote it
+    lengths        a step sends nothing: a decode row goes on where the sampler left off
+
+Padding rows use the scratch slot, whose table is all zeros.
+
+    model    decode:  slots [B]  columns [B] of the table (-1: padding)  blocks [B]
              prefill: tokens [T]  slots [R]  starts [R]  offsets [R + 1]  tables [R, W]
-    sampler  one column a sampled row, decode rows first: see `SAMPLE_FIELDS`
+    sampler  one column a sampled row, decode rows first: see `SAMPLE_FIELDS`; positions are -1 where they are the
+             slot's length
 
 The arrays are made anew each step: on the CPU, JAX may read a NumPy array in place while the next step is prepared.
 """
@@ -20,8 +25,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.core.plan import Bucket, Row, StepPlan
-from jaxserve.core.sequence import Sequence
+from jaxserve.core.plan import Admitted, Bucket, Row, StepPlan
+from jaxserve.runtime.sampling.variant import Variant, variant_for
 
 SAMPLE_INTS = ("slots", "positions", "prompt_lens", "min_positions", "seed_high", "seed_low", "top_k")
 SAMPLE_FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
@@ -32,7 +37,7 @@ NEUTRAL = dict.fromkeys(SAMPLE_FIELDS, 0.0) | {"top_p": 1.0, "repetition": 1.0}
 def model_fields(bucket: Bucket, table_width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every field of the packed model input, in order."""
     decode, tokens, rows, _ = bucket
-    yield from (("decode_slots", (decode,)), ("decode_positions", (decode,)), ("decode_blocks", (decode,)))
+    yield from (("decode_slots", (decode,)), ("decode_columns", (decode,)), ("decode_blocks", (decode,)))
     yield from (("tokens", (tokens,)), ("slots", (rows,)), ("starts", (rows,)), ("offsets", (rows + 1,)))
     yield ("tables", (rows, table_width))
 
@@ -73,13 +78,15 @@ class BatchBuilder:
         for name, value in NEUTRAL.items():
             self._by_name[name][:] = value
         self._by_name["slots"][:] = np.arange(num_slots + 1)
+        self._variants = np.zeros(num_slots + 1, np.int32)
 
-    def load(self, sequence: Sequence) -> None:
+    def load(self, admitted: Admitted) -> None:
         """Remember a newly admitted sequence's sampling parameters under its slot."""
-        params, put, slot = sequence.params, self._by_name, sequence.slot
-        put["prompt_lens"][slot] = sequence.num_prompt
-        put["min_positions"][slot] = sequence.num_prompt + params.min_tokens
-        seed = np.uint64(sequence.seed % 2**64)
+        params, put, slot = admitted.params, self._by_name, admitted.slot
+        self._variants[slot] = variant_for(params)
+        put["prompt_lens"][slot] = admitted.num_prompt
+        put["min_positions"][slot] = admitted.num_prompt + params.min_tokens
+        seed = np.uint64(admitted.seed % 2**64)
         put["seed_high"][slot], put["seed_low"][slot] = np.array([seed >> np.uint64(32), seed], np.uint64).astype(
             np.int32
         )
@@ -117,32 +124,36 @@ class BatchBuilder:
         slots = np.full(bucket.sample_rows, self._scratch, np.int32)
         positions = np.zeros(bucket.sample_rows, np.int32)
         decodes = len(plan.decodes)
-        slots[:decodes] = [row.sequence.slot for row in plan.decodes]
-        positions[:decodes] = [row.start + 1 for row in plan.decodes]
+        slots[:decodes] = [row.slot for row in plan.decodes]
+        positions[:decodes] = -1
         for i, row in enumerate(plan.prefills, start=bucket.decode_rows):
-            if row.samples:
-                slots[i] = row.sequence.slot
+            if row.wants.token:
+                slots[i] = row.slot
                 positions[i] = row.start + row.length
         packed = self._params[:, slots]
         packed[SAMPLE_FIELDS.index("positions")] = positions
         return packed
 
+    def variant(self, plan: StepPlan) -> Variant:
+        """The smallest sampling program that can express every row of the step."""
+        slots = [row.slot for row in plan.rows if row.wants.token]
+        return Variant(int(self._variants[slots].max(initial=0)))
+
     def _pack_decodes(self, rows: tuple[Row, ...], views: dict[str, NDArray[np.int32]]) -> None:
         n, size = len(rows), self._block_size
         views["decode_slots"][:] = self._scratch
-        views["decode_positions"][:] = -1
-        views["decode_slots"][:n] = [row.sequence.slot for row in rows]
-        views["decode_positions"][:n] = [row.start for row in rows]
-        views["decode_blocks"][:n] = [row.sequence.blocks[row.start // size] for row in rows]
+        views["decode_columns"][:] = -1
+        views["decode_slots"][:n] = [row.slot for row in rows]
+        views["decode_columns"][:n] = [row.start // size for row in rows]
+        views["decode_blocks"][:n] = [row.blocks[0] for row in rows]
 
     def _pack_prefills(self, rows: tuple[Row, ...], views: dict[str, NDArray[np.int32]]) -> None:
         views["slots"][:] = self._scratch
         offset = 0
         for i, row in enumerate(rows):
-            sequence = row.sequence
             end = offset + row.length
-            views["tokens"][offset:end] = sequence.tokens[row.start : row.start + row.length]
-            views["slots"][i], views["starts"][i] = sequence.slot, row.start
-            views["tables"][i, : len(sequence.blocks)] = sequence.blocks
+            views["tokens"][offset:end] = row.tokens
+            views["slots"][i], views["starts"][i] = row.slot, row.start
+            views["tables"][i, : len(row.blocks)] = row.blocks
             views["offsets"][i + 1] = offset = end
         views["offsets"][len(rows) + 1 :] = offset

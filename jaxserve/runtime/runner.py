@@ -1,14 +1,19 @@
 """The executor that owns a device: parameters, K/V pages, per-slot state, and the compiled programs.
 
-`submit` packs a plan, dispatches the model program and the sampler, starts the copy of the sampled tokens to the host,
-and returns; the tokens stay on the device as the next step's input. `wait` blocks for that copy.
+`submit` packs a plan and dispatches the model program. What it returns (`runtime.pending`) dispatches the sampler and
+starts the copy of the sampled tokens to the host (`sample`), and blocks for that copy (`wait`). The tokens stay on the
+device as well, as the next step's input.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.errors import UnexpectedCompilation
@@ -21,14 +26,16 @@ from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import BatchBuilder
 from jaxserve.runtime.kv_cache import allocate_cache, pages_dtype
 from jaxserve.runtime.offload.offload import Offload
+from jaxserve.runtime.pending import PendingMoves, PendingStep
 from jaxserve.runtime.profile import named, step_named
 from jaxserve.runtime.programs.compilation import CompilationCounter
 from jaxserve.runtime.programs.lowering import Lowering
 from jaxserve.runtime.programs.program_set import ProgramSet, prefill_shape
-from jaxserve.runtime.results import PendingMoves, PendingStep, PromptScores
-from jaxserve.runtime.sampling.sampler import Processor, SlotState, Variant, choose_variant, init_slot_state
+from jaxserve.runtime.sampling.logprobs import LogProbs
+from jaxserve.runtime.sampling.sampler import Processor, Sampled, SlotState, Variant, init_slot_state
 from jaxserve.runtime.sampling.slots import SlotLoader
-from jaxserve.runtime.steps import ModelState, Prefilled
+from jaxserve.runtime.side_outputs import scoring_targets
+from jaxserve.runtime.steps import ModelOutput, ModelState
 
 __all__ = ["ModelRunner", "Processor"]
 
@@ -87,56 +94,60 @@ class ModelRunner:
 
     def submit(self, plan: StepPlan) -> PendingStep | PendingMoves:
         self._num_steps += 1
+        with self._dispatching(self._num_steps):
+            loads = self._offload.begin(self._state.cache, plan.moves)
+            for admitted in plan.admitted:
+                self._batch.load(admitted)
+                if (row := self._slot_loader.row(admitted)) is not None:
+                    self._slots = self.programs.loaders["load"](self._slots, np.int32(admitted.slot), *row)
+            pending = self._run_model(plan) if plan.bucket.tokens else PendingMoves(plan, self._offload)
+            if loads:
+                self._state = self._state._replace(cache=self._offload.finish(self._state.cache, loads))
+        return pending
+
+    def _run_model(self, plan: StepPlan) -> PendingStep:
+        bucket = self.programs.bucket_for(plan.bucket)
+        with named("pack"):
+            packed = self._batch.model_input(plan, bucket)
+        with named("model", bucket):
+            output = self._call_model(bucket, packed)
+        return PendingStep(
+            plan, bucket, partial(self._run_sampler, self._num_steps, plan, bucket, output), self._offload
+        )
+
+    def _run_sampler(
+        self, step: int, plan: StepPlan, bucket: Bucket, output: ModelOutput
+    ) -> tuple[Sampled, LogProbs | None]:
+        """Sampled tokens, and scores of the prompts' where some are wanted."""
+        variant = self._batch.variant(plan) if self.programs.processor is None else Variant.FULL
+        with self._dispatching(step), named("sample"):
+            packed, targets = self._batch.sample_input(plan, bucket), scoring_targets(plan, bucket)
+            sampler = self.programs.samplers[bucket.sample_rows, variant]
+            sampled, self._slots = sampler(output.logits, self._slots, packed)
+            return sampled, None if targets is None else self._call_scorer(bucket, output, targets)
+
+    def _call_model(self, bucket: Bucket, packed: NDArray[np.int32]) -> ModelOutput:
+        slots = self._slots
+        self._state, output = self.programs.models[bucket](
+            self._params, self._state, slots.tokens, slots.lengths, packed
+        )  # fmt: skip
+        return output
+
+    def _call_scorer(self, bucket: Bucket, output: ModelOutput, targets: NDArray[np.int32]) -> LogProbs:
+        scorer = self.programs.scorers[prefill_shape(bucket)]
+        return scorer(self._params, self._state.cache[-1], output.prefilled, targets)
+
+    @contextmanager
+    def _dispatching(self, step: int) -> Iterator[None]:
+        """The host's part of a step, under the step's number in profiles; a program that it compiles is counted."""
         before = self._counter.count
-        with self._counter.watch(), step_named(self._num_steps):
-            pending = self._dispatch(plan)
+        with self._counter.watch(), step_named(step):
+            yield
         compiled = self._counter.count - before
         if compiled and self._runtime.on_compile_after_warmup == "error":
             raise UnexpectedCompilation(
                 f"{compiled} programs were compiled by a step: a shape is missing from the buckets"
             )
-        return pending
-
-    def _dispatch(self, plan: StepPlan) -> PendingStep | PendingMoves:
-        loads = self._offload.begin(self._state.cache, plan.moves)
-        for sequence in plan.admitted:
-            self._batch.load(sequence)
-            if (row := self._slot_loader.row(sequence)) is not None:
-                self._slots = self.programs.loaders["load"](self._slots, np.int32(sequence.slot), *row)
-        pending = self._run_rows(plan) if plan.bucket.tokens else PendingMoves(plan, self._offload)
-        if loads:
-            self._state = self._state._replace(cache=self._offload.finish(self._state.cache, loads))
-        return pending
-
-    def _run_rows(self, plan: StepPlan) -> PendingStep:
-        programs, bucket = self.programs, self.programs.bucket_for(plan.bucket)
-        with named("pack"):
-            model_input, sample_input = self._batch.model_input(plan, bucket), self._batch.sample_input(plan, bucket)
-        with named("model", bucket):
-            self._state, output = programs.models[bucket](self._params, self._state, self._slots.tokens, model_input)
-        with named("sample"):
-            sampled, self._slots = programs.samplers[bucket.sample_rows, self._variant(plan)](
-                output.logits, self._slots, sample_input
-            )
-        return PendingStep(plan, bucket, sampled, self._score(plan, bucket, output.prefilled), self._offload)
-
-    def _variant(self, plan: StepPlan) -> Variant:
-        if self.programs.processor is not None:
-            return Variant.FULL
-        rows = (*plan.decodes, *plan.prefills)
-        return choose_variant([row.sequence.params for row in rows if row.samples])
-
-    def _score(self, plan: StepPlan, bucket: Bucket, prefilled: Prefilled) -> PromptScores | None:
-        if all(row.sequence.params.prompt_logprobs is None for row in plan.prefills):
-            return None
-        targets = np.zeros(bucket.prefill_tokens, np.int32)
-        begin = 0
-        for row in plan.prefills:
-            following = row.sequence.tokens[row.start + 1 : row.start + row.length + 1]
-            targets[begin : begin + len(following)] = following
-            begin += row.length
-        scorer = self.programs.scorers[prefill_shape(bucket)]
-        return scorer(self._params, self._state.cache[-1], prefilled, targets)
 
     def reset(self) -> None:
         for leaf in jax.tree.leaves((self._state, self._slots)):
@@ -152,14 +163,12 @@ class ModelRunner:
         An executable's first run makes its code and memory ready, loop by loop, which takes longer than most steps; and
         a device whose memory does not hold the bucket's step says so here."""
         rows, sample_input = self._batch.rehearsal_input(bucket), self._batch.sample_input(NO_STEP, bucket)
-        self._state, output = self.programs.models[bucket](self._params, self._state, self._slots.tokens, rows)
+        output = self._call_model(bucket, rows)
         for variant in Variant:
             sampler = self.programs.samplers[bucket.sample_rows, variant]
             _, self._slots = sampler(output.logits, self._slots, sample_input)
         if bucket.prefill_tokens:
-            targets = np.zeros(bucket.prefill_tokens, np.int32)
-            scorer = self.programs.scorers[prefill_shape(bucket)]
-            jax.block_until_ready(scorer(self._params, self._state.cache[-1], output.prefilled, targets))
+            jax.block_until_ready(self._call_scorer(bucket, output, np.zeros(bucket.prefill_tokens, np.int32)))
         jax.block_until_ready((self._state, self._slots))
 
     def measure_moves(self) -> MoveCosts:

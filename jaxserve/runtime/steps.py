@@ -75,6 +75,7 @@ def model_step(
     params: Any,
     state: ModelState,
     slot_tokens: jax.Array,  # [slots + 1, C]
+    slot_lengths: jax.Array,  # [slots + 1]
     packed: jax.Array,  # see runtime.batch
     *,
     model: Decoder,
@@ -84,7 +85,8 @@ def model_step(
 ) -> tuple[ModelState, ModelOutput]:
     """One forward pass over a bucket's tokens; `attention`: backend, interpret and debug of the attention calls."""
     with jax.named_scope("lay_out"):
-        tables, layout = _lay_out(state.tables, slot_tokens, packed, bucket, block_size=state.cache[0].keys.shape[2])
+        history = slot_tokens, slot_lengths
+        tables, layout = _lay_out(state.tables, *history, packed, bucket, block_size=state.cache[0].keys.shape[2])
     cache = list(state.cache)
     rows, last_layer = bucket.decode_rows, config.num_layers - 1
 
@@ -117,13 +119,19 @@ def model_step(
 
 
 def _lay_out(
-    tables: jax.Array, slot_tokens: jax.Array, packed: jax.Array, bucket: Bucket, block_size: int
+    tables: jax.Array,
+    slot_tokens: jax.Array,
+    slot_lengths: jax.Array,
+    packed: jax.Array,
+    bucket: Bucket,
+    block_size: int,
 ) -> tuple[jax.Array, _Layout]:
     """Take the packed input apart, bring the block tables up to date, and place every token."""
     given = unpack_model(packed, bucket, tables.shape[1])
-    real = given["decode_positions"] >= 0  # and no padding
-    decode_at = jnp.maximum(given["decode_positions"], 0)
-    tables = tables.at[given["decode_slots"], decode_at // block_size].set(given["decode_blocks"])
+    column = given["decode_columns"]
+    real = column >= 0  # and no padding
+    decode_at = jnp.maximum(slot_lengths[given["decode_slots"]] - 1, 0)  # the token sampled last
+    tables = tables.at[given["decode_slots"], jnp.maximum(column, 0)].set(given["decode_blocks"])
     tables = tables.at[given["slots"]].set(given["tables"])
 
     index = jnp.arange(bucket.prefill_tokens, dtype=jnp.int32)
@@ -180,6 +188,7 @@ def sample_step(
 ) -> tuple[Sampled, SlotState]:
     """Sample a token a row and remember it under the row's slot."""
     given = unpack_sample(packed)
+    given["positions"] = jnp.where(given["positions"] < 0, state.lengths[given["slots"]], given["positions"])
     seeds = jnp.stack([given.pop("seed_high"), given.pop("seed_low")], axis=1)
     rows = RowParams(seeds=jax.lax.bitcast_convert_type(seeds, jnp.uint32), **given)
     with jax.named_scope("sample"):

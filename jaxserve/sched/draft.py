@@ -16,14 +16,18 @@ class Draft:
     now: float
     limits: StepLimits
     decodes: list[Row] = field(default_factory=list[Row])
+    decoding: list[Sequence] = field(default_factory=list[Sequence])
+    """The sequence of each decode row."""
     prefills: list[Row] = field(default_factory=list[Row])
     chunks: dict[Sequence, int] = field(default_factory=dict[Sequence, int])
-    """Prompt tokens of each sequence that has some in this step: its prefill rows to be, in order."""
+    """Prompt tokens of each sequence that has some in this step: its prefill rows, in order."""
     budget: int = 0
     """Prompt tokens that may still be added."""
     guard: LongPromptGuard = field(init=False)
     admitted: list[Sequence] = field(default_factory=list[Sequence])
     preempted: list[Sequence] = field(default_factory=list[Sequence])
+    freed_slots: list[int] = field(default_factory=list[int])
+    """Of the preempted ones."""
     way_for: Sequence | None = None
     """Who waits, and has had others displaced: it alone may join."""
     stalled: bool = False

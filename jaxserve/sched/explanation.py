@@ -4,7 +4,8 @@ from collections import Counter
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.decisions import Chunk, Decision, Reason
-from jaxserve.core.plan import StepPlan, Tier
+from jaxserve.core.plan import Tier
+from jaxserve.core.step_record import ScheduledStep
 from jaxserve.sched.draft import Draft
 from jaxserve.sched.journal import Journal
 from jaxserve.sched.roster import Roster
@@ -24,22 +25,22 @@ def explain(draft: Draft, roster: Roster, slots: int, journal: Journal) -> None:
     if not draft.prefills:
         for sequence in roster.begun():
             held.setdefault(sequence, Reason.BUDGET)
-    chunks = [row.sequence for row in draft.prefills]
+    chunks = list(draft.chunks)
     for sequence in chunks:
         held.pop(sequence, None)
     others = Reason.ORDER if joined else Reason.GATE
     journal.packed(draft.now, held, others, chunks, len(roster.waiting))
 
 
-def record(plan: StepPlan, blocks: BlockManager, now: float) -> Decision:
-    pool, tiers = blocks.pool, blocks.tiers
+def record(step: ScheduledStep, blocks: BlockManager) -> Decision:
+    plan, pool, tiers = step.plan, blocks.pool, blocks.tiers
     return Decision(
         step=plan.step,
-        planned_s=now,
+        planned_s=step.planned_s,
         bucket=plan.bucket,
         decode_rows=len(plan.decodes),
-        chunks=tuple([Chunk(row.sequence.id, row.start, row.length) for row in plan.prefills]),
-        admitted=tuple([sequence.id for sequence in plan.admitted]),
+        chunks=tuple([Chunk(s.id, row.start, row.length) for s, row in zip(step.prefills, plan.prefills, strict=True)]),
+        admitted=tuple([sequence.id for sequence in step.admitted]),
         moves=dict(Counter(f"{move.source}>{move.target}" for move in plan.moves)) if plan.moves else {},
         blocks_held=pool.capacity - pool.num_free,
         blocks_cached=pool.num_cached,

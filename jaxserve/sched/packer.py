@@ -10,7 +10,7 @@ Whoever is left without a row gets its reason here, in `Draft.held`.
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.decisions import Reason
-from jaxserve.core.plan import Row
+from jaxserve.core.plan import NOTHING, ONE_TOKEN, Row, Wants
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence, Status
 from jaxserve.sched.draft import Draft
@@ -65,7 +65,7 @@ class Packer:
     # --- decodes ----------------------------------------------------------------------------------------------
 
     def _decodes(self, draft: Draft) -> None:
-        block_size, rows = self._blocks.block_size, draft.decodes
+        block_size, rows, decoding = self._blocks.block_size, draft.decodes, draft.decoding
         self._grow_decodes(draft)
         for sequence in self._roster.running:
             if not sequence.decoding:
@@ -75,9 +75,11 @@ class Packer:
                 continue  # its last token is being sampled, or it waits for a block
             sequence.num_computed = start + 1
             sequence.num_pending += 1
-            if start % block_size <= 1:  # a block has filled, and its tokens are known by now
+            index, offset = divmod(start, block_size)
+            if offset <= 1:  # a block has filled, and its tokens are known by now
                 self._blocks.note_computed(sequence)
-            rows.append(Row(sequence, start, 1, True))
+            rows.append(Row(sequence.slot, start, 1, sequence.decode_wants, (), (sequence.blocks[index],)))
+            decoding.append(sequence)
 
     def _grow_decodes(self, draft: Draft) -> None:
         """Blocks for the decodes that have filled theirs; before any row is made, so that no victim has one."""
@@ -212,4 +214,16 @@ class Packer:
             sequence.decoding = True
             sequence.num_pending += 1
         self._blocks.note_computed(sequence)
-        return Row(sequence, start, length, samples)
+        tokens, end = sequence.tokens, start + length
+        wants = _wants(sequence, start, end, samples)
+        return Row(sequence.slot, start, length, wants, tokens[start:end], tuple(sequence.blocks))
+
+
+def _wants(sequence: Sequence, start: int, end: int, samples: bool) -> Wants:
+    """Of a chunk: a token if it is the last one, and scores of the prompt's tokens from `start + 1` to `end`."""
+    params = sequence.params
+    if params.logprobs is None and params.prompt_logprobs is None:
+        return ONE_TOKEN if samples else NOTHING
+    scored = params.prompt_logprobs is not None and start + 1 < sequence.num_prompt
+    targets = sequence.tokens[start + 1 : min(end + 1, sequence.num_prompt)] if scored else ()
+    return Wants(samples, params.logprobs if samples else None, params.prompt_logprobs if scored else None, targets)

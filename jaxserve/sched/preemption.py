@@ -126,6 +126,7 @@ class Displacement:
         """It has no row in this plan: what it holds is saved before the rows run."""
         sequence = victim.sequence
         draft.preempted.append(sequence)
+        draft.freed_slots.append(sequence.slot)
         draft.held[sequence] = Reason.BLOCKS
         self._journal.displaced(sequence, claimant, victim.fate, victim.prices)
         self._blocks.park(sequence, victim.fate.tier)

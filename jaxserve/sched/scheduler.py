@@ -1,7 +1,8 @@
 """The scheduler: who runs in the next step, with how many tokens, in which bucket.
 
-`plan(now)` packs a step; `commit(plan, result, now)` takes in what it brought. In between the step may still be
-running: the scheduler plans ahead on what it knows (see `core.sequence`), so that the device never waits for the host.
+`plan(now)` packs a step; `commit(result, now)` takes in what the oldest step in flight brought. In between the
+scheduler plans ahead on what it knows (see `core.sequence`), so that the device never waits for the host. A plan is
+plain data; the sequences behind it stay here, in `_in_flight`.
 
 Three small objects decide, the scheduler only packs:
 
@@ -19,14 +20,17 @@ and it is made of a few more, each with one thing to look after:
     Journal        why it is so                                        sched/explanation.py, sched/journal.py
 """
 
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Seq
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
-from jaxserve.core.plan import NO_BUCKET, StepPlan, StepResult, TokenLogprobs
+from jaxserve.core.plan import NO_BUCKET, NO_SIDE_OUTPUTS, Admitted, StepPlan, StepResult, TokenLogprobs
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import FinishReason, Sequence, Status
+from jaxserve.core.step_record import ScheduledStep, StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.draft import Draft
@@ -78,6 +82,7 @@ class Scheduler:
         victims, preemptions = victims or YoungestFirst(blocks), 0 if aligned_chunk else config.max_preemptions
         displacement = Displacement(config, preemptions, roster, ledger, blocks, victims, self.journal)
         self._packer = Packer(config, buckets, aligned_chunk, roster, ledger, blocks, displacement)
+        self._in_flight: deque[ScheduledStep] = deque()
         self._events: list[Event] = []
         self._arrivals = 0
         self._step = 0
@@ -111,6 +116,11 @@ class Scheduler:
     @property
     def waiting(self) -> Collection[Sequence]:
         return self._roster.waiting.sequences
+
+    @property
+    def in_flight(self) -> tuple[ScheduledStep, ...]:
+        """Steps that are planned and not committed, the oldest first."""
+        return tuple(self._in_flight)
 
     @property
     def max_num_seqs(self) -> int:
@@ -168,7 +178,8 @@ class Scheduler:
             self._events.append(Finished(sequence, reason, error))
 
     def forget_steps(self) -> None:
-        """A step failed: those that were planned will not be committed."""
+        """A step failed: those in flight will not be committed."""
+        self._in_flight.clear()
         self.costs.lost()
         self.journal.lost()
 
@@ -194,11 +205,15 @@ class Scheduler:
         plan = self._plan_of(draft)
         if plan is None:
             return None
+        step = ScheduledStep(
+            plan, (*draft.decoding, *draft.chunks), tuple(draft.admitted), tuple(draft.preempted), now
+        )  # fmt: skip
+        self._in_flight.append(step)
         if plan.bucket.tokens:
             self.costs.planned(plan, now)
-        self.journal.planned(record(plan, self._blocks, now))
-        self._policy.planned(plan)
-        self._ordering.planned(plan)
+        self.journal.planned(record(step, self._blocks))
+        self._policy.planned(step)
+        self._ordering.planned(step)
         return plan
 
     def _plan_of(self, draft: Draft) -> StepPlan | None:
@@ -213,8 +228,8 @@ class Scheduler:
             tuple(draft.decodes),
             tuple(draft.prefills),
             self._buckets.fit(len(draft.decodes), sum(row.length for row in draft.prefills)) if rows else NO_BUCKET,
-            tuple(draft.admitted),
-            tuple(draft.preempted),
+            tuple([_admitted(sequence) for sequence in draft.admitted]),
+            tuple(draft.freed_slots),
             moves,
         )
 
@@ -222,29 +237,32 @@ class Scheduler:
         parked = self._blocks.tiers.parked(sequence)
         return Preempted(sequence, parked.tier if parked else None)
 
-    def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
-        """Take in a step's tokens. Rows of sequences that ended meanwhile are dropped."""
+    def commit(self, result: StepResult, now: float) -> StepRecord:
+        """Take in what the oldest step in flight brought. Tokens of sequences that have ended meanwhile are dropped."""
+        step = self._in_flight.popleft()
         self.journal.committed(now)
-        if plan.bucket.tokens:
+        if step.plan.bucket.tokens:
             self.costs.committed(now)
         events = self.drain_events()
         self._blocks.tiers.settle(result.moved)
         tokens: list[int] = result.tokens.tolist()
-        logprobs, scored = result.logprobs or {}, result.prompt_logprobs or {}
-        for i, row in enumerate((*plan.decodes, *plan.prefills)):
-            sequence = row.sequence
-            if row.samples:
-                sequence.num_pending -= 1
+        end = 0
+        for i, (sequence, row, count) in enumerate(
+            zip(step.sequences, step.plan.rows, result.counts.tolist(), strict=True)
+        ):
+            begin, end = end, end + count
+            sequence.num_pending -= row.wants.token
             if sequence.status is Status.FINISHED:
                 continue
-            if i in scored:
-                events.append(PromptScored(sequence, row.start + 1, tuple(scored[i])))
-            if row.samples:
-                events.append(self._append(sequence, tokens[i], logprobs.get(i), now))
+            side = result.side.get(i, NO_SIDE_OUTPUTS)
+            if side.prompt_logprobs:
+                events.append(PromptScored(sequence, row.start + 1, tuple(side.prompt_logprobs)))
+            if count:
+                events += self._append(sequence, tokens[begin:end], side.logprobs, now)
             elif row.start + row.length >= sequence.max_len:  # max_tokens = 0: only the prompt was wanted
                 self._end(sequence, FinishReason.LENGTH, now)
                 events.append(Finished(sequence, FinishReason.LENGTH))
-        return events
+        return StepRecord(events, now, step, self.costs.last_s, self.costs.last_predicted_s)
 
     def _load(self, now: float) -> Load:
         waiting = self._roster.waiting.sequences
@@ -259,22 +277,28 @@ class Scheduler:
 
     # --- ends -------------------------------------------------------------------------------------------------
 
-    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> TokenSampled:
-        sequence.tokens.append(token)
+    def _append(
+        self, sequence: Sequence, tokens: list[int], logprobs: Seq[TokenLogprobs], now: float
+    ) -> Iterator[TokenSampled]:
+        """Sampled tokens, up to the one that ends the sequence."""
         if sequence in self.journal.filling:
             self.journal.filled(sequence, now)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
             self.journal.first_token(sequence, now)
             self._promises.kept(sequence, now)
-        reason = None
-        if token in sequence.stop_ids and sequence.num_outputs > sequence.params.min_tokens:
-            reason, sequence.stop_token = FinishReason.STOP, token
-        elif len(sequence.tokens) >= sequence.max_len:
-            reason = FinishReason.LENGTH
-        if reason is not None:
-            self._end(sequence, reason, now)
-        return TokenSampled(sequence, token, logprobs, reason)
+        for i, token in enumerate(tokens):
+            sequence.tokens.append(token)
+            reason = None
+            if token in sequence.stop_ids:  # the sampler bans these before `min_tokens`
+                reason, sequence.stop_token = FinishReason.STOP, token
+            elif len(sequence.tokens) >= sequence.max_len:
+                reason = FinishReason.LENGTH
+            if reason is not None:
+                self._end(sequence, reason, now)
+            yield TokenSampled(sequence, token, logprobs[i] if logprobs else None, reason)
+            if reason is not None:
+                return
 
     def _end(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         self._roster.leave(sequence)
@@ -282,3 +306,11 @@ class Scheduler:
         sequence.finish_reason = reason
         sequence.finished_s = now
         self.journal.ended(sequence, now)
+
+
+def _admitted(sequence: Sequence) -> Admitted:
+    request = sequence.request
+    return Admitted(
+        sequence.slot, request.id, sequence.index, request.params, sequence.seed, sequence.num_prompt,
+        tuple(sequence.tokens), sequence.stop_ids,
+    )  # fmt: skip

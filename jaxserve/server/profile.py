@@ -55,7 +55,7 @@ class StepCount:
         engine.observers.remove(self)
 
     def observe(self, record: StepRecord) -> None:
-        if record.plan is not None and record.planned_s >= self._since_s:
+        if record.step is not None and record.step.planned_s >= self._since_s:
             self.count += 1
             if self.count == self._steps:
                 self._loop.call_soon_threadsafe(self.reached.set)

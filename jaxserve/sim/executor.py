@@ -8,11 +8,9 @@ Steps run one after the other, as on a device: one that is submitted while anoth
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.move_costs import MoveCosts
-from jaxserve.core.plan import StepPlan, StepResult
+from jaxserve.core.plan import Masks, StepPlan, StepResult
 from jaxserve.costs.model import CostModel, StepFeatures
 from jaxserve.sim.tiers import SimTiers
 
@@ -35,10 +33,9 @@ class SimExecutor:
     def submit(self, plan: StepPlan) -> "SimPending":
         now = self._clock.now()
         loaded_s = self._tiers.begin(plan, now)
-        rows = len(plan.decodes) + len(plan.prefills)
-        if not rows:
+        if not plan.bucket.tokens:
             self._free_s = max(self._free_s, loaded_s)
-            return SimPending(self._clock, self._tiers, now if plan.moves else self._tiers.next_s(now), 0)
+            return SimPending(self._clock, self._tiers, now if plan.moves else self._tiers.next_s(now), plan)
         seconds = self._cost.seconds(StepFeatures.of(plan))
         ends_s = max(self._free_s, now) + seconds
         self._free_s = max(ends_s, loaded_s)
@@ -46,7 +43,7 @@ class SimExecutor:
         self.busy_s += seconds
         self.real_tokens += plan.num_tokens
         self.padded_tokens += plan.bucket.tokens
-        return SimPending(self._clock, self._tiers, ends_s, rows)
+        return SimPending(self._clock, self._tiers, ends_s, plan)
 
     def reset(self) -> None:
         """Nothing is kept of a sequence."""
@@ -57,8 +54,11 @@ class SimPending:
     clock: VirtualClock
     tiers: SimTiers
     ends_s: float
-    rows: int
+    plan: StepPlan
+
+    def sample(self, masks: Masks | None = None) -> None:
+        """Part of the step's time."""
 
     def wait(self) -> StepResult:
         self.clock.advance(max(self.ends_s - self.clock.now(), 0.0))
-        return StepResult(np.full(self.rows, TOKEN, np.int32), moved=self.tiers.settled(self.clock.now()))
+        return StepResult.of_one_token(self.plan, TOKEN, self.tiers.settled(self.clock.now()))

@@ -16,7 +16,7 @@ import platform
 import secrets
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +27,7 @@ from jaxserve.core.errors import ConfigError
 from jaxserve.core.events import Finished, Refused, TokenSampled
 from jaxserve.core.plan import StepPlan
 from jaxserve.core.sequence import FinishReason, Request, Sequence
-from jaxserve.core.step_record import StepRecord
+from jaxserve.core.step_record import ScheduledStep, StepRecord
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.costs.fitted import FittedCost
 from jaxserve.costs.model import CostModel, FormulaCost, StepFeatures
@@ -37,6 +37,10 @@ from jaxserve.sim.record import VERSION
 _STEPS_UNDER_WAY = 8
 _PRIVATE = ("model", "server")
 """Sections that a record leaves out: who serves what where is nobody's business in a trace."""
+
+Name = tuple[int, int]
+"""Of a sequence in a record: its request's number, and which of the request's completions it is."""
+UNKNOWN: Name = (-1, 0)
 
 
 class Recorder:
@@ -59,7 +63,7 @@ class Recorder:
         self._block_size = config.cache.block_size
         self._prefixes = PrefixCache(config.cache.block_size)
         self._key = secrets.token_bytes(32)
-        self._met: dict[Sequence, tuple[int, int]] = {}
+        self._met: dict[Sequence, Name] = {}
         self._numbers: dict[int, tuple[int, Request, int]] = {}  # by identity: number, request, sequences not ended
         self._leaving: deque[tuple[int, Sequence]] = deque()
         self._count = 0
@@ -76,12 +80,11 @@ class Recorder:
         self._write(header)
 
     def observe(self, record: StepRecord) -> None:
-        plan = record.plan
-        if plan is not None:
-            for row in plan.prefills:
-                self._name(row.sequence)
-            self._step = plan.step
-            self._write_step(plan, record)
+        if record.step is not None:
+            for sequence in record.step.prefills:
+                self._name(sequence)
+            self._step = record.step.plan.step
+            self._write_step(record.step, record)
             self._forget()
         for event in record.events:
             match event:
@@ -101,7 +104,7 @@ class Recorder:
             self._name(sequence)
         self._file.close()
 
-    def _name(self, sequence: Sequence) -> tuple[int, int]:
+    def _name(self, sequence: Sequence) -> Name:
         """(request's number, index). One that is new is written down."""
         name = self._met.get(sequence)
         if name is None:
@@ -150,20 +153,24 @@ class Recorder:
                 fields[name] = getattr(request, name)
         return fields
 
-    def _write_step(self, plan: StepPlan, record: StepRecord) -> None:
-        features = StepFeatures.of(plan)
+    def _write_step(self, step: ScheduledStep, record: StepRecord) -> None:
+        plan, features = step.plan, StepFeatures.of(step.plan)
+        rows = [self._met.get(sequence, UNKNOWN) for sequence in step.sequences]
+        preempted = [self._met.get(sequence, UNKNOWN) for sequence in step.preempted]
         self._write(
             {
                 "step": plan.step,
-                "planned_s": self._time(record.planned_s),
+                "planned_s": self._time(step.planned_s),
                 "committed_s": self._time(record.now),
                 "seconds": round(record.seconds, 9),
                 "bucket": list(plan.bucket),
                 "decodes": len(plan.decodes),
                 "decode_context": features.decode_context,
                 "decode_longest": features.decode_longest,
-                "prefills": [[*self._name(r.sequence), r.start, r.length] for r in plan.prefills],
-                "decision": decision(plan, self._met),
+                "prefills": [
+                    [*name, r.start, r.length] for name, r in zip(rows[len(plan.decodes) :], plan.prefills, strict=True)
+                ],
+                "decision": decision(plan, rows, preempted),
             }
         )
 
@@ -194,11 +201,10 @@ class Recorder:
         self._file.write(json.dumps(fields, separators=(",", ":")) + "\n")
 
 
-def decision(plan: StepPlan, names: Mapping[Sequence, tuple[int, int]]) -> int:
+def decision(plan: StepPlan, rows: Iterable[Name], preempted: Iterable[Name]) -> int:
     """A number that two plans share if they run the same rows in the same bucket and preempt the same sequences."""
-    rows = [(*names.get(row.sequence, (-1, 0)), row.start, row.length) for row in (*plan.decodes, *plan.prefills)]
-    preempted = [names.get(sequence, (-1, 0)) for sequence in plan.preempted]
-    return zlib.crc32(json.dumps([rows, list(plan.bucket), preempted]).encode())
+    named = [(*name, row.start, row.length) for name, row in zip(rows, plan.rows, strict=True)]
+    return zlib.crc32(json.dumps([named, list(plan.bucket), list(preempted)]).encode())
 
 
 def _settings(config: EngineConfig) -> dict[str, Any]:

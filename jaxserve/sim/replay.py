@@ -17,19 +17,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.errors import InvalidRequest, TooBusy
-from jaxserve.core.plan import StepPlan, StepResult
+from jaxserve.core.plan import Masks, StepPlan, StepResult
 from jaxserve.core.sampling import SamplingParams
-from jaxserve.core.sequence import Request, Sequence
+from jaxserve.core.sequence import Request
 from jaxserve.costs.model import StepFeatures
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
 from jaxserve.sim.build import host_side
 from jaxserve.sim.record import Record, RecordedRequest, RecordedStep
-from jaxserve.sim.recorder import decision
+from jaxserve.sim.recorder import UNKNOWN, Name, decision
 
 STOP = 0
 """The token that ends a sequence where the recorded one stopped."""
@@ -142,6 +141,7 @@ class _ReplayExecutor:
         self._record, self._clock = record, clock
         self._requests = {str(request.number): request for request in record.requests}
         self._block_size = record.config.cache.block_size
+        self._names: dict[int, Name] = {}  # by slot
         self._next = 0
         self._same = 0
         self._difference: tuple[int, str, str] | None = None
@@ -155,11 +155,15 @@ class _ReplayExecutor:
         steps = self._record.steps
         recorded = steps[self._next] if self.left else None
         self._next += 1
+        preempted = [self._names.get(slot, UNKNOWN) for slot in plan.preempted]
+        for admitted in plan.admitted:
+            self._names[admitted.slot] = int(admitted.request_id), admitted.completion
         if recorded is not None:
-            self._compare(plan, recorded)
+            self._compare(plan, preempted, recorded)
         ends_s = recorded.committed_s if recorded is not None else -math.inf
-        tokens = [self._token(row.sequence, row.start + row.length) for row in (*plan.decodes, *plan.prefills)]
-        return _ReplayPending(self._clock, ends_s, np.array(tokens, np.int64))
+        counts = np.array([row.wants.token for row in plan.rows], np.int32)
+        tokens = [self._token(self._names[row.slot], row.start + row.length) for row in plan.rows if row.wants.token]
+        return _ReplayPending(self._clock, ends_s, StepResult(np.array(tokens, np.int64).astype(np.int32), counts))
 
     def reset(self) -> None:
         """Nothing is kept of a sequence."""
@@ -170,18 +174,18 @@ class _ReplayExecutor:
             report.first_difference, report.was, report.became = self._difference
         return report
 
-    def _compare(self, plan: StepPlan, recorded: RecordedStep) -> None:
-        rows = [row.sequence for row in (*plan.decodes, *plan.prefills)]
-        names = {s: (int(s.request.id), s.index) for s in (*rows, *plan.preempted)}
-        if decision(plan, names) == recorded.decision:
+    def _compare(self, plan: StepPlan, preempted: list[Name], recorded: RecordedStep) -> None:
+        rows = [self._names[row.slot] for row in plan.rows]
+        if decision(plan, rows, preempted) == recorded.decision:
             self._same += 1
         elif self._difference is None:
             self._difference = recorded.step, _words(recorded.features), _words(StepFeatures.of(plan))
 
-    def _token(self, sequence: Sequence, position: int) -> int:
-        """The token at `position`, which this row samples if it is the last known one."""
-        recorded = self._requests[sequence.request.id]
-        end = recorded.ends.get(sequence.index)
+    def _token(self, name: Name, position: int) -> int:
+        """The token that the sequence has at `position`."""
+        number, index = name
+        recorded = self._requests[str(number)]
+        end = recorded.ends.get(index)
         if end is None:
             return 1
         if end.reason == "stop" and position - recorded.prompt_tokens == end.output_tokens - 1:
@@ -193,11 +197,14 @@ class _ReplayExecutor:
 class _ReplayPending:
     clock: VirtualClock
     ends_s: float
-    tokens: NDArray[np.int64]
+    result: StepResult
+
+    def sample(self, masks: Masks | None = None) -> None:
+        """Tokens are the recorded ones."""
 
     def wait(self) -> StepResult:
         self.clock.sleep_until(self.ends_s)
-        return StepResult(self.tokens.astype(np.int32))
+        return self.result
 
 
 def _words(f: StepFeatures) -> str:

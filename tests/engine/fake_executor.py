@@ -5,13 +5,15 @@ if its whole context is in its blocks, exactly. A token is a function of the tok
 schedules must give the same output. Results are computed in order when they are waited for, as on a device.
 """
 
+import pickle
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxserve.core.buckets import BucketTable
-from jaxserve.core.plan import Move, Row, StepPlan, StepResult
+from jaxserve.core.plan import Admitted, Masks, Row, StepPlan, StepResult
 from tests.engine.fake_tiers import FakeTiers
 
 VOCAB = 97
@@ -25,17 +27,9 @@ def next_token(tokens: Seq[int], seed: int = 0) -> int:
     return value % VOCAB
 
 
-@dataclass
-class Snapshot:
-    """What a device is sent of a row; the sequence itself may change before the step runs."""
-
-    slot: int
-    start: int
-    length: int
-    samples: bool
-    blocks: list[int]
-    tokens: list[int] | None  # a chunk's; None: the device knows the token
-    seed: int
+def name_of(admitted: Admitted) -> tuple[str, int]:
+    """(request, completion)"""
+    return admitted.request_id, admitted.completion
 
 
 @dataclass
@@ -45,6 +39,7 @@ class FakeExecutor:
     num_slots: int
     buckets: BucketTable | None = None
     fail_submit: set[int] = field(default_factory=set)
+    fail_sample: set[int] = field(default_factory=set)
     fail_wait: set[int] = field(default_factory=set)
     plans: list[StepPlan] = field(default_factory=list)
     resets: int = 0
@@ -54,10 +49,13 @@ class FakeExecutor:
         self.reset()
         self.resets = 0
         self._queue: list[FakePending] = []
+        self.preemptions: Counter[tuple[str, int]] = Counter()
 
     def reset(self) -> None:
         self.cache: dict[int, tuple[int, ...]] = {}  # cache slot -> the tokens up to and with the one stored there
         self.known: dict[tuple[int, int], int] = {}  # (slot, position) -> token
+        self.slots: dict[int, Admitted] = {}
+        self.tables: dict[int, dict[int, int]] = {}  # by slot: which block holds which column
         self._queue = []
         self.tiers.reset()
         self.resets += 1
@@ -67,25 +65,30 @@ class FakeExecutor:
         self._check_shape(plan)
         if plan.step in self.fail_submit:
             raise RuntimeError("no memory left on the device")
-        rows = [self._snapshot(row, decode=True) for row in plan.decodes]
-        rows += [self._snapshot(row, decode=False) for row in plan.prefills]
-        pending = FakePending(self, plan.step, rows, plan.moves)
+        pickle.loads(pickle.dumps(plan))  # plain data: it may leave the process
+        self._take_slots(plan)
+        pending = FakePending(self, plan)
         self._queue.append(pending)
+        pending.seeds = {row.slot: self.slots[row.slot] for row in plan.rows}
         return pending
 
-    def _snapshot(self, row: Row, decode: bool) -> Snapshot:
-        s = row.sequence
-        assert 0 <= s.slot < self.num_slots
-        tokens = None if decode else s.tokens[row.start : row.start + row.length]
-        assert decode or len(tokens or ()) == row.length, "a chunk's tokens must be known to the host"
-        return Snapshot(s.slot, row.start, row.length, row.samples, list(s.blocks), tokens, s.seed)
+    def _take_slots(self, plan: StepPlan) -> None:
+        preempted = {name_of(self.slots.pop(slot)) for slot in plan.preempted}
+        self.preemptions.update(preempted)
+        for admitted in plan.admitted:
+            assert 0 <= admitted.slot < self.num_slots
+            self.slots[admitted.slot] = admitted
+        rows = {name_of(self.slots[row.slot]) for row in plan.rows}
+        assert not rows & preempted, "a preempted sequence has a row in the step"
 
     def _check_shape(self, plan: StepPlan) -> None:
         bucket = plan.bucket
         assert len(plan.decodes) <= bucket.decode_rows
         assert len(plan.prefills) <= bucket.prefill_rows
         assert sum(row.length for row in plan.prefills) <= bucket.prefill_tokens
-        slots = [row.sequence.slot for row in (*plan.decodes, *plan.prefills)]
+        slots = [row.slot for row in plan.rows]
+        assert all(not row.tokens and len(row.blocks) == 1 for row in plan.decodes), "a decode goes on in one block"
+        assert all(len(row.tokens) == row.length for row in plan.prefills), "the host knows a chunk's tokens"
         assert len(set(slots)) == len(slots), "a slot runs once a step"
         assert bool(slots) == bool(bucket.tokens)
         if self.buckets is not None and slots:
@@ -99,13 +102,20 @@ class FakeExecutor:
 @dataclass
 class FakePending:
     executor: FakeExecutor
-    step: int
-    rows: list[Snapshot]
-    moves: tuple[Move, ...] = ()
+    plan: StepPlan
+    seeds: dict[int, Admitted] = field(default_factory=dict)  # by slot, as they were when the step was submitted
+    sampled: bool = False
     result: StepResult | None = None
 
+    def sample(self, masks: Masks | None = None) -> None:
+        assert masks is None and not self.sampled, "a step is sampled once"
+        if self.plan.step in self.executor.fail_sample:
+            raise RuntimeError("the sampler does not fit")
+        self.sampled = True
+
     def wait(self) -> StepResult:
-        if self.step in self.executor.fail_wait:
+        assert self.sampled, "a step is sampled before it is waited for"
+        if self.plan.step in self.executor.fail_wait:
             raise RuntimeError("the device went away")
         self.executor.run_until(self)
         assert self.result is not None
@@ -113,30 +123,36 @@ class FakePending:
 
     def run(self) -> None:
         cache, tiers = self.executor.cache, self.executor.tiers
-        loads = tiers.before(cache, self.moves)
-        inputs = [self._inputs(row) for row in self.rows]
+        loads = tiers.before(cache, self.plan.moves)
+        rows = self.plan.rows
+        for row in rows:
+            self._note_blocks(row)
+        inputs = [row.tokens or [self.executor.known[row.slot, row.start]] for row in rows]
         written: set[int] = set()
-        for row, tokens in zip(self.rows, inputs, strict=True):
+        for row, tokens in zip(rows, inputs, strict=True):
             self._write(row, tokens, written)
-        sampled = [self._attend(row, tokens) for row, tokens in zip(self.rows, inputs, strict=True)]
+        sampled = [token for row in rows if (token := self._attend(row)) is not None]
         tiers.after(cache, loads)
-        self.result = StepResult(np.array(sampled, np.int32), moved=tiers.settled())
+        counts = np.array([row.wants.token for row in rows], np.int32)
+        self.result = StepResult(np.array(sampled, np.int32), counts, moved=tiers.settled())
 
-    def _inputs(self, row: Snapshot) -> list[int]:
-        if row.tokens is not None:
-            return row.tokens
-        return [self.executor.known[row.slot, row.start]]
+    def _note_blocks(self, row: Row) -> None:
+        """A chunk brings the slot's whole table, a decode row the block that it writes to."""
+        if row.tokens:
+            self.executor.tables[row.slot] = dict(enumerate(row.blocks))
+        else:
+            self.executor.tables[row.slot][row.start // self.executor.block_size] = row.blocks[0]
 
-    def _slot(self, row: Snapshot, position: int) -> int:
+    def _slot(self, row: Row, position: int) -> int:
         size = self.executor.block_size
-        block = row.blocks[position // size]
+        block = self.executor.tables[row.slot][position // size]
         assert 0 < block < self.executor.num_blocks, "block 0 is nobody's"
         return block * size + position % size
 
-    def _context(self, row: Snapshot) -> tuple[int, ...]:
+    def _context(self, row: Row) -> tuple[int, ...]:
         return self.executor.cache[self._slot(row, row.start - 1)] if row.start else ()
 
-    def _write(self, row: Snapshot, tokens: list[int], written: set[int]) -> None:
+    def _write(self, row: Row, tokens: Seq[int], written: set[int]) -> None:
         context = self._context(row)
         assert len(context) == row.start, "the row's context is not in the cache"
         for i, token in enumerate(tokens):
@@ -146,14 +162,18 @@ class FakePending:
             written.add(slot)
             self.executor.cache[slot] = context
 
-    def _attend(self, row: Snapshot, tokens: list[int]) -> int:
+    def _attend(self, row: Row) -> int | None:
         end = row.start + row.length
         whole = self.executor.cache[self._slot(row, end - 1)]
         for position in range(end):
             assert self.executor.cache[self._slot(row, position)] == whole[: position + 1], (
                 "a page holds another's tokens"
             )
-        token = next_token(whole, row.seed)
-        if row.samples:
-            self.executor.known[row.slot, end] = token
+        if not row.wants.token:
+            return None
+        slot = self.seeds[row.slot]
+        token = next_token(whole, slot.seed)
+        while token in slot.stop_ids and end < slot.num_prompt + slot.params.min_tokens:
+            token = (token + 1) % VOCAB  # banned until then
+        self.executor.known[row.slot, end] = token
         return token

@@ -94,7 +94,7 @@ def test_an_abort_frees_every_block_at_once(overlap: bool, steps: int) -> None:
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("where", ["fail_submit", "fail_wait"])
+@pytest.mark.parametrize("where", ["fail_submit", "fail_sample", "fail_wait"])
 def test_a_failed_step_ends_what_ran_and_serves_the_rest(overlap: bool, where: str) -> None:
     engine = build_engine(overlap=overlap, max_num_seqs=2)
     for i in range(5):

@@ -88,4 +88,4 @@ def test_when_a_step_was_planned_and_ended() -> None:
     engine.fake.submit = slow
     drive(engine)
     first = notebook.records[0]
-    assert (first.planned_s, first.now, first.seconds) == (10.0, 10.25, 0.25)
+    assert (first.step.planned_s, first.now, first.seconds) == (10.0, 10.25, 0.25)

@@ -51,7 +51,7 @@ def check_reasons(engine: Engine) -> None:
     def checked(now: float) -> StepPlan | None:
         step = plan(now)
         found: Counter[Reason] = Counter()
-        rows = {row.sequence for row in (*step.decodes, *step.prefills)} if step else set()
+        rows = set(scheduler.in_flight[-1].sequences) if step else set()
         for sequence in scheduler.live():
             reason = scheduler.journal.reason(sequence)
             assert reason is None or sequence not in rows, f"{sequence.id} has a row, and is said to wait"

@@ -26,10 +26,11 @@ class Watched:
     """An executor that keeps the plans it is given."""
 
     def __init__(self, inner) -> None:
-        self.inner, self.plans = inner, []
+        self.inner, self.plans, self.names = inner, [], {}
 
     def submit(self, plan: StepPlan):
-        self.plans.append((plan, [(row.sequence.id, row.length) for row in plan.prefills]))
+        self.names |= {admitted.slot: admitted.request_id for admitted in plan.admitted}
+        self.plans.append((plan, [(self.names[row.slot], row.length) for row in plan.prefills]))
         return self.inner.submit(plan)
 
     def reset(self) -> None:

@@ -42,9 +42,9 @@ class Watched:
     def submit(self, plan: StepPlan) -> Any:
         pool = self._engine.scheduler.blocks.pool
         assert pool.capacity - pool.num_free <= BLOCKS
-        rows = {row.sequence for row in (*plan.decodes, *plan.prefills)}
-        for victim in plan.preempted:
-            assert victim not in rows and not victim.blocks
+        step = self._engine.scheduler.in_flight[-1]
+        for victim in step.preempted:
+            assert victim not in step.sequences and not victim.blocks
             waiting = [s.priority for s in self._engine.scheduler.live() if s.slot >= 0]
             assert victim.priority == 1 or all(p == 0 for p in waiting), "a chat gave way while a batch job ran"
             self.preempted.append((victim.priority, victim.preemptions))

@@ -73,7 +73,9 @@ class Lowering:
         packed = self._shape((packed_size(bucket, self.table_width),), jnp.int32)
         step = _named(step, f"model_{bucket}")
         try:
-            return jax.jit(step, donate_argnums=1).lower(self.params, self.state, self.slots.tokens, packed)
+            return jax.jit(step, donate_argnums=1).lower(
+                self.params, self.state, self.slots.tokens, self.slots.lengths, packed
+            )
         except UnsupportedByBackend as error:
             raise ConfigError(f"attention_backend = {self._attention['backend']!r} cannot work: {error}") from error
 

@@ -15,7 +15,7 @@ from jax import lax
 from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
 from jaxserve.runtime.sampling.logprobs import prompt_logprobs, token_logprobs
 from jaxserve.runtime.sampling.truncation import truncate
-from jaxserve.runtime.sampling.variant import MIN_TEMPERATURE, Variant, choose_variant
+from jaxserve.runtime.sampling.variant import MIN_TEMPERATURE, Variant
 from jaxserve.runtime.sampling.vocabulary_blocks import BLOCK, argmax, split_blocks, take_blocks
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Sampled",
     "SlotState",
     "Variant",
-    "choose_variant",
     "init_slot_state",
     "load_slot",
     "prompt_logprobs",
@@ -40,6 +39,7 @@ class SlotState(NamedTuple):
     bias_ids: jax.Array  # [slots + 1, 300] int32; V where unused
     bias_values: jax.Array  # [slots + 1, 300] float32
     ban_ids: jax.Array  # [slots + 1, 72] int32; V where unused
+    lengths: jax.Array  # [slots + 1] int32, tokens known after the last one sampled: where a decode row goes on
 
 
 class RowParams(NamedTuple):
@@ -89,6 +89,7 @@ def init_slot_state(num_slots: int, context_len: int, vocab_size: int) -> SlotSt
         bias_ids=jnp.full((rows, MAX_LOGIT_BIAS), vocab_size, jnp.int32),
         bias_values=jnp.zeros((rows, MAX_LOGIT_BIAS), jnp.float32),
         ban_ids=jnp.full((rows, MAX_BANNED), vocab_size, jnp.int32),
+        lengths=jnp.zeros(rows, jnp.int32),
     )
 
 
@@ -100,9 +101,9 @@ def load_slot(
     bias_values: jax.Array,  # [300] float32
     ban_ids: jax.Array,  # [72] int32
 ) -> SlotState:
-    """Replace one slot's row; jit it with the state donated."""
-    row = SlotState(tokens_row, bias_ids, bias_values, ban_ids)
-    return SlotState(*(held.at[slot].set(new) for held, new in zip(state, row, strict=True)))
+    """Replace what one slot's row holds, but its length, which the sampler sets; jit it with the state donated."""
+    row = {"tokens": tokens_row, "bias_ids": bias_ids, "bias_values": bias_values, "ban_ids": ban_ids}
+    return state._replace(**{name: getattr(state, name).at[slot].set(new) for name, new in row.items()})
 
 
 def sample(
@@ -113,7 +114,7 @@ def sample(
     variant: Variant,
     processor: Processor | None = None,
 ) -> tuple[Sampled, SlotState]:
-    """Sample a token a row and write it to `state.tokens[slot, position]`.
+    """Sample a token a row, write it to `state.tokens[slot, position]`, and advance `state.lengths[slot]` past it.
 
     Each variant gives a row the same token if it can express the row's parameters. `processor`, only heeded by
     `Variant.FULL`, changes the logits after bans, biases and penalties, before the temperature.
@@ -126,7 +127,8 @@ def sample(
         if variant is Variant.RANDOM:
             tokens = jnp.where(_is_greedy(rows), tokens, _draw(logits, rows))
     written = state.tokens.at[rows.slots, rows.positions].set(tokens, mode="drop")
-    return Sampled(tokens, *extra), state._replace(tokens=written)
+    lengths = state.lengths.at[rows.slots].set(rows.positions + 1, mode="drop")
+    return Sampled(tokens, *extra), state._replace(tokens=written, lengths=lengths)
 
 
 def _sample_full(

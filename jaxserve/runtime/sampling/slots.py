@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxserve.core.plan import Admitted
 from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
-from jaxserve.core.sequence import Sequence
 
 SlotRow = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]
 
@@ -22,9 +22,9 @@ class SlotLoader:
         self._context, self._vocab_size = context, vocab_size
         self._loaded: set[int] = set()
 
-    def row(self, sequence: Sequence) -> SlotRow | None:
+    def row(self, admitted: Admitted) -> SlotRow | None:
         """(tokens [C], bias ids, bias values, banned ids) for `load_slot`, or None when the slot needs no loading."""
-        params, slot = sequence.params, sequence.slot
+        params, slot = admitted.params, admitted.slot
         if params.penalized or params.logit_bias or params.min_tokens:
             self._loaded.add(slot)
         elif slot in self._loaded:
@@ -32,14 +32,14 @@ class SlotLoader:
         else:
             return None
         tokens = np.zeros(self._context, np.int32)
-        tokens[: len(sequence.tokens)] = sequence.tokens
+        tokens[: len(admitted.tokens)] = admitted.tokens
         bias_ids = np.full(MAX_LOGIT_BIAS, self._vocab_size, np.int32)
         bias_values = np.zeros(MAX_LOGIT_BIAS, np.float32)
         bias_ids[: len(params.logit_bias)] = list(params.logit_bias)
         bias_values[: len(params.logit_bias)] = list(params.logit_bias.values())
         banned = np.full(MAX_BANNED, self._vocab_size, np.int32)
         if params.min_tokens:
-            ends = sorted(sequence.stop_ids)  # at most MAX_BANNED: `Limits` refuses more
+            ends = sorted(admitted.stop_ids)  # at most MAX_BANNED: `Limits` refuses more
             banned[: len(ends)] = ends
         return tokens, bias_ids, bias_values, banned
 

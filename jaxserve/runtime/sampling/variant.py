@@ -3,8 +3,7 @@
 A program that does less is faster, and gives every row it can express the very token that `FULL` would give it.
 """
 
-from collections.abc import Iterable
-from enum import Enum
+from enum import IntEnum
 
 from jaxserve.core.sampling import SamplingParams
 
@@ -12,29 +11,24 @@ MIN_TEMPERATURE = 1e-5
 """Anything cooler is greedy: logits divided by it would leave one token anyway, or overflow."""
 
 
-class Variant(Enum):
-    """What a sampling program can do."""
+class Variant(IntEnum):
+    """What a sampling program can do: each can do what those before it can."""
 
-    GREEDY = "greedy"
+    GREEDY = 0
     """The likeliest token, nothing else."""
-    RANDOM = "random"
+    RANDOM = 1
     """Temperature only; rows of temperature 0 take the likeliest token."""
-    FULL = "full"
+    FULL = 2
     """Every parameter, and log-probabilities."""
 
 
-def choose_variant(params: Iterable[SamplingParams]) -> Variant:
-    """The smallest variant that can express every row of a step."""
-    needed = Variant.GREEDY
-    for row in params:
-        if not _is_plain(row):
-            return Variant.FULL
-        if row.temperature < MIN_TEMPERATURE or row.top_k == 1:
-            continue
-        if row.top_k or row.top_p < 1.0 or row.min_p:
-            return Variant.FULL
-        needed = Variant.RANDOM
-    return needed
+def variant_for(params: SamplingParams) -> Variant:
+    """The smallest variant that can express a request's parameters."""
+    if not _is_plain(params):
+        return Variant.FULL
+    if params.temperature < MIN_TEMPERATURE or params.top_k == 1:
+        return Variant.GREEDY
+    return Variant.FULL if params.top_k or params.top_p < 1.0 or params.min_p else Variant.RANDOM
 
 
 def _is_plain(row: SamplingParams) -> bool:

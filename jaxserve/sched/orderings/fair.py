@@ -12,8 +12,9 @@ to what the step costs. Tokens computed again after a preemption count once in t
 
 from collections.abc import Collection
 
-from jaxserve.core.plan import Row, StepPlan
+from jaxserve.core.plan import Row
 from jaxserve.core.sequence import Sequence
+from jaxserve.core.step_record import ScheduledStep
 from jaxserve.costs.model import StepFeatures
 from jaxserve.sched.orderings.context import OrderingContext
 from jaxserve.sched.orderings.ordering import Ordering
@@ -37,28 +38,26 @@ class WeightedFair(Ordering):
         others = [self.rank(other) for other in active] or list(self.counters.values())
         self.counters[tenant] = max(self.rank(tenant), min(others, default=0.0))
 
-    def planned(self, plan: StepPlan) -> None:
-        for tenant, served in (self._seconds(plan) if self._by_time else self._tokens(plan)).items():
+    def planned(self, step: ScheduledStep) -> None:
+        for tenant, served in (self._seconds(step) if self._by_time else self._tokens(step)).items():
             self.counters[tenant] = self.rank(tenant) + served / self._tenants[tenant].weight
 
-    def _tokens(self, plan: StepPlan) -> dict[str, float]:
+    def _tokens(self, step: ScheduledStep) -> dict[str, float]:
         served: dict[str, float] = {}
-        for row in plan.decodes:
-            tenant = row.sequence.tenant
-            served[tenant] = served.get(tenant, 0.0) + self._output
-        for row in plan.prefills:
-            s = row.sequence
+        for s in step.decodes:
+            served[s.tenant] = served.get(s.tenant, 0.0) + self._output
+        for s, row in zip(step.prefills, step.plan.prefills, strict=True):
             inputs = min(row.start + row.length, s.num_prompt) - max(row.start, s.num_charged)
             s.num_charged = max(s.num_charged, row.start + row.length)
-            served[s.tenant] = served.get(s.tenant, 0.0) + self._input * max(inputs, 0) + self._output * row.samples
+            served[s.tenant] = served.get(s.tenant, 0.0) + self._input * max(inputs, 0) + self._output * row.wants.token
         return served
 
-    def _seconds(self, plan: StepPlan) -> dict[str, float]:
-        rows: dict[str, tuple[list[Row], list[Row]]] = {}
-        for row in plan.decodes:
-            rows.setdefault(row.sequence.tenant, ([], []))[0].append(row)
-        for row in plan.prefills:
-            rows.setdefault(row.sequence.tenant, ([], []))[1].append(row)
+    def _seconds(self, step: ScheduledStep) -> dict[str, float]:
+        plan, rows = step.plan, dict[str, tuple[list[Row], list[Row]]]()
+        for s, row in zip(step.decodes, plan.decodes, strict=True):
+            rows.setdefault(s.tenant, ([], []))[0].append(row)
+        for s, row in zip(step.prefills, plan.prefills, strict=True):
+            rows.setdefault(s.tenant, ([], []))[1].append(row)
         alone = {
             tenant: self._costs.seconds(StepFeatures.of_rows(decodes, prefills, plan.bucket))
             for tenant, (decodes, prefills) in rows.items()

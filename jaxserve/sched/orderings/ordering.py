@@ -8,8 +8,8 @@ in, and on nothing else: the queue keeps sequences sorted and asks again only wh
 from collections.abc import Collection
 from typing import Protocol
 
-from jaxserve.core.plan import StepPlan
 from jaxserve.core.sequence import Sequence
+from jaxserve.core.step_record import ScheduledStep
 from jaxserve.sched.load import Load
 
 
@@ -32,6 +32,6 @@ class Ordering(Protocol):
         """A tenant that had nothing waiting or running has a request again; `active`: the others that have."""
         return None
 
-    def planned(self, plan: StepPlan) -> None:
+    def planned(self, step: ScheduledStep) -> None:
         """The step that was packed: for an order that counts who was served."""
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from jaxserve.core.plan import StepPlan
+from jaxserve.core.step_record import ScheduledStep
 from jaxserve.sched.load import Load
 
 
@@ -53,7 +53,7 @@ class BatchPolicy(Protocol):
         """Most of a step's `prompts` tokens that one prompt takes while so many are left of each: for forecasts."""
         return prompts
 
-    def planned(self, plan: StepPlan) -> None:
+    def planned(self, step: ScheduledStep) -> None:
         """The step that was packed within the last limits."""
         return None
 

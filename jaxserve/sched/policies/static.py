@@ -4,7 +4,7 @@ What a server without continuous batching does. A batch also starts when no more
 front that is never so: there a batch that does not fill waits on. For comparisons.
 """
 
-from jaxserve.core.plan import StepPlan
+from jaxserve.core.step_record import ScheduledStep
 from jaxserve.sched.load import Load
 from jaxserve.sched.policies.context import PolicyContext
 from jaxserve.sched.policies.policy import BatchPolicy, Mode, StepLimits
@@ -32,8 +32,8 @@ class Batches(BatchPolicy):
     def prefill_tokens(self, rows: int, context: int) -> int:
         return self._tokens
 
-    def planned(self, plan: StepPlan) -> None:
-        self._places += len(plan.preempted) - len(plan.admitted)
+    def planned(self, step: ScheduledStep) -> None:
+        self._places += len(step.preempted) - len(step.admitted)
 
 
 class Static(Batches):

@@ -75,7 +75,7 @@ def program(variant: Variant, processor: Callable[..., jax.Array] | None = None)
 def pack(rows: Sequence[Row], seed: int = 0) -> tuple[RowParams, SlotState]:
     """Row i of 512 is a draw of rows[i % len(rows)], seeded with seed + i; every slot is loaded."""
     state = init_slot_state(SLOTS, CONTEXT, VOCAB)
-    tokens, bias_ids, bias_values, ban_ids = (np.array(x) for x in state)
+    tokens, bias_ids, bias_values, ban_ids, lengths = (np.array(x) for x in state)
     for slot, row in enumerate(rows):
         history = [*row.prompt, *row.output]
         tokens[slot, : len(history)] = history
@@ -83,7 +83,7 @@ def pack(rows: Sequence[Row], seed: int = 0) -> tuple[RowParams, SlotState]:
         bias_ids[slot, : len(row.logit_bias)] = list(row.logit_bias)
         bias_values[slot, : len(row.logit_bias)] = list(row.logit_bias.values())
         ban_ids[slot, : len(row.banned)] = row.banned
-    state = SlotState(*(jnp.asarray(x) for x in (tokens, bias_ids, bias_values, ban_ids)))
+    state = SlotState(*(jnp.asarray(x) for x in (tokens, bias_ids, bias_values, ban_ids, lengths)))
     index = np.arange(ROWS) % len(rows)
     each = [rows[i] for i in index]
     seeds = np.stack([np.zeros(ROWS), seed + np.arange(ROWS)], axis=1).astype(np.uint32)
@@ -252,7 +252,9 @@ def test_tokens_are_written_where_they_belong_and_padding_goes_to_the_scratch_ro
         expected = before.copy()
         expected[np.arange(SLOTS), 2 + np.arange(SLOTS)] = sampled.tokens[:SLOTS]
         assert np.array_equal(np.asarray(after.tokens)[:SLOTS], expected[:SLOTS])
-        assert all(np.array_equal(a, b) for a, b in zip(after[1:], state[1:], strict=True))
+        assert np.array_equal(np.asarray(after.lengths)[:SLOTS], 3 + np.arange(SLOTS)), "past the sampled token"
+        lists = "bias_ids", "bias_values", "ban_ids"
+        assert all(np.array_equal(getattr(after, name), getattr(state, name)) for name in lists)
 
 
 def test_loading_a_slot_leaves_the_others_alone() -> None:
@@ -264,7 +266,8 @@ def test_loading_a_slot_leaves_the_others_alone() -> None:
         jnp.full((MAX_BANNED,), 3, jnp.int32),
     )
     loaded = jax.jit(load_slot)(state, jnp.int32(2), *new)
-    for held, was, row in zip(loaded, state, new, strict=True):
+    assert np.array_equal(loaded.lengths, state.lengths), "the sampler sets lengths"
+    for held, was, row in zip(loaded[:4], state[:4], new, strict=True):
         assert np.array_equal(held[2], row)
         assert np.array_equal(np.delete(held, 2, axis=0), np.delete(was, 2, axis=0))
 
