@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.flops import matmul_flops
-from bench.machine import describe, matmul_rate
-from bench.results_file import file_to_write
-from bench.step_times import StepTimes
-from bench.workload import LLAMA_32M, REQUESTS, prompts
+from bench.shared.flops import matmul_flops
+from bench.shared.machine import describe, matmul_rate
+from bench.shared.results_file import file_to_write
+from bench.shared.step_times import StepTimes
+from bench.shared.workload import LLAMA_32M, REQUESTS, prompts
 from jaxserve.checkpoints import config_from_hf
 from jaxserve.commands.results import write_text
 from jaxserve.core.plan import StepResult

@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench import results_file
+from bench.shared import results_file
 from jaxserve.commands.results import expect_file
 from jaxserve.commands.settings_flags import whole_numbers
 from jaxserve.core.config import EngineConfig

@@ -160,7 +160,7 @@ class Real:
 
     @property
     def name(self) -> str:
-        from bench.machine import describe
+        from bench.shared.machine import describe
 
         machine = describe()
         return f"real engine, 0.5M parameters, {machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}"

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from bench import serve
-from bench.load.answer import Answer, StreamReading
-from bench.load.generator import run_load
-from bench.load.prompts import Ids, Texts
-from bench.load.rate import best, find_max_rate, judge
-from bench.load.view import LiveView, sparkline
+from bench.serve import __main__ as serve
+from bench.serve.answer import Answer, StreamReading
+from bench.serve.generator import run_load
+from bench.serve.prompts import Ids, Texts
+from bench.serve.rate import best, find_max_rate, judge
+from bench.serve.view import LiveView, sparkline
 from jaxserve.metrics.slo import Bound
 from jaxserve.metrics.summary import Summary
 from jaxserve.sim.arrivals import Arrival
