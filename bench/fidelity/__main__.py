@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from bench.fidelity.prediction import Conditions, Pairs, predict, rows, said_of_drift, said_of_others, shown
-from bench.fidelity.rounds import SETTINGS, Real, all_lengths, quiet_round, requests
+from bench.fidelity.rounds import SETTINGS, Recorded, all_lengths, quiet_round, requests
 from bench.shared.results_file import record as result_of
 from bench.shared.results_file import write
 from jaxserve.commands.results import expect_file
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         expect_file(given.json)
         for name in ("repeats", "requests", "load", "tries"):
             require(getattr(given, name) > 0, name, getattr(given, name), "a positive number")
-        real = Real(SETTINGS)
+        real = Recorded(SETTINGS)
         pairs, conditions = Pairs(), Conditions()
-        real.run(requests(0, given.requests, all_lengths, None), 0)  # warms the machine up
+        real.warm_up(requests(0, given.requests, all_lengths, None))
         for i in range(given.repeats):
             predict(quiet_round(real, given, given.seed + 100 * i), pairs, conditions)
             print(f"round {i + 1} of {given.repeats} done", file=sys.stderr)

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.fidelity.rounds import (
-    STEADY,
-    Part,
-    Round,
-    drift,
-    summed,
-    throughput,
-)
+from bench.fidelity.rounds import STEADY, Part, Round, drift
+from bench.shared.rates import throughput
 from jaxserve.commands.disturbance import QUIET
 from jaxserve.commands.tables import table
 from jaxserve.costs.fitted import Sample, fit_steps
 from jaxserve.costs.model import CostModel, StepFeatures
+from jaxserve.metrics.summary import GroupSummary, Summary
 from jaxserve.sim.counterfactual import pool
 from jaxserve.sim.drive import Served
 from jaxserve.sim.replay import replay
@@ -63,7 +58,7 @@ def predict(found: Round, pairs: Pairs, conditions: Conditions) -> None:
     cost = fit_steps(found.learnt, "measured: this machine, just now")
     for name, parts in (("saturation tokens/s", found.saturated), ("tokens/s under load", found.loaded)):
         predicted, measured = [_simulated(part, cost) for part in parts], [part.served for part in parts]
-        pairs.add(name, throughput(predicted), throughput(measured))
+        pairs.add(name, throughput(*predicted), throughput(*measured))
         if parts is found.loaded:
             _latencies(predicted, measured, pairs)
     records = [part.record for part in (*found.saturated, *found.loaded)]
@@ -81,11 +76,18 @@ def _simulated(part: Part, cost: CostModel) -> list[Served]:
 
 def _latencies(predicted: list[list[Served]], measured: list[list[Served]], pairs: Pairs) -> None:
     """The percentiles of all requests of the runs together."""
-    before, after = summed(chain(*predicted)), summed(chain(*measured))
+    before, after = _summed(predicted), _summed(measured)
     for metric in ("ttft", "tpot"):
         for percent in (50, 90, 99):
             of = [found.distribution(metric).percentile(percent) for found in (before, after)]
             pairs.add(f"{metric} p{percent}", *of)
+
+
+def _summed(runs: list[list[Served]]) -> GroupSummary:
+    summary = Summary()
+    for served in chain(*runs):
+        summary.add(served)
+    return summary.all
 
 
 def _steps(

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.shared.rates import duration_s, throughput
+from bench.stage import RealEngine
 from jaxserve.commands.disturbance import QUIET, Disturbance
-from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 from jaxserve.costs.fitted import Sample
 from jaxserve.costs.model import CostModel
 from jaxserve.engine.heap import settle_heap
 from jaxserve.metrics.distribution import percentile
-from jaxserve.metrics.summary import GroupSummary, Summary
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
-from jaxserve.sim.drive import Served, drive
+from jaxserve.sim.drive import Served
 from jaxserve.sim.record import Record
 from jaxserve.sim.record_reader import read_record
 from jaxserve.sim.recorder import open_recording, record_engine
@@ -65,31 +65,29 @@ def paced(arrivals: list[Arrival], tokens_per_s: float) -> list[Arrival]:
     return [replace(a, at_s=a.at_s * slower) for a in arrivals]
 
 
-class Real:
-    """The engine on this machine."""
+class Recorded:
+    """The engine on this machine. Every run is recorded."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from jaxserve.llm import LLM
 
-        self.llm = LLM(config=EngineConfig.from_settings(**settings))
-        self._vocab = self.llm.limits.vocab_size
+        self._llm = LLM(config=EngineConfig.from_settings(**settings))
+        self._ready = RealEngine(self._llm)
 
-    def run(self, arrivals: list[Arrival], seed: int) -> tuple[list[Served], Record]:
+    def warm_up(self, arrivals: list[Arrival]) -> None:
+        self._ready.warm_up(arrivals)
+
+    def run(self, arrivals: list[Arrival]) -> tuple[list[Served], Record]:
         """Serve them and record it."""
-        rng = random.Random(seed)
-        engine = self.llm.engine
+        engine = self._ready.engine
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "record.jsonl"
             settle_heap()  # as the server does
-            recorder = record_engine(engine, open_recording(path), self.llm.config, self.llm.tenants)
-            ended = drive(engine, MonotonicClock(), arrivals, lambda a, _: self._prompt(a, rng))
-            served = [_well(one) for one in ended]
+            recorder = record_engine(engine, open_recording(path), self._llm.config, self._llm.tenants)
+            served = [_well(one) for one in self._ready.serve(arrivals)]
             engine.observers.remove(recorder)
             recorder.close()
             return served, read_record(path)
-
-    def _prompt(self, arrival: Arrival, rng: random.Random) -> tuple[int, ...]:
-        return tuple(rng.randrange(self._vocab) for _ in range(arrival.prompt_tokens))
 
 
 def _well(served: Served) -> Served:
@@ -118,7 +116,7 @@ class Round:
     """Share of the processors that other processes took meanwhile."""
 
 
-def quiet_round(real: Real, given: argparse.Namespace, seed: int) -> Round:
+def quiet_round(real: Recorded, given: argparse.Namespace, seed: int) -> Round:
     """The first round that nobody disturbed, or the quietest of `--tries`."""
     best: Round | None = None
     for i in range(given.tries):
@@ -133,7 +131,7 @@ def quiet_round(real: Real, given: argparse.Namespace, seed: int) -> Round:
     return best
 
 
-def measure(real: Real, given: argparse.Namespace, seed: int) -> Round:
+def measure(real: Recorded, given: argparse.Namespace, seed: int) -> Round:
     """Runs to learn from before, between and after those that are to be predicted, all at once (S) and at the load (L):
 
     learn  S  learn  S  learn  S  learn  L  learn  L  learn  L  learn
@@ -141,11 +139,11 @@ def measure(real: Real, given: argparse.Namespace, seed: int) -> Round:
     learnt: list[Sample] = []
 
     def learn(number: int, rate: float | None = None) -> None:
-        _, record = real.run(requests(seed + number, given.requests // 2, all_lengths, rate), seed)
+        _, record = real.run(requests(seed + number, given.requests // 2, all_lengths, rate))
         learnt.extend((step.features, step.seconds) for step in record.steps)
 
     def run(arrivals: list[Arrival]) -> Part:
-        return Part(arrivals, *real.run(arrivals, seed))
+        return Part(arrivals, *real.run(arrivals))
 
     disturbance = Disturbance()
     saturated: list[Part] = []
@@ -153,7 +151,7 @@ def measure(real: Real, given: argparse.Namespace, seed: int) -> Round:
         learn(i)
         saturated.append(run(requests(seed + 20 + i, given.requests, other, None)))
     full = [part.served for part in saturated]
-    capacity, tokens_per_s = sum(map(len, full)) / duration_s(full), throughput(full)
+    capacity, tokens_per_s = sum(map(len, full)) / duration_s(*full), throughput(*full)
     loaded: list[Part] = []
     for i in range(PARTS):
         learn(PARTS + i, LEARN_AT[i % len(LEARN_AT)] * capacity)
@@ -161,23 +159,6 @@ def measure(real: Real, given: argparse.Namespace, seed: int) -> Round:
         loaded.append(run(paced(drawn, given.load * tokens_per_s)))
     learn(2 * PARTS)
     return Round(learnt, saturated, loaded, disturbance.share())
-
-
-def summed(requests: Iterable[Served]) -> GroupSummary:
-    summary = Summary()
-    for served in requests:
-        summary.add(served)
-    return summary.all
-
-
-def duration_s(runs: list[list[Served]]) -> float:
-    """Of several runs, one after the other."""
-    return sum(summed(run).duration_s for run in runs)
-
-
-def throughput(runs: list[list[Served]]) -> float:
-    """Output tokens a second of several runs, one after the other."""
-    return sum(summed(run).output_tokens for run in runs) / duration_s(runs)
 
 
 def drift(cost: CostModel, parts: Iterable[Part]) -> tuple[float, float] | None:
