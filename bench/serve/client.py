@@ -5,10 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
+try:
+    import aiohttp
+except ImportError:  # a client says so when it is made: --help works without it
+    aiohttp = None
 
 from bench.serve.answer import Answer, StreamReading
-from jaxserve.core.errors import JaxserveError
+from jaxserve.core.errors import ConfigError, JaxserveError
 
 REFUSALS = {429: "queue_full", 503: "queue_full"}
 
@@ -43,9 +46,15 @@ class Wire:
 
 
 class Client:
-    """Use as an async context manager. `key`: sent as a bearer token."""
+    """Use as an async context manager. `key`: sent as a bearer token.
+
+    Raises:
+      ConfigError: aiohttp is not installed.
+    """
 
     def __init__(self, url: str, key: str | None = None, timeout_s: float = 3600.0) -> None:
+        if aiohttp is None:
+            raise ConfigError("aiohttp is not installed: pip install 'jaxserve[bench]'")
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
