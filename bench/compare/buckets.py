@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.compare.command import Comparison, at_rate
 from bench.compare.stage import Stage, Variant
+from bench.shared.results_file import origin
 from jaxserve.commands.plots import plot
 from jaxserve.commands.settings_flags import whole_numbers
 from jaxserve.core.config import EngineConfig
@@ -83,8 +84,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def draw(folder: Path, result: dict[str, Any]) -> None:
     """Step time against programs, padding of every set; latencies."""
     rows = result["rows"]
-    note = result["cost_model"] or f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
-    with plot(folder / "buckets.png", "What a set of buckets costs and gives", note, columns=2) as (a, b):
+    with plot(folder / "buckets.png", "What a set of buckets costs and gives", origin(result), columns=2) as (a, b):
         for row in rows:
             a.scatter(row["programs"], 1e3 * row["step_s"], s=80)
             place = (row["programs"], 1e3 * row["step_s"])
@@ -93,7 +93,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
         b.barh([row["name"] for row in rows], [100 * row["padding"] for row in rows])
         b.invert_yaxis()
         b.set(xlabel="padding, % of all tokens computed", xlim=(0, 100))
-    with plot(folder / "buckets_latency.png", "Latency by set of buckets", note, columns=2) as (a, b):
+    with plot(folder / "buckets_latency.png", "Latency by set of buckets", origin(result), columns=2) as (a, b):
         names = [row["name"] for row in rows]
         for axes, metric in ((a, "ttft"), (b, "tpot")):
             axes.barh(names, [1e3 * row[f"{metric}_p99_s"] for row in rows], color="#d1495b", label="p99")

@@ -15,6 +15,8 @@ from typing import Any
 
 from bench.compare.command import Comparison
 from bench.compare.stage import Stage, Variant
+from bench.shared.flags import words
+from bench.shared.results_file import origin
 from jaxserve.commands.plots import plot
 from jaxserve.core.errors import ConfigError
 from jaxserve.sim.arrivals import Arrival, lognormal, uniform
@@ -80,21 +82,16 @@ def _positive(name: str, text: str) -> int:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("chunks")
-    group.add_argument("--chunks", type=_words, metavar="N,N", help="chunk sizes, the last may be whole")
-    group.add_argument("--budgets", type=_words, default=["same"], metavar="N,N", help="token budgets (same)")
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
+    group.add_argument("--chunks", type=words, metavar="N,N", help="chunk sizes, the last may be whole")
+    group.add_argument("--budgets", type=words, default=["same"], metavar="N,N", help="token budgets (same)")
 
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
     """What chunks trade: time to first token of the long against gaps between tokens; and throughput."""
     rows = result["rows"]
-    note = result["cost_model"] or f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
     names = [f"{row['chunk']}" + ("" if _alone(row, rows) else f"/{row['budget']}") for row in rows]
     places = range(len(rows))
-    with plot(folder / "chunks.png", "Chunk size: who waits", note, columns=2) as (a, b):
+    with plot(folder / "chunks.png", "Chunk size: who waits", origin(result), columns=2) as (a, b):
         for metric, label in (("itl_p99_s", "ITL p99"), ("tpot_p99_s", "TPOT p99"), ("tpot_p50_s", "TPOT p50")):
             a.plot(places, [1e3 * row[metric] for row in rows], "o-", label=label)
         a.set(xlabel="chunk, tokens", ylabel="ms", ylim=0)

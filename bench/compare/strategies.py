@@ -21,6 +21,8 @@ from typing import Any
 
 from bench.compare.command import Comparison
 from bench.compare.stage import Stage, Variant
+from bench.shared.flags import words
+from bench.shared.results_file import origin
 from jaxserve.commands.plots import plot
 from jaxserve.core.errors import ConfigError
 from jaxserve.metrics.slo import Slo
@@ -93,9 +95,7 @@ def variants(given: argparse.Namespace, stage: Stage, arrivals: Sequence[Arrival
 
 def flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("strategies")
-    group.add_argument(
-        "--strategies", type=lambda text: text.split(","), metavar="A,B", help=f"some of {', '.join(ALL)}"
-    )
+    group.add_argument("--strategies", type=words, metavar="A,B", help=f"some of {', '.join(ALL)}")
     group.add_argument(
         "--chunk", type=int, metavar="N", help="chunk size of the chunked ones (a quarter of the budget)"
     )
@@ -104,8 +104,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def draw(folder: Path, result: dict[str, Any]) -> None:
     """Latency against throughput, one point a strategy."""
     rows = result["rows"]
-    note = result["cost_model"] or f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
-    with plot(folder / "strategies.png", "Strategies: throughput, first token, gaps", note, columns=3) as axes:
+    with plot(
+        folder / "strategies.png", "Strategies: throughput, first token, gaps", origin(result), columns=3
+    ) as axes:
         names = [row["name"] for row in rows]
         full = [row["saturated_tokens_per_s"] or row["tokens_per_s"] for row in rows]
         axes[0].barh(names, full)

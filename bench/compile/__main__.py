@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.shared.results_file import file_to_write
+from bench.shared.flags import file_to_write
 from jaxserve.commands.results import write_text
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError

@@ -22,8 +22,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from bench.shared.machine import describe
-from bench.shared.results_file import file_to_write
+from bench.shared.flags import file_to_write
+from bench.shared.machine import describe, in_words
 from bench.shared.workload import LLAMA_32M, prompts
 from jaxserve.assembly import EMBEDDED
 from jaxserve.checkpoints import config_from_hf
@@ -183,7 +183,7 @@ def report(alone: list[float], http: list[dict[str, float]], outputs: int, path:
     tokens = STREAMS * outputs
     machine = describe()
     lines = [
-        ("machine", f"{machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}, Python {machine['python']}"),
+        ("machine", in_words(machine)),
         ("engine alone", f"{own:.0f} tokens/s ({min(alone):.0f} - {max(alone):.0f} in {len(alone)} runs)"),
         ("over HTTP", f"{median['tokens_per_s']:.0f} tokens/s, {STREAMS} streams"),
         ("cost", f"{100 * cost:.1f}% of the engine's own throughput"),

@@ -12,8 +12,8 @@ import sys
 import tempfile
 import time
 
+from bench.shared.flags import file_to_write
 from bench.shared.machine import describe
-from bench.shared.results_file import file_to_write
 from jaxserve.commands.results import write_text
 
 

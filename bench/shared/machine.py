@@ -36,6 +36,11 @@ def describe(device: bool = True) -> dict[str, Any]:
     return host | {"device": found.device_kind, "jax": jax.__version__, "platform": client}
 
 
+def in_words(machine: dict[str, Any]) -> str:
+    """What `describe` found, in a line."""
+    return f"{machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}, Python {machine['python']}"
+
+
 def matmul_rate(rows: int, inner: int = 512, columns: int = 2816, layers: int = 24, repeats: int = 7) -> float:
     """FLOP/s of float32 matmuls of so many rows, over weights that do not fit a cache (median)."""
     import jax

@@ -3,21 +3,20 @@
     {"bench": "chunks", "date": .., "machine": {..}, "arguments": {..}, "seeds": [..], "cost_model": null | "..",
      "rows": [{"name": "chunk 64", "ttft_p99_s": ..}, ..]}
 
-`--against FILE` shows two such files side by side, row by row. Where results go is looked at before the work: either by
-the flag itself (`type=file_to_write`, `type=folder_to_write`) or by the command.
+`--against FILE` shows two such files side by side, row by row.
 """
 
 import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bench.shared.machine import describe
-from jaxserve.commands.results import expect_file, expect_folder, write_text
+from jaxserve.commands.results import expect_file, write_text
 from jaxserve.commands.tables import table
 from jaxserve.core.errors import ConfigError
 
@@ -43,25 +42,6 @@ def record(
     }
 
 
-def file_to_write(text: str) -> Path:
-    """A flag's value: a file, whose folder is made."""
-    return _place(text, expect_file)
-
-
-def folder_to_write(text: str) -> Path:
-    """A flag's value: a folder, which is made."""
-    return _place(text, expect_folder)
-
-
-def _place(text: str, expect: Callable[[Path], None]) -> Path:
-    path = Path(text)
-    try:
-        expect(path)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return path
-
-
 def write(path: Path, result: dict[str, Any]) -> None:
     expect_file(path)
     write_text(path, json.dumps(result, indent=1) + "\n")
@@ -77,6 +57,12 @@ def read(path: Path, bench: str) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.get("bench") != bench:
         raise ConfigError(f"{path}: no result of bench.{bench}: give a file that its --json wrote")
     return stored
+
+
+def origin(result: dict[str, Any]) -> str:
+    """Where the figures come from: a cost model, or a machine."""
+    machine = result["machine"]
+    return result["cost_model"] or f"{machine['cpu']}, {machine['cores']} cores"
 
 
 def show(result: dict[str, Any], columns: Sequence[tuple[str, str]]) -> str:

@@ -56,8 +56,6 @@ def test_what_makes_two_runs_unlike_is_named(tmp_path: Path) -> None:
 def test_every_command_looks_first_where_its_results_go(
     module: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if module == "serve.__main__":
-        pytest.importorskip("aiohttp", reason='aiohttp is missing: pip install -e ".[bench]"')
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", [module, *flags, str(tmp_path / "file" / "results")])
     try:
