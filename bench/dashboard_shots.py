@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from selenium import webdriver
 
-from bench.results_file import folder_to_write
+from bench.shared.flags import folder_to_write
 
 TENANTS = """
 [tenants.chat]

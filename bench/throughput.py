@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.flops import matmul_flops
-from bench.machine import describe, matmul_rate
-from bench.results_file import file_to_write
-from bench.step_times import StepTimes
-from bench.workload import LLAMA_32M, REQUESTS, prompts
+from bench.shared.flags import file_to_write
+from bench.shared.flops import matmul_flops
+from bench.shared.machine import describe, in_words, matmul_rate
+from bench.shared.step_times import StepTimes
+from bench.shared.workload import LLAMA_32M, REQUESTS, prompts
 from jaxserve.checkpoints import config_from_hf
 from jaxserve.commands.results import write_text
 from jaxserve.core.plan import Masks, StepPlan, StepResult
@@ -211,7 +211,7 @@ def _report(figures: dict[str, Any]) -> None:
     machine, median, parts = figures["machine"], figures["median"], figures["decode_parts"]
     rates = [run["tokens_per_s"] for run in figures["runs"]]
     lines = [
-        ("machine", f"{machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}, Python {machine['python']}"),
+        ("machine", in_words(machine)),
         ("output tokens/s", f"{median['tokens_per_s']:.0f} ({min(rates):.0f} - {max(rates):.0f} in {len(rates)} runs)"),
         ("seconds", f"{median['wall_s']:.2f}, of which matmuls at the rates below {figures['matmul_s']:.2f}"),
         ("steps", f"{median['steps']:.0f}, padded over real tokens {median['padding']:.3f}"),

@@ -21,7 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench import results_file
+from bench.shared import results_file
+from bench.shared.flags import words
 from jaxserve.commands.results import expect_file
 from jaxserve.commands.settings_flags import whole_numbers
 from jaxserve.core.config import EngineConfig
@@ -178,16 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--problems", type=_words, default=list(PROBLEMS), metavar="NAME,..", help="all of them")
+    parser.add_argument("--problems", type=words, default=list(PROBLEMS), metavar="NAME,..", help="all of them")
     parser.add_argument("--seeds", type=whole_numbers, default=(0, 1, 2, 3, 4), metavar="S,S", help="draws (0 to 4)")
     parser.add_argument("--searches", type=int, default=5, metavar="N", help="search seeds a draw (5)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     return parser
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import results_file
 from bench.compare.stage import Engines, Real, Simulated, Stage, Variant
+from bench.shared import results_file
 from jaxserve.commands.plots import expect_plots
 from jaxserve.commands.results import expect_file, expect_folder
 from jaxserve.commands.settings_flags import WideFormatter, whole_numbers

@@ -4,13 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxserve.core.clock import Clock
+from bench.stage import ReadyEngine
 from jaxserve.core.step_record import StepRecord
-from jaxserve.engine.engine import Engine
 from jaxserve.metrics.slo import Slo, promises
 from jaxserve.metrics.summary import GroupSummary, Summary
 from jaxserve.sim.arrivals import Arrival
-from jaxserve.sim.drive import Prompts, drive, made_up
 
 
 @dataclass
@@ -62,25 +60,14 @@ class Observed:
         return found
 
 
-def observe(
-    engine: Engine,
-    clock: Clock,
-    arrivals: Iterable[Arrival],
-    *,
-    slo: Slo | None = None,
-    long_from: int = 1,
-    prompts: Prompts = made_up,
-) -> Observed:
-    """Serve the arrivals on an engine, real or simulated, that nothing else uses. Its tenants are held to their own
-    objectives, where they have some, and to `slo` in the rest."""
-    seen = Observed(Summary(slo, promises(engine.scheduler.tenants, slo)), GroupSummary(), GroupSummary())
-    engine.observers.append(seen.steps)
-    try:
-        for served in drive(engine, clock, arrivals, prompts):
-            seen.summary.add(served)
-            (seen.long if served.prompt_tokens >= long_from else seen.short).add(served, met=None)
-    finally:
-        engine.observers.remove(seen.steps)
+def observe(ready: ReadyEngine, arrivals: Iterable[Arrival], *, slo: Slo | None = None, long_from: int = 1) -> Observed:
+    """Serve the arrivals. The engine's tenants are held to their own objectives, where they have some, and to `slo` in
+    the rest."""
+    tenants = ready.engine.scheduler.tenants
+    seen = Observed(Summary(slo, promises(tenants, slo)), GroupSummary(), GroupSummary())
+    for served in ready.serve(arrivals, seen.steps):
+        seen.summary.add(served)
+        (seen.long if served.prompt_tokens >= long_from else seen.short).add(served, met=None)
     return seen
 
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench.compare.observed import Observed, observe
+from bench.stage import RealEngine, SimulatedEngine
 from jaxserve.core.buckets import BucketTable
-from jaxserve.core.clock import MonotonicClock, VirtualClock
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.errors import JaxserveError
 from jaxserve.costs.model import CostModel
 from jaxserve.metrics.slo import Slo
 from jaxserve.sim.arrivals import Arrival
-from jaxserve.sim.build import simulated_engine
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,7 @@ class _SimulatedEngines:
     figures: dict[str, Any]
 
     def run(self, arrivals: Sequence[Arrival], slo: Slo | None, long_from: int) -> Observed:
-        clock = VirtualClock()
-        engine = simulated_engine(self.config, self.cost, clock)
-        return observe(engine, clock, arrivals, slo=slo, long_from=long_from)
+        return observe(SimulatedEngine(self.config, self.cost), arrivals, slo=slo, long_from=long_from)
 
 
 class Real:
@@ -108,28 +104,16 @@ class Real:
                 starts.append(time.perf_counter() - begin)
             figures = {"programs": programs(config), "start_cold_s": starts[0]}
             try:
-                yield _RealEngine(llm, figures | ({"start_warm_s": starts[1]} if self._twice else {}))
+                yield _OneEngine(RealEngine(llm), figures | ({"start_warm_s": starts[1]} if self._twice else {}))
             finally:
                 llm.close()
                 set_compilation_cache_folder(before)
 
 
-class _RealEngine:
-    def __init__(self, llm: Any, figures: dict[str, Any]) -> None:
-        self._llm, self.figures = llm, figures
+@dataclass
+class _OneEngine:
+    engine: RealEngine
+    figures: dict[str, Any]
 
     def run(self, arrivals: Sequence[Arrival], slo: Slo | None, long_from: int) -> Observed:
-        """Raises JaxserveError if a program was compiled while serving: its figures would be of the compiler."""
-        vocabulary = self._llm.model_config.vocab_size
-
-        def prompts(arrival: Arrival, number: int) -> tuple[int, ...]:
-            # no two prompts of a run begin alike, so that the prefix cache cannot help
-            first = 2 + number % (vocabulary - 2)
-            return tuple((first + 7 * i * (1 + number)) % vocabulary for i in range(arrival.prompt_tokens))
-
-        seen = observe(self._llm.engine, MonotonicClock(), arrivals, slo=slo, long_from=long_from, prompts=prompts)
-        self._llm.engine.scheduler.blocks.drop_prefixes()
-        compiled = self._llm.runner.compilations_after_warmup
-        if compiled:
-            raise JaxserveError(f"{compiled} programs were compiled while serving: the buckets do not cover the steps")
-        return seen
+        return observe(self.engine, arrivals, slo=slo, long_from=long_from)

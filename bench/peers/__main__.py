@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.results_file import file_to_write, folder_to_write
+from bench.shared.flags import file_to_write, folder_to_write
 from jaxserve.commands.results import write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent

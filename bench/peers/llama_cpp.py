@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.peers.runs import figures, parser, print_runs
-from bench.workload import LLAMA_32M, REQUESTS, prompts
+from bench.shared.workload import LLAMA_32M, REQUESTS, prompts
 
 LONGEST = 256
 

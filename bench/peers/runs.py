@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.workload import REQUESTS
+from bench.shared.workload import REQUESTS
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.peers.runs import figures, parser, print_runs
 from bench.peers.weights import hugging_face
-from bench.workload import LLAMA_32M, REQUESTS, prompts
+from bench.shared.workload import LLAMA_32M, REQUESTS, prompts
 
 
 def environment() -> dict[str, str]:

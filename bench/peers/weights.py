@@ -1,8 +1,8 @@
-"""The Llama of `bench.workload` with random weights as a Hugging Face directory, for the peers that read one."""
+"""The Llama of `bench.shared.workload` with random weights as a Hugging Face directory, for the peers that read one."""
 
 from pathlib import Path
 
-from bench.workload import LLAMA_32M
+from bench.shared.workload import LLAMA_32M
 
 
 def hugging_face(folder: Path) -> Path:

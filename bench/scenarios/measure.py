@@ -30,16 +30,6 @@ def gaps(run: Iterable[Served]) -> list[float]:
     return [b - a for s in done(run) for a, b in zip(s.token_s, s.token_s[1:], strict=False)]
 
 
-def duration(run: Sequence[Served]) -> float:
-    """From the first arrival to the last completion."""
-    return max(s.token_s[-1] for s in done(run)) - min(s.arrival.at_s for s in run)
-
-
-def throughput(run: Sequence[Served]) -> float:
-    """Output tokens a second, from the first arrival to the last completion."""
-    return sum(len(s.token_s) for s in done(run)) / duration(run)
-
-
 def goodput(run: Sequence[Served], ttft_slo_s: float, tpot_slo_s: float) -> float:
     return sum(s.ttft_s <= ttft_slo_s and s.tpot_s <= tpot_slo_s for s in done(run)) / len(run)
 

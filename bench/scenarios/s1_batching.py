@@ -19,6 +19,7 @@ from bench.scenarios import measure as m
 from bench.scenarios.bars import Bar, least, most, reported
 from bench.scenarios.outcome import Outcome, Row
 from bench.scenarios.stage import Run, Settings, Stage, saturated
+from bench.shared.rates import duration_s, throughput
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 
 NAME = "S1"
@@ -102,7 +103,7 @@ def run(stage: Stage) -> Outcome:
         lengths = requests(seed, stage.real)
         chosen = policies(stage.real)
         full = saturated(stage, at_once(lengths), chosen)
-        sat = {name: m.throughput(run.served) for name, run in full.items()}
+        sat = {name: throughput(run.served) for name, run in full.items()}
         busy = at_rate(lengths, seed, share * sat["dynamic8"])
         calm = at_rate(lengths[: CALM if stage.real else None], seed, 0.5 * sat["static4"])
         loads = {
@@ -153,8 +154,8 @@ def _row(load: str, policy: str, seed: int, run: Run) -> Row:
         {"load": load, "policy": policy},
         seed,
         {
-            "tokens/s": m.throughput(served),
-            "busy": run.occupancy.busy_s / m.duration(served),
+            "tokens/s": throughput(served),
+            "busy": run.occupancy.busy_s / duration_s(served),
             "slots used": run.occupancy.row_s / run.occupancy.busy_s / rows,
             "TTFT P50 (s)": m.ttft(served, 50),
             "TTFT P99 (s)": m.ttft(served, 99),

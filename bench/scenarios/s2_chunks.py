@@ -11,6 +11,7 @@ from bench.scenarios import measure as m
 from bench.scenarios.bars import Bar, least, most, reported
 from bench.scenarios.outcome import Outcome, Row
 from bench.scenarios.stage import Settings, Stage, saturated
+from bench.shared.rates import throughput
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 from jaxserve.sim.drive import Served
 
@@ -83,7 +84,7 @@ def run(stage: Stage) -> Outcome:
     for seed in SEEDS:
         lengths, chosen = requests(seed, stage.real), policies(stage.real)
         full = {name: run.served for name, run in saturated(stage, arrivals(lengths, seed, None), chosen).items()}
-        sat = {name: m.throughput(served) for name, served in full.items()}
+        sat = {name: throughput(served) for name, served in full.items()}
         rows += [_row("saturation", name, seed, served) for name, served in full.items()]
         ratios.setdefault("saturation", {}).setdefault("throughput", []).append(sat["on_fcfs"] / sat["off"])
         mean = sum(output for _, _, output in lengths) / len(lengths)
@@ -147,7 +148,7 @@ def _row(load: str, policy: str, seed: int, served: list[Served]) -> Row:
         {"load": load, "policy": policy},
         seed,
         {
-            "tokens/s": m.throughput(served),
+            "tokens/s": throughput(served),
             "TBT P99 (ms)": 1e3 * m.percentile(gaps, 99),
             "TBT max (ms)": 1e3 * max(gaps),
             "TPOT P99 (ms)": 1e3 * m.tpot(served, 99),

@@ -1,26 +1,23 @@
 """Where a scenario runs: the simulated H200, or the real engine with a small model. The scenario's code is the same."""
 
 import gc
-import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from bench.scenarios.measure import throughput
+from bench.shared.rates import throughput
+from bench.stage import ReadyEngine, RealEngine, SimulatedEngine
 from jaxserve.checkpoints import config_from_hf
-from jaxserve.core.clock import Clock, MonotonicClock, VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.costs.file import load_cost
 from jaxserve.costs.model import CostModel
-from jaxserve.engine.engine import Engine
 from jaxserve.engine.heap import settle_heap
 from jaxserve.sim.arrivals import Arrival
-from jaxserve.sim.build import simulated_engine
-from jaxserve.sim.drive import Prompts, Served, drive, made_up
+from jaxserve.sim.drive import Served
 
 ROOT = Path(__file__).parent.parent.parent
 H200 = ROOT / "configs" / "cost" / "h200_8b_nominal.json"
@@ -32,7 +29,7 @@ KEPT = 7
 """Real engines at once: each has some thirty programs of some two hundred memory maps, and Linux gives a process 65,530
 of these."""
 WARMING = 40
-"""Requests that a new real engine serves before any count: it is a tenth slower until its memory has been touched."""
+"""Requests that a new real engine serves before any count."""
 
 
 @dataclass
@@ -54,15 +51,22 @@ class Run:
     """One policy on one list of requests."""
 
     served: list[Served]
-    engine: Engine
-    occupancy: Occupancy = field(default_factory=Occupancy)
+    occupancy: Occupancy
 
 
-class Stage(Protocol):
-    """`real`: measured on this machine, and not on the virtual clock."""
+class Stage:
+    """`real`: measured on this machine, and not on the virtual clock. `BASE`: what a policy's settings go over."""
 
-    real: bool
-    name: str
+    real: ClassVar[bool]
+    BASE: ClassVar[Settings]
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def ready(self, settings: Settings, tenants: Tenants | None, arrivals: Sequence[Arrival]) -> ReadyEngine:
+        """An engine of these settings; `arrivals` are those that it will serve."""
+        raise NotImplementedError
 
     def run(
         self,
@@ -72,34 +76,15 @@ class Stage(Protocol):
         until_s: float | None = None,
     ) -> Run:
         """`until_s`: stop when a request ends after this time; those under way are left out."""
-        ...
-
-
-@dataclass
-class Simulated:
-    """The engine on a virtual clock. Steps are not overlapped: the formula's overhead is the host's part."""
-
-    cost: CostModel = field(default_factory=lambda: load_cost(H200))
-    real: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"virtual clock, {self.cost.source}"
-
-    def run(
-        self,
-        arrivals: Sequence[Arrival],
-        settings: Settings,
-        tenants: Tenants | None = None,
-        until_s: float | None = None,
-    ) -> Run:
-        base: Settings = {
-            "block_size": 16, "num_blocks": PAGES, "enable_prefix_caching": False, "overlap": False,
-            "prefill_rows": 32, "max_waiting": 1_000_000, "fill_buckets": False,
-        }  # fmt: skip
-        clock = VirtualClock()
-        engine = simulated_engine(EngineConfig.from_settings(**(base | settings)), self.cost, clock, tenants)
-        return finish(engine, clock, arrivals, until_s)
+        ready, occupancy = self.ready(self.BASE | settings, tenants, arrivals), Occupancy()
+        served = sorted(ready.serve(arrivals, occupancy, until_s=until_s), key=lambda s: s.number)
+        failed = [s for s in served if s.failed]
+        assert not failed, f"requests failed: {failed[:3]}"
+        if until_s is None:
+            assert len(served) == len(arrivals), "requests were lost"
+            pool = ready.engine.scheduler.blocks.pool
+            assert pool.num_free == pool.capacity, "the pool is not whole"
+        return Run(served, occupancy)
 
 
 def saturated(stage: Stage, arrivals: Sequence[Arrival], policies: dict[str, Settings]) -> dict[str, Run]:
@@ -114,35 +99,33 @@ def saturated(stage: Stage, arrivals: Sequence[Arrival], policies: dict[str, Set
     }
 
 
-def finish(
-    engine: Engine,
-    clock: Clock,
-    arrivals: Sequence[Arrival],
-    until_s: float | None = None,
-    prompts: Prompts = made_up,
-) -> Run:
-    served: list[Served] = []
-    occupancy = Occupancy()
-    engine.observers.append(occupancy)
-    for one in drive(engine, clock, arrivals, prompts):
-        served.append(one)
-        if until_s is not None and one.token_s and one.token_s[-1] > until_s:
-            break
-    engine.observers.remove(occupancy)
-    served.sort(key=lambda s: s.number)
-    failed = [s for s in served if s.failed]
-    assert not failed, f"requests failed: {failed[:3]}"
-    if until_s is None:
-        assert len(served) == len(arrivals), "requests were lost"
-        pool = engine.scheduler.blocks.pool
-        assert pool.num_free == pool.capacity, "the pool is not whole"
-    return Run(served, engine, occupancy)
+@dataclass
+class Simulated(Stage):
+    """The engine on a virtual clock. Steps are not overlapped: the formula's overhead is the host's part."""
+
+    real = False
+    BASE: ClassVar[Settings] = {
+        "block_size": 16, "num_blocks": PAGES, "enable_prefix_caching": False, "overlap": False,
+        "prefill_rows": 32, "max_waiting": 1_000_000, "fill_buckets": False,
+    }  # fmt: skip
+    cost: CostModel = field(default_factory=lambda: load_cost(H200))
+
+    @property
+    def name(self) -> str:
+        return f"virtual clock, {self.cost.source}"
+
+    def ready(self, settings: Settings, tenants: Tenants | None, arrivals: Sequence[Arrival]) -> ReadyEngine:
+        return SimulatedEngine(EngineConfig.from_settings(**settings), self.cost, tenants)
 
 
-class Real:
+class Real(Stage):
     """The real engine: a Llama of 0.5M parameters with random weights, in float32 on this CPU."""
 
     real = True
+    BASE: ClassVar[Settings] = {
+        "num_blocks": 1025, "enable_prefix_caching": False, "max_waiting": 1_000_000,
+        "prefill_rows": 8, "max_model_len": 512, "progress": False,
+    }  # fmt: skip
     HF: ClassVar[dict[str, Any]] = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 128,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 384,
@@ -156,16 +139,29 @@ class Real:
 
         self._config = config_from_hf(self.HF)
         self._params = random_params(self._config, seed=0, dtype=jnp.float32)
-        self._engines: dict[str, Any] = {}  # by settings: programs are compiled once
+        self._engines: dict[str, RealEngine] = {}  # by settings: programs are compiled once
 
     @property
     def name(self) -> str:
-        from bench.machine import describe
+        from bench.shared.machine import describe
 
         machine = describe()
         return f"real engine, 0.5M parameters, {machine['cpu']}, {machine['cores']} cores, JAX {machine['jax']}"
 
-    def _make(self, settings: Settings, tenants: Tenants | None) -> Any:
+    def ready(self, settings: Settings, tenants: Tenants | None, arrivals: Sequence[Arrival]) -> ReadyEngine:
+        key = repr((sorted(settings.items()), tenants and [*tenants]))
+        ready = self._engines.pop(key, None)
+        if ready is None:
+            if len(self._engines) == KEPT:
+                del self._engines[next(iter(self._engines))]
+                gc.collect()
+            ready = self._make(settings, tenants)
+            ready.warm_up(arrivals[:WARMING])
+        self._engines[key] = ready  # behind the others: the first one was not used for longest
+        settle_heap()  # as the server does
+        return ready
+
+    def _make(self, settings: Settings, tenants: Tenants | None) -> RealEngine:
         from jaxserve.llm import LLM
 
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
@@ -173,44 +169,7 @@ class Real:
                 file.write(_toml(tenants))
                 file.flush()
                 settings = settings | {"tenants": file.name}
-            return LLM(params=self._params, model_config=self._config, **settings)
-
-    def run(
-        self,
-        arrivals: Sequence[Arrival],
-        settings: Settings,
-        tenants: Tenants | None = None,
-        until_s: float | None = None,
-    ) -> Run:
-        base: Settings = {
-            "num_blocks": 1025, "enable_prefix_caching": False, "max_waiting": 1_000_000,
-            "prefill_rows": 8, "max_model_len": 512, "progress": False,
-        }  # fmt: skip
-        rng = random.Random(0)
-        tokens = [rng.randrange(512) for _ in range(512 + 2048)]
-
-        def prompts(arrival: Arrival, number: int) -> tuple[int, ...]:
-            start = number % 512
-            return tuple(tokens[start : start + arrival.prompt_tokens])
-
-        key = repr((sorted(settings.items()), tenants and [*tenants]))
-        llm = self._engines.pop(key, None)
-        if llm is None:
-            if len(self._engines) == KEPT:
-                del self._engines[next(iter(self._engines))]
-                gc.collect()
-            llm = self._make(base | settings, tenants)
-            finish(llm.engine, MonotonicClock(), [replace(a, at_s=0.0) for a in arrivals[:WARMING]], None, prompts)
-        self._engines[key] = llm  # behind the others: the first one was not used for longest
-        settle_heap()  # as the server does
-        run = finish(llm.engine, MonotonicClock(), arrivals, until_s, prompts)
-        for name in {sequence.request.id for sequence in llm.engine.scheduler.live()}:
-            llm.engine.abort(name)  # whoever was under way at the end of the run
-        while llm.engine.has_work:
-            llm.engine.step()
-        compiled = llm.runner.compilations_after_warmup
-        assert compiled == 0, f"{compiled} programs were compiled while serving"
-        return run
+            return RealEngine(LLM(params=self._params, model_config=self._config, **settings))
 
 
 def _toml(tenants: Tenants) -> str:

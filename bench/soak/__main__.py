@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.machine import describe
-from bench.results_file import folder_to_write
+from bench.shared.flags import folder_to_write
+from bench.shared.machine import describe
 from bench.soak import outcome
 from bench.soak.disk import Disk, run_inside
 from bench.soak.lives import Plan, Soak

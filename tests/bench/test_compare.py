@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench import buckets, chunks, strategies
-from bench.compare import command
+from bench.compare import buckets, chunks, command, strategies
 from bench.compare.command import Comparison, main
 
 BENCHES = [buckets.BENCH, chunks.BENCH, strategies.BENCH]

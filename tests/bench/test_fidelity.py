@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.fidelity import BARS, Pairs, main, rows, said_of_drift, said_of_others, shown
-from bench.fidelity import _steps as add_steps
-from bench.fidelity_rounds import Lengths, Part, all_lengths, drift, other, paced, requests
+from bench.fidelity.__main__ import main
+from bench.fidelity.prediction import BARS, Pairs, rows, said_of_drift, said_of_others, shown
+from bench.fidelity.prediction import _steps as add_steps
+from bench.fidelity.rounds import Lengths, Part, all_lengths, drift, other, paced, requests
 from jaxserve.core.plan import Bucket
 from jaxserve.costs.model import FormulaCost, StepFeatures
 from jaxserve.sim.record import RecordedStep

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import main, run_part
-from bench.gpu_parts.step_times import Step, floors
-from bench.gpu_report import read, write_report
-from bench.gpu_worker import write
-from bench.models import LLAMA_1B, LLAMA_8B
+from bench.gpu.__main__ import main, run_part
+from bench.gpu.report import read, write_report
+from bench.gpu.step_times import Step, floors
+from bench.gpu.worker import write
+from bench.shared.models import LLAMA_1B, LLAMA_8B
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from bench.gpu_worker import lines, write
+from bench.gpu.worker import lines, write
 log = Path(sys.argv[1])
 begun = {line["item"] for line in lines(log)}
 for name, act in ITEMS.items():

@@ -9,12 +9,13 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from bench import serve
-from bench.load.answer import Answer, StreamReading
-from bench.load.generator import run_load
-from bench.load.prompts import Ids, Texts
-from bench.load.rate import best, find_max_rate, judge
-from bench.load.view import LiveView, sparkline
+from bench.serve import __main__ as serve
+from bench.serve import client, session
+from bench.serve.answer import Answer, StreamReading
+from bench.serve.generator import run_load
+from bench.serve.prompts import Ids, Texts
+from bench.serve.rate import best, find_max_rate, judge
+from bench.serve.view import LiveView, sparkline
 from jaxserve.metrics.slo import Bound
 from jaxserve.metrics.summary import Summary
 from jaxserve.sim.arrivals import Arrival
@@ -139,7 +140,7 @@ def test_an_objective_that_never_holds_ends_the_search() -> None:
 @pytest.mark.parametrize("arrivals", ["poisson:1", "gamma:3,2", "on-off:1,9,4,1,2"])
 def test_a_rate_keeps_the_pattern(arrivals: str) -> None:
     workload = Workload(arrivals=arrivals, requests=201)
-    own, faster = (taken(serve.source(workload, rate)) for rate in (None, 20.0))
+    own, faster = (taken(session.source(workload, rate)) for rate in (None, 20.0))
     assert faster[-1].at_s - faster[0].at_s == pytest.approx(200 / 20.0)
     scale = (own[-1].at_s - own[0].at_s) / 10.0
     assert [a.at_s * scale for a in faster] == pytest.approx([a.at_s - own[0].at_s for a in own])
@@ -182,6 +183,12 @@ def test_no_server_is_no_traceback(capsys) -> None:
     assert "cannot be reached" in capsys.readouterr().err
     assert serve.main(["http://127.0.0.1:9", "localhost:8000"]) == 2
     assert "url = 'localhost:8000' cannot work: give http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_without_aiohttp_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(client, "aiohttp", None)
+    assert serve.main(["http://127.0.0.1:9"]) == 2
+    assert "pip install 'jaxserve[bench]'" in capsys.readouterr().err
 
 
 def test_a_server_is_measured(fake: Running, tmp_path, capsys) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from bench.shared.workload import LLAMA_32M, REQUESTS
 from bench.throughput import matmul_s
-from bench.workload import LLAMA_32M, REQUESTS
 from jaxserve.checkpoints import config_from_hf
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import chunks
-from bench.compare import command
+from bench.compare import chunks, command
 from jaxserve.cli import main
 from jaxserve.commands import plots
 from jaxserve.core.errors import ConfigError

@@ -109,7 +109,7 @@ def test_a_number_that_is_none_spoils_its_own_place_only(bad: float) -> None:
 
 
 def test_donated_pages_of_8_bits_are_written_in_place() -> None:
-    """On the CPU only those of int8; for a GPU tests/bench/test_compile.py looks at both."""
+    """On the CPU only those of int8; for a GPU tests/bench/compile/test_compile.py looks at both."""
     shape = jax.ShapeDtypeStruct
     given = shape((512, K, S, H), jnp.int8), shape((512, K), jnp.float32), shape((4, K, H), jnp.float32)
     given += shape((4,), jnp.int32), shape((4,), jnp.int32)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.models import LLAMA_8B
+from bench.shared.models import LLAMA_8B
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError, NotEnoughMemory
@@ -76,7 +76,7 @@ def test_the_share_of_jax_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not has_compiler(), reason="JAX's CUDA plugin is not installed (make cuda)")
 def test_the_estimate_is_not_below_what_is_compiled() -> None:
-    from bench.models import LLAMA_1B, tiny
+    from bench.shared.models import LLAMA_1B, tiny
     from jaxserve.runtime.capacity import compile_programs
 
     config = EngineConfig.from_settings(block_size=64, max_num_seqs=16, max_num_batched_tokens=256, max_model_len=1024,

@@ -1,0 +1,1 @@
+"""`python -m bench.fidelity`: what the simulator predicts against what the real engine does."""
