@@ -1,5 +1,8 @@
 """The decoder that Llama, Qwen2, Qwen3 and Mistral share: they differ in a few switches of the configuration.
 
+Another architecture is a subclass in one file. It declares its parameters (`leaves`), and overrides the parts of the
+computation that differ: `_embed`, `_norm`, `_attention`, `_mlp`, `_layer`, `logits`.
+
 Parameters are a plain pytree with few leaves, each matrix fused with those that read the same input:
 
     {"embed": [V, D], "layers": [layer, ...], "norm": [D], "lm_head": [D, V] unless tied}
@@ -100,8 +103,8 @@ class Decoder:
     ) -> jax.Array:
         """The last layer and the final norm, [R, D]; [T, D] without `rows`.
 
-        Of a token that is not in `rows` the last layer needs the key and the value, and nothing else: its attention and
-        its feed-forward would be computed for nobody. (So is its query, which comes with those by one matmul.)
+        Of a token that is not in `rows` the last layer needs the key and the value only: nothing reads its output. (Its
+        query is computed all the same, by the matmul that computes those.)
         """
         with jax.named_scope("embed"):  # of `body` and `ending` in one program XLA makes one table
             rope = layers.rope_table(positions, config.rope, config.head_dim)
