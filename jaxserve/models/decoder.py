@@ -1,7 +1,7 @@
 """The decoder that Llama, Qwen2, Qwen3 and Mistral share: they differ in a few switches of the configuration.
 
 Another architecture is a subclass in one file. It declares its parameters (`leaves`), and overrides the parts of the
-computation that differ: `_embed`, `_norm`, `_attention`, `_mlp`, `_layer`, `logits`.
+computation that differ: `_embed`, `_rope`, `_norm`, `_attention`, `_mlp`, `_layer`, `logits`.
 
 Parameters are a plain pytree with few leaves, each matrix fused with those that read the same input:
 
@@ -86,8 +86,7 @@ class Decoder:
     ) -> jax.Array:
         """What goes into the last layer, [T, D]."""
         with jax.named_scope("embed"):
-            x = self._embed(params, config, tokens, positions)
-            rope = layers.rope_table(positions, config.rope, config.head_dim)
+            x, rope = self._embed(params, config, tokens, positions), self._rope(config, positions)
         for index, layer in enumerate(params["layers"][:-1]):
             x = self._layer(layer, config, x, rope, attend, index)
         return x
@@ -107,7 +106,7 @@ class Decoder:
         query is computed all the same, by the matmul that computes those.)
         """
         with jax.named_scope("embed"):  # of `body` and `ending` in one program XLA makes one table
-            rope = layers.rope_table(positions, config.rope, config.head_dim)
+            rope = self._rope(config, positions)
         x = self._layer(params["layers"][-1], config, x, rope, attend, config.num_layers - 1, rows)
         with jax.named_scope("norm"):
             return self._norm(params, "norm", config, x)
@@ -192,6 +191,10 @@ class Decoder:
     def _embed(self, params: Params, config: ModelConfig, tokens, positions) -> jax.Array:
         """What goes into the first layer, [T, D]."""
         return layers.embed(params["embed"], tokens)
+
+    def _rope(self, config: ModelConfig, positions) -> Any:
+        """What `_attention` rotates queries and keys by; here a cosine and a sine for each token, [T, H / 2] each."""
+        return layers.rope_table(positions, config.rope, config.head_dim)
 
     def _layer(self, layer: Params, config: ModelConfig, x, rope, attend: Attend, index: int, rows=None) -> jax.Array:
         """[R, D]: what layer `index` makes of x [T, D] for the tokens in `rows`; [T, D] without `rows`."""

@@ -75,6 +75,9 @@ class ParallelMoe(Decoder):
     def _embed(self, params: Params, config: ModelConfig, tokens, positions) -> jax.Array:
         return super()._embed(params, config, tokens, positions) + take_rows(params["positions"], positions)
 
+    def _rope(self, config: ModelConfig, positions) -> None:
+        """None: `_embed` has added the positions."""
+
     def _norm(self, leaves: Params, name: str, config: ModelConfig, x) -> jax.Array:
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(axis=-1, keepdims=True)
