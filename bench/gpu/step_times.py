@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 from bench.gpu.part import Item, Setting
 from bench.gpu.random_weights import device_params
 from bench.gpu.timing import copy_bandwidth, matmul_rate, memory_limit, seconds
-from bench.shared.flops import matmul_flops, shape_of
+from bench.shared.flops import matmul_flops, size_of
 from bench.shared.models import MODELS, tiny
 from jaxserve.core.plan import Bucket
 from jaxserve.core.sections import CacheConfig, RuntimeConfig
@@ -87,19 +86,14 @@ def _measure(name: str, step: Step, dry: bool) -> dict[str, Any]:
 
 def floors(config: ModelConfig, step: Step) -> tuple[int, int]:
     """(bytes that must be read, FLOPs) of a step, its logits included."""
-    shapes = model_for(config).abstract_params(config, jnp.bfloat16)
-    tied = config.tie_word_embeddings
-    read = sum(
-        prod(leaf.shape)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
-        if tied or path[-1].key != "embed"
-    )
+    leaves = jax.tree.leaves(model_for(config).leaves(config))
+    read = sum(leaf.size for leaf in leaves if leaf.share)  # of a table that rows are taken from, almost nothing
     matmuls = matmul_flops(config, step.rows + step.tokens, step.bucket.sample_rows)
     cached = step.rows * step.context + step.tokens  # what the queries of the last layer see, one a row
     below = step.rows * step.context + step.tokens * (step.tokens + 1) // 2
     pairs = (config.num_layers - 1) * below + cached
     flops = int(matmuls) + 4 * config.num_heads * config.head_dim * pairs
-    return 2 * read + shape_of(config).kv_bytes_per_token(2) * cached, flops
+    return 2 * read + size_of(config).kv_bytes_per_token(2) * cached, flops
 
 
 class _Programs:

@@ -1,17 +1,22 @@
-"""What a step multiplies with weights, counted from a model's shape: norms and biases are a ten-thousandth of it."""
+"""What a step multiplies with weights, counted over the leaves that a model declares."""
 
-from jaxserve.costs.roofline import ModelShape
+import jax
+
+from jaxserve.costs.roofline import ModelSize
+from jaxserve.models import leaves
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import model_for
 
 
-def shape_of(config: ModelConfig) -> ModelShape:
+def size_of(config: ModelConfig) -> ModelSize:
     """The model as the roofline sees it."""
-    return ModelShape(
-        num_hidden_layers=config.num_layers, hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size, num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim, vocab_size=config.vocab_size,
-        tie_word_embeddings=config.tie_word_embeddings,
-    )  # fmt: skip
+    tree = model_for(config).leaves(config)
+    return ModelSize(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.fan_in),
+        matmul_parameters=leaves.matmul_flops(tree) // 2,
+        attention_width=config.num_layers * config.num_heads * config.head_dim,
+        kv_width=2 * config.num_layers * config.num_kv_heads * config.head_dim,
+    )
 
 
 def matmul_flops(config: ModelConfig, tokens: float, ends: float, *, fused_queries: bool = False) -> float:
@@ -21,9 +26,9 @@ def matmul_flops(config: ModelConfig, tokens: float, ends: float, *, fused_queri
     `fused_queries`: their queries in the last layer count too. No floor needs them; `models.layers.qkv` computes them
     with the keys and the values, by one matmul.
     """
-    shape = shape_of(config)
+    tree = model_for(config).leaves(config)
+    before_last = leaves.matmul_flops(tree["layers"][:-1])
     owed = config.num_kv_heads * 2 + (config.num_heads if fused_queries else 0)
-    owed_by_all = config.hidden_size * config.head_dim * owed
-    before_last = shape.matmul_parameters - shape.layer_parameters - shape.head_parameters
-    last = shape.layer_parameters - owed_by_all + shape.head_parameters
-    return 2 * ((before_last + owed_by_all) * tokens + last * ends)
+    owed_by_all = 2 * config.hidden_size * config.head_dim * owed
+    last = leaves.matmul_flops(tree) - before_last - owed_by_all
+    return (before_last + owed_by_all) * tokens + last * ends

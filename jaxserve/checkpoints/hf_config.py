@@ -26,6 +26,7 @@ def config_from_hf(mapping: Mapping[str, Any], path: object = "config.json") -> 
     model = _architecture(Fields(mapping, path))
     fields = Fields({**model.hf_defaults, **mapping}, path)
     _refuse(fields)
+    model.check_config(fields)
     num_layers, num_heads = fields.integer("num_hidden_layers"), fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
     head_dim = fields.integer("head_dim", None)
@@ -36,24 +37,24 @@ def config_from_hf(mapping: Mapping[str, Any], path: object = "config.json") -> 
                 "give head_dim where it is not hidden_size / num_attention_heads",
             )
         head_dim = hidden_size // num_heads
+    found: dict[str, Any] = {
+        "architecture": model.hf_architecture,
+        "vocab_size": fields.integer("vocab_size"),
+        "hidden_size": hidden_size,
+        "intermediate_size": fields.integer("intermediate_size"),
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": fields.integer("num_key_value_heads", num_heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": fields.integer("max_position_embeddings"),
+        "rms_norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "rope": read_rope(fields),
+        "tie_word_embeddings": fields.flag("tie_word_embeddings", False),
+        "eos_token_ids": fields.token_ids("eos_token_id"),
+        "bos_token_id": next(iter(fields.token_ids("bos_token_id")), None),
+    }
     try:
-        return ModelConfig(
-            architecture=model.hf_architecture,
-            vocab_size=fields.integer("vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=fields.integer("intermediate_size"),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=fields.integer("num_key_value_heads", num_heads),
-            head_dim=head_dim,
-            max_position_embeddings=fields.integer("max_position_embeddings"),
-            rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-            rope=read_rope(fields),
-            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-            eos_token_ids=fields.token_ids("eos_token_id"),
-            bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
-            **model.read_config(fields),
-        )
+        return ModelConfig(**found | model.read_config(fields))
     except ConfigError as error:
         raise CheckpointError(path, str(error), "the sizes must fit together") from error
 
@@ -92,7 +93,7 @@ def _architecture(fields: Fields) -> Decoder:
 
 
 def _refuse(fields: Fields) -> None:
-    """What would change the arithmetic and is not supported."""
+    """What would change the arithmetic and no model here supports."""
     if isinstance(fields.get("text_config"), Mapping):
         fields.fail("text_config, that of a model with more than text", "supported: models of text alone")
     quantization = fields.get("quantization_config") or fields.get("compression_config")
@@ -102,8 +103,3 @@ def _refuse(fields: Fields) -> None:
             f"a quantized checkpoint (quantization_config, method {method!r})",
             "supported: unquantized float32, bfloat16 and float16 weights",
         )
-    activation = fields.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        fields.fail(f"hidden_act {activation!r}", "supported: 'silu'")
-    if fields.flag("mlp_bias", False):
-        fields.fail("mlp_bias true", "supported: an MLP without bias")

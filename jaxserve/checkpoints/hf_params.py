@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxserve.checkpoints.hf_tensors import LeafSources, Source, ignorable, leaf_sources
 from jaxserve.core.errors import ParamsMismatch
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Params
+from jaxserve.models.leaves import Leaf, Source
+from jaxserve.models.registry import model_for
 
 
 def params_from_hf(tensors: Mapping[str, Any], config: ModelConfig) -> Params:
-    """The parameters that `tensors` are, fused as `models.decoder` keeps them. It can be traced: jit it.
+    """The parameters that `tensors` are, fused as the model's file declares them. It can be traced: jit it.
 
     Names and shapes are those of the model's `state_dict`: a linear layer is [out, in]; the kernel of a Dense layer of
     flax is [in, out], so give its transpose. Types stay as they are.
@@ -27,11 +28,11 @@ def params_from_hf(tensors: Mapping[str, Any], config: ModelConfig) -> Params:
     Raises:
       ParamsMismatch: a tensor is missing, or not of the model, or has another shape; types differ within a leaf.
     """
-    leaves = leaf_sources(config)
+    model = model_for(config)
+    leaves = model.leaves(config)
     sources = [source for leaf in jax.tree.leaves(leaves) for source in leaf.sources]
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set[str]()
-    for name in sorted(tensors.keys() - {source.name for source in sources} - tied):
-        if not ignorable(name):
+    for name in sorted(tensors.keys() - {source.name for source in sources}):
+        if not model.ignores(config, name):
             raise ParamsMismatch(f"{name} is unexpected: {config.architecture} with this configuration has none")
     for source in sources:
         _check(tensors, source)
@@ -47,7 +48,7 @@ def _check(tensors: Mapping[str, Any], source: Source) -> None:
         raise ParamsMismatch(f"{source.name}: found shape {shape}, expected {source.shape}{turned}")
 
 
-def _fused(tensors: Mapping[str, Any], leaf: LeafSources) -> jax.Array:
+def _fused(tensors: Mapping[str, Any], leaf: Leaf) -> jax.Array:
     parts = [jnp.asarray(tensors[source.name]).reshape(source.split).transpose(source.turn) for source in leaf.sources]
     if len({part.dtype for part in parts}) > 1:
         found = ", ".join(f"{source.name} {part.dtype}" for source, part in zip(leaf.sources, parts, strict=True))

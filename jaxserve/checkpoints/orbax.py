@@ -1,7 +1,7 @@
 """Checkpoints in Orbax's format: weights already fused, ready to be read in parallel and straight onto a mesh.
 
 `convert` writes a directory with the configuration, the tokenizer's files, and the parameters under `params/`. The
-parameters are those of `Decoder.leaf_axes`, in the type in which the source had them.
+parameters are those of `Decoder.leaves`, in the type in which the source had them.
 """
 
 import os

@@ -16,11 +16,12 @@ import numpy as np
 
 from jaxserve.checkpoints import hub, orbax
 from jaxserve.checkpoints.hf_config import read_config
-from jaxserve.checkpoints.hf_tensors import LeafSources, ignorable, leaf_sources
 from jaxserve.checkpoints.safetensors_files import TensorFiles
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Params
+from jaxserve.models.leaves import Leaf
+from jaxserve.models.registry import model_for
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _BLOCK = 64  # columns copied at a time: a transposing copy is twice as fast when its source stays in the cache
@@ -73,7 +74,7 @@ def convert(source: str | Path, destination: str | Path) -> None:
         raise CheckpointError(directory, "it is converted already", "give a Hugging Face directory or a hub id")
     config = read_config(directory)
     with TensorFiles(directory) as files:
-        params = load_params(files, config, _widest(files))
+        params = load_params(files, config, _widest(files, config))
     orbax.save(params, directory, target)
 
 
@@ -88,19 +89,20 @@ def parse_dtype(dtype: str | None) -> np.dtype:
 
 def load_params(files: TensorFiles, config: ModelConfig, dtype: np.dtype, place: Place | None = None) -> Params:
     """The parameters of `config` out of `files`; every name, shape and type is checked before the first is read."""
-    leaves = leaf_sources(config)
+    leaves = model_for(config).leaves(config)
     _check(files, config, jax.tree.leaves(leaves))
     put = place or (lambda leaf, axes: jax.device_put(leaf))
     return jax.tree.map(lambda leaf: put(_build(files, leaf, dtype), leaf.axes), leaves)
 
 
-def _widest(files: TensorFiles) -> np.dtype:
+def _widest(files: TensorFiles, config: ModelConfig) -> np.dtype:
     """The one type that holds every tensor exactly: the stored one, float32 where there are several."""
-    stored = {files.dtype(name) for name in files.names() if not ignorable(name)}
+    model = model_for(config)
+    stored = {files.dtype(name) for name in files.names() if not model.ignores(config, name)}
     return parse_dtype(stored.pop() if len(stored) == 1 else "float32")
 
 
-def _build(files: TensorFiles, leaf: LeafSources, dtype: np.dtype) -> np.ndarray:
+def _build(files: TensorFiles, leaf: Leaf, dtype: np.dtype) -> np.ndarray:
     out = np.empty(leaf.shape, dtype)
     for source in leaf.sources:
         stored = files.read(source.name).reshape(source.split).transpose(source.turn)
@@ -111,7 +113,7 @@ def _build(files: TensorFiles, leaf: LeafSources, dtype: np.dtype) -> np.ndarray
     return out
 
 
-def _check(files: TensorFiles, config: ModelConfig, leaves: list[LeafSources]) -> None:
+def _check(files: TensorFiles, config: ModelConfig, leaves: list[Leaf]) -> None:
     names = set(files.names())
     expected = {source.name: source.shape for leaf in leaves for source in leaf.sources}
     missing = [name for name in expected if name not in names]
@@ -121,9 +123,9 @@ def _check(files: TensorFiles, config: ModelConfig, leaves: list[LeafSources]) -
         if missing == ["lm_head.weight"]:
             wanted += ", or tie_word_embeddings true in config.json where the embeddings are the head as well"
         raise CheckpointError(files.directory, f"tensor {missing[0]} is missing{more}", wanted)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    for name in sorted(names - expected.keys() - tied):
-        if not ignorable(name):
+    model = model_for(config)
+    for name in sorted(names - expected.keys()):
+        if not model.ignores(config, name):
             raise CheckpointError(
                 files.path(name), f"unexpected tensor {name}", f"{config.architecture} with this config.json has none"
             )

@@ -1,4 +1,4 @@
-"""A cost model from a machine's two rates and a model's shape, for machines that nobody has measured yet.
+"""A cost model from a machine's two rates and a model's size, for machines that nobody has measured yet.
 
     weights   bytes of the weights / bandwidth              a step reads them once ...
     token     2 x parameters in matmuls / matmul rate       ... or is bound by its matmuls (Williams, Waterman,
@@ -21,57 +21,72 @@ from jaxserve.costs.model import FormulaCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """What of a decoder costs time. Names are those of a Hugging Face config.json."""
+class ModelSize:
+    """The numbers of a decoder that its steps' times follow from."""
 
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    tie_word_embeddings: bool = False
+    parameters: int
+    """Numbers that a step reads: those of every matrix."""
+    matmul_parameters: int
+    """Numbers that every token is multiplied with, those of the output layer included."""
+    attention_width: int
+    """Values in the queries of one token: layers x heads x head dim."""
+    kv_width: int
+    """Values in the keys and values of one token: 2 x layers x KV heads x head dim."""
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "ModelShape":
-        """Raises ConfigError naming the field that is missing."""
+    def from_file(cls, path: str | Path) -> "ModelSize":
+        """The size of a decoder with a gated MLP, from its Hugging Face config.json.
+
+        Raises:
+          ConfigError: naming the field that is missing.
+        """
         stored = read_json(path, "give a model's config.json")
         found = {name: value for name, value in stored.items() if value is not None}
         heads = found.get("num_attention_heads")
         if isinstance(heads, int) and heads > 0:
             found.setdefault("num_key_value_heads", heads)
             found.setdefault("head_dim", found.get("hidden_size", 0) // heads)
-        values: dict[str, Any] = {}
-        for f in fields(cls):
-            value = found.get(f.name, False if f.name == "tie_word_embeddings" else None)
-            if type(value) is not (bool if f.name == "tie_word_embeddings" else int):
-                raise ConfigError(f"{path}: {f.name} = {value!r}: expected a number, as in a model's config.json")
-            values[f.name] = value
-        return cls(**values)
-
-    @property
-    def layer_parameters(self) -> int:
-        """Of one layer's matrices."""
-        width = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
-        return self.hidden_size * (width + 3 * self.intermediate_size)
-
-    @property
-    def head_parameters(self) -> int:
-        """Of the output layer; the embedding has as many."""
-        return self.hidden_size * self.vocab_size
-
-    @property
-    def matmul_parameters(self) -> int:
-        """Weights that every token is multiplied with, the output layer included."""
-        return self.num_hidden_layers * self.layer_parameters + self.head_parameters
-
-    @property
-    def parameters(self) -> int:
-        return self.matmul_parameters + (0 if self.tie_word_embeddings else self.head_parameters)
+        values: dict[str, int] = {}
+        for name in _FIELDS:
+            value = found.get(name)
+            if type(value) is not int:
+                raise ConfigError(f"{path}: {name} = {value!r}: expected a number, as in a model's config.json")
+            values[name] = value
+        tied = found.get("tie_word_embeddings", False)
+        if type(tied) is not bool:
+            raise ConfigError(f"{path}: tie_word_embeddings = {tied!r}: expected true or false")
+        return _gated_decoder(**values, tied=tied)
 
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value
+        return self.kv_width * bytes_per_value
+
+
+_FIELDS = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size",
+)  # fmt: skip
+
+
+def _gated_decoder(
+    *,
+    num_hidden_layers: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    head_dim: int,
+    vocab_size: int,
+    tied: bool,
+) -> ModelSize:
+    queries, keys = num_attention_heads * head_dim, num_key_value_heads * head_dim
+    layer = hidden_size * (2 * queries + 2 * keys + 3 * intermediate_size)
+    head = hidden_size * vocab_size
+    return ModelSize(
+        parameters=num_hidden_layers * layer + (1 if tied else 2) * head,
+        matmul_parameters=num_hidden_layers * layer + head,
+        attention_width=num_hidden_layers * queries,
+        kv_width=2 * num_hidden_layers * keys,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +138,7 @@ def parse_roofline(text: str) -> FormulaCost:
             raise ConfigError(f"roofline: {part!r}: give NAME=NUMBER; names: {', '.join(known)}")
     for name in ("bandwidth", "matmul"):
         require(name in values, "roofline", text, f"{name}=NUMBER too: bytes or operations a second")
-    return roofline(ModelShape.from_file(path), Machine(**values), _model_name(Path(path)))
+    return roofline(ModelSize.from_file(path), Machine(**values), _model_name(Path(path)))
 
 
 def _model_name(path: Path) -> str:
@@ -131,22 +146,21 @@ def _model_name(path: Path) -> str:
     return path.resolve().parent.name if path.name == "config.json" else path.stem
 
 
-def roofline(shape: ModelShape, machine: Machine, model_name: str) -> FormulaCost:
+def roofline(size: ModelSize, machine: Machine, model_name: str) -> FormulaCost:
     """What steps cost at best, less the efficiencies."""
     bandwidth = machine.bandwidth * machine.bandwidth_efficiency
     matmul = machine.matmul * machine.matmul_efficiency
-    kv_bytes = shape.kv_bytes_per_token(machine.bytes_per_value)
-    pair = 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
+    kv_bytes = size.kv_bytes_per_token(machine.bytes_per_value)
     return FormulaCost(
         source=(
-            f"roofline, not measured: {model_name} ({shape.parameters / 1e9:.2f}B parameters) on {machine.name}, "
+            f"roofline, not measured: {model_name} ({size.parameters / 1e9:.2f}B parameters) on {machine.name}, "
             f"{machine.bandwidth / 1e12:g} TB/s x {machine.bandwidth_efficiency:g}, "
             f"{machine.matmul / 1e12:g} TFLOP/s x {machine.matmul_efficiency:g}"
         ),
         overhead_s=machine.overhead_s,
-        weights_s=shape.parameters * machine.bytes_per_value / bandwidth,
-        token_s=2 * shape.matmul_parameters / matmul,
-        pair_s=pair / (machine.matmul * machine.attention_efficiency),
+        weights_s=size.parameters * machine.bytes_per_value / bandwidth,
+        token_s=2 * size.matmul_parameters / matmul,
+        pair_s=4 * size.attention_width / (machine.matmul * machine.attention_efficiency),
         context_s=kv_bytes / bandwidth,
         row_s=machine.row_s,
         padded=True,

@@ -1,9 +1,12 @@
-"""What a decoder model is: its sizes and the few switches by which the supported architectures differ.
+"""What a decoder model is: its sizes and the few switches by which Llama's cousins differ.
+
+What another architecture needs besides is a frozen dataclass of its own file, in `ModelConfig.extra`.
 
 A `ModelConfig` is hashable, so it can be a static argument of a compiled program. It comes from a Hugging Face
 `config.json` (`checkpoints.config_from_hf`), or is written by hand by whoever holds the weights as a pytree.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,8 +40,9 @@ class ModelConfig:
     """A pre-norm decoder with rotary positions, grouped-query attention and a gated MLP.
 
     `architecture` is the Hugging Face class name (`LlamaForCausalLM`). `sliding_window` has one entry a layer: how many
-    tokens a token sees, itself included, or None for all; left empty it means None everywhere. ConfigError if the
-    sizes do not fit together.
+    tokens a token sees, itself included, or None for all; left empty it means None everywhere. `rms_norm_eps` is the
+    epsilon of whatever norm the architecture has. `extra` holds the values that only this architecture has: an instance
+    of a frozen dataclass that its file declares. ConfigError if the sizes do not fit together.
     """
 
     architecture: str
@@ -59,6 +63,7 @@ class ModelConfig:
     sliding_window: tuple[int | None, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    extra: Hashable = None
 
     def __post_init__(self) -> None:
         sizes = (
@@ -87,6 +92,10 @@ class ModelConfig:
                 "None or a positive number of tokens"
             )
         object.__setattr__(self, "sliding_window", tuple(windows))
+        try:
+            hash(self.extra)
+        except TypeError as error:
+            raise ConfigError(f"extra = {self.extra!r} cannot be hashed: give a frozen dataclass") from error
 
     @property
     def group_size(self) -> int:

@@ -1,7 +1,8 @@
 """The layers that decoders are assembled from: plain functions on arrays.
 
 They see one flat run of tokens, [T, D], from however many sequences: only attention, which the runtime supplies, knows
-where one ends. Activations keep the type of the weights; normalisation, rotation and logits are computed in float32.
+where one ends. Products with weights go through `contract`. Activations keep the type of the weights; normalisation,
+rotation and logits are computed in float32.
 """
 
 import math
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.models.config import RopeConfig
+from jaxserve.models.contract import contract, merge_axes, take_rows
 
 
 def embed(
@@ -18,7 +20,7 @@ def embed(
     tokens,  # [T] int
 ) -> jax.Array:
     """[T, D]. Ids out of range are clamped: they are refused long before a program runs."""
-    return jnp.take(table, tokens, axis=0, mode="clip")
+    return take_rows(table, tokens)
 
 
 def rms_norm(
@@ -38,7 +40,7 @@ def qkv(
     bias=None,  # [K, G + 2, H]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [T, N, H], keys [T, K, H], values [T, K, H], by one matmul."""
-    heads = jnp.einsum("td,dkgh->tkgh", x, weight)
+    heads = contract("td,dkgh->tkgh", x, weight)
     if bias is not None:
         heads = heads + bias[None]
     tokens, kv_heads, group, head_dim = heads.shape
@@ -53,7 +55,7 @@ def attention_output(
 ) -> jax.Array:
     """[T, D]."""
     # Flat on purpose: an einsum over three axes lets XLA reorder them, and copy the weight to match at every step.
-    out = jnp.einsum("ti,id->td", x.reshape(x.shape[0], -1), weight.reshape(-1, weight.shape[-1]))
+    out = contract("ti,id->td", x.reshape(x.shape[0], -1), merge_axes(weight, 3))
     return out if bias is None else out + bias[None]
 
 
@@ -63,8 +65,8 @@ def swiglu(
     w_down,  # [F, D]
 ) -> jax.Array:
     """[T, D]: silu(x gate) * (x up), down."""
-    gate_up = jnp.einsum("td,dcf->tcf", x, w_gate_up)
-    return jnp.einsum("tf,fd->td", jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1], w_down)
+    gate_up = contract("td,dcf->tcf", x, w_gate_up)
+    return contract("tf,fd->td", jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1], w_down)
 
 
 def unembed(
@@ -72,7 +74,7 @@ def unembed(
     lm_head,  # [D, V]
 ) -> jax.Array:
     """Logits [R, V] in float32."""
-    return jnp.einsum("rd,dv->rv", x, lm_head, preferred_element_type=jnp.float32)
+    return contract("rd,dv->rv", x, lm_head, jnp.float32)
 
 
 def unembed_tied(
@@ -80,7 +82,7 @@ def unembed_tied(
     table,  # [V, D]
 ) -> jax.Array:
     """Logits [R, V] in float32, from the embedding table."""
-    return jnp.einsum("rd,vd->rv", x, table, preferred_element_type=jnp.float32)
+    return contract("rd,vd->rv", x, table, jnp.float32)
 
 
 def rope_table(

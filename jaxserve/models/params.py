@@ -1,6 +1,5 @@
 """Parameters that come from no file: random ones, and a pytree that a user brings."""
 
-import math
 from typing import Any
 
 import jax
@@ -9,21 +8,32 @@ import numpy as np
 
 from jaxserve.core.errors import ParamsMismatch
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.contract import QuantArray
 from jaxserve.models.decoder import Params
+from jaxserve.models.leaves import Leaf
 from jaxserve.models.registry import model_for
 
 _DTYPES = ("float32", "bfloat16", "float16")
-_CONTRACTED = {"wqkv": 1, "wo": 3, "w_gate_up": 1, "w_down": 1, "lm_head": 1}
-"""How many leading axes a matrix is multiplied over."""
 
 
 def random_params(config: ModelConfig, seed: int, dtype) -> Params:
     """Parameters that keep activations at unit scale; the same for the same seed, on every device."""
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model_for(config).abstract_params(config, dtype))
+    leaves, tree = jax.tree.flatten(model_for(config).leaves(config))
     return jax.tree.unflatten(
-        tree,
-        [_random_leaf(np.random.default_rng((seed, i)), path[-1].key, leaf) for i, (path, leaf) in enumerate(leaves)],
+        tree, [_random_leaf(np.random.default_rng((seed, i)), leaf, dtype) for i, leaf in enumerate(leaves)]
     )
+
+
+def compute_dtype(params: Any) -> np.dtype:
+    """The type of activations: the one that all of `params` stands for, a `QuantArray` by its `dtype`.
+
+    Raises:
+      ParamsMismatch: there are several.
+    """
+    found = {str(leaf.dtype) for leaf in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, QuantArray))}
+    if len(found) != 1:
+        raise ParamsMismatch(f"params: found the types {', '.join(sorted(found))}, expected one: cast them")
+    return jnp.dtype(found.pop())
 
 
 def check_params(params: Any, config: ModelConfig) -> None:
@@ -37,7 +47,8 @@ def check_params(params: Any, config: ModelConfig) -> None:
         raise ParamsMismatch(f"params{path} is missing: expected an array of shape {expected[path].shape}")
     for path in sorted(found.keys() - expected.keys()):
         raise ParamsMismatch(f"params{path} is unexpected: {config.architecture} with this configuration has none")
-    dtype = getattr(found["['embed']"], "dtype", None)
+    first = min(expected)
+    dtype = getattr(found[first], "dtype", None)
     for path, leaf in found.items():
         shape = getattr(leaf, "shape", None)
         if shape != expected[path].shape:
@@ -45,7 +56,7 @@ def check_params(params: Any, config: ModelConfig) -> None:
             raise ParamsMismatch(f"params{path}: found {what}, expected an array of shape {expected[path].shape}")
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype != dtype:
             raise ParamsMismatch(
-                f"params{path}: found {leaf.dtype}, expected one floating-point type for all (embed is {dtype})"
+                f"params{path}: found {leaf.dtype}, expected one floating-point type for all (params{first} is {dtype})"
             )
         if str(leaf.dtype) not in _DTYPES:
             raise ParamsMismatch(f"params{path}: found {leaf.dtype}, expected one of {', '.join(_DTYPES)}: cast them")
@@ -60,7 +71,7 @@ def abstract_like(params: Any, config: ModelConfig) -> Params:
     devices = first.sharding.device_set if isinstance(first, jax.Array) else ()
     (device,) = devices if len(devices) == 1 else jax.device_put(np.float32(0)).devices()
     here = jax.sharding.SingleDeviceSharding(device)
-    abstract = model_for(config).abstract_params(config, first.dtype)
+    abstract = model_for(config).abstract_params(config, compute_dtype(params))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract)
 
 
@@ -83,17 +94,14 @@ def place_params(params: Any, like: Any) -> Params:
     return jax.tree_util.tree_map_with_path(place, like)
 
 
-def _random_leaf(rng: np.random.Generator, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _random_leaf(rng: np.random.Generator, leaf: Leaf, dtype: Any) -> jax.Array:
     """Drawn by NumPy: JAX's generators take seconds to compile, once for each shape."""
-    if name.endswith("norm"):
-        return jnp.ones(leaf.shape, leaf.dtype)
-    if name in ("bqkv", "bo"):
-        return jnp.zeros(leaf.shape, leaf.dtype)
-    fan_in = leaf.shape[-1] if name == "embed" else math.prod(leaf.shape[: _CONTRACTED[name]])
+    if not leaf.fan_in:
+        return jnp.full(leaf.shape, leaf.fill, dtype)
     values = rng.random(leaf.shape, dtype=np.float32)
     values -= 0.5
-    values *= (12 / fan_in) ** 0.5  # a uniform variable's variance is a twelfth of its width squared
-    return jax.device_put(values).astype(leaf.dtype)
+    values *= (12 / leaf.inputs) ** 0.5  # a uniform variable's variance is a twelfth of its width squared
+    return jax.device_put(values).astype(dtype)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

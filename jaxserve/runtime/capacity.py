@@ -12,10 +12,8 @@ estimate elsewhere: the activations of one layer, and the logits as often as the
 import os
 import time
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxserve.core.buckets import BucketTable
@@ -26,6 +24,7 @@ from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
 from jaxserve.core.settings import require
 from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.leaves import activation_width, weight_bytes
 from jaxserve.models.registry import model_for
 from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
 from jaxserve.runtime.programs.lowering import Lowering
@@ -77,8 +76,8 @@ class Capacity:
 
 def step_temporaries(model: ModelConfig, bucket: Bucket, itemsize: int = 2) -> int:
     """Bytes of the activations that a step of the bucket holds at once: an estimate from above for bfloat16."""
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    return itemsize * bucket.tokens * (3 * model.intermediate_size + 4 * model.hidden_size + heads)
+    widest = max(activation_width(layer) for layer in model_for(model).leaves(model)["layers"])
+    return itemsize * bucket.tokens * widest
 
 
 def estimate_programs(model: ModelConfig, buckets: list[Bucket], itemsize: int = 2) -> Programs:
@@ -102,8 +101,7 @@ def fit(
         )
     max_len = config.model.max_model_len or model.context_length
     require(max_len <= model.context_length, "max_model_len", max_len, f"at most {model.context_length}")
-    params = model_for(model).abstract_params(model, dtype)
-    weights = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) // devices
+    weights = weight_bytes(model_for(model).leaves(model), dtype) // devices
     slots = config.scheduler.max_num_seqs + 1
     state = slots * 4 * (max_len + -(-max_len // config.cache.block_size) + 2 * MAX_LOGIT_BIAS + MAX_BANNED)
     usable = int(target.memory * jax_share() * config.cache.gpu_memory_utilization)

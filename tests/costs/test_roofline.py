@@ -8,7 +8,7 @@ import pytest
 from jaxserve.core.errors import ConfigError
 from jaxserve.costs.file import load_cost
 from jaxserve.costs.model import FormulaCost
-from jaxserve.costs.roofline import Machine, ModelShape, parse_roofline, roofline
+from jaxserve.costs.roofline import Machine, ModelSize, parse_roofline, roofline
 
 LLAMA_8B = {
     "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
@@ -24,19 +24,21 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_shape_by_hand() -> None:
+def test_a_size_by_hand(tmp_path: Path) -> None:
     """1 layer of width 4, 2 heads of 2 sharing 1 K/V head, feed-forward 8, vocabulary 10."""
-    shape = ModelShape(
-        num_hidden_layers=1, hidden_size=4, intermediate_size=8, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=2, vocab_size=10,
-    )  # fmt: skip
-    assert shape.matmul_parameters == 4 * (2 * 2 + 2 * 2 + 2 * 2) + 3 * 4 * 8 + 4 * 10 == 184
-    assert shape.parameters == 184 + 40 and shape.kv_bytes_per_token(2) == 2 * 2 * 2
+    stored = {
+        "num_hidden_layers": 1, "hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 10,
+    }  # fmt: skip
+    (path := tmp_path / "config.json").write_text(json.dumps(stored))
+    size = ModelSize.from_file(path)
+    assert size.matmul_parameters == 4 * (2 * 2 + 2 * 2 + 2 * 2) + 3 * 4 * 8 + 4 * 10 == 184
+    assert size.parameters == 184 + 40 and size.kv_bytes_per_token(2) == 2 * 2 * 2
     machine = Machine(
         name="m", bandwidth=100.0, matmul=1000.0, bandwidth_efficiency=0.5, matmul_efficiency=0.5,
         attention_efficiency=0.1, host_bandwidth=4.0, overhead_s=0.25, row_s=0.125,
     )  # fmt: skip
-    cost = roofline(shape, machine, "x")
+    cost = roofline(size, machine, "x")
     assert cost.weights_s == 448 / 50 and cost.token_s == 368 / 500
     assert cost.pair_s == 4 * 2 * 2 / 100 and cost.context_s == 8 / 50
     assert cost.move_s_per_token == 2.0 and (cost.overhead_s, cost.row_s) == (0.25, 0.125)
@@ -88,4 +90,7 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA_8B | {"intermediate_size": None}))
     with pytest.raises(ConfigError, match="intermediate_size = None"):
-        ModelShape.from_file(path)
+        ModelSize.from_file(path)
+    path.write_text(json.dumps(LLAMA_8B | {"tie_word_embeddings": 1}))
+    with pytest.raises(ConfigError, match="tie_word_embeddings = 1: expected true or false"):
+        ModelSize.from_file(path)

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.checkpoints.hf_tensors import leaf_sources
 from jaxserve.core.errors import ParamsMismatch
-from jaxserve.models import MODELS, ModelConfig, check_params, model_for, random_params
-from jaxserve.models.dense_attention import dense_attention
+from jaxserve.models import ModelConfig, check_params, model_for, random_params
 
 CONFIG = ModelConfig(
     architecture="Qwen3ForCausalLM", vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4,
@@ -33,32 +31,6 @@ def test_random_params_fit_and_follow_the_seed(params):
     assert not np.array_equal(params["layers"][0]["wo"], params["layers"][1]["wo"])
     for name, fan_in in (("wqkv", 32), ("wo", 32), ("w_gate_up", 32), ("w_down", 48)):
         assert float(params["layers"][0][name].std()) == pytest.approx(fan_in**-0.5, rel=0.2)
-
-
-@pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_activations_keep_the_weights_type_and_logits_are_float32(architecture, dtype):
-    """Shapes and types only, nothing is compiled."""
-    config = ModelConfig(
-        **{field: getattr(CONFIG, field) for field in CONFIG.__slots__} | {"architecture": architecture}
-    )
-    model = model_for(config)
-    tokens = jax.ShapeDtypeStruct((5,), jnp.int32)
-
-    def run(params, tokens, positions):
-        hidden = model.forward(params, config, tokens, positions, dense_attention(positions))
-        return hidden, model.logits(params, config, hidden[-1:])
-
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        hidden, logits = jax.eval_shape(run, model.abstract_params(config, dtype), tokens, tokens)
-    assert (hidden.shape, str(hidden.dtype)) == ((5, 32), dtype)
-    assert (logits.shape, str(logits.dtype)) == ((1, 64), "float32")
-
-
-def test_every_leaf_names_its_axes_and_is_filled_by_the_tensors_of_the_same_size():
-    for leaf in jax.tree.leaves(leaf_sources(CONFIG)):
-        assert len(leaf.axes) == len(leaf.shape)
-        assert sum(int(np.prod(source.shape)) for source in leaf.sources) == np.prod(leaf.shape)
 
 
 def test_check_params_takes_numpy_and_abstract_arrays(params):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SAID = {
     "README.md": "",
     "docs/http.md": "",
-    "docs/python.md": "JULIET:.*Who art thou\\?<.*log-probability: -.*capped: \\[.*second length",
+    "docs/python.md": "JULIET:.*Who art thou\\?<.*log-probability: -.*ungated: \\[.*second length",
     "docs/quickstart.md": "",
     "docs/scheduling.md": "",
 }
@@ -42,7 +42,7 @@ def test_the_python_blocks_run(
     """With fewer programs than a reader's, and on a port of the test's."""
     small = FEW_PROGRAMS | {"compilation_cache_dir": compilation_cache, "progress": False}
     monkeypatch.setattr(jaxserve, "LLM", lambda *model, **more: LLM(*model, **small, **more), raising=False)
-    monkeypatch.setitem(registry.MODELS, "SoftCappedForCausalLM", None)  # type: ignore[arg-type]  # gone afterwards
+    monkeypatch.setitem(registry.MODELS, "UngatedForCausalLM", None)  # type: ignore[arg-type]  # gone afterwards
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks_of(page):
