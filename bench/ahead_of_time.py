@@ -6,6 +6,7 @@ and values, a few hidden states) and `SLACK`. What else is wrong with a program,
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from jaxserve.runtime.programs.lowering import Lowering
 from kernels_pallas.paged_attention import UnsupportedByBackend, decode, prefill
 from kernels_pallas.paged_attention.choice import choose
 from kernels_pallas.paged_attention.options import QUANTISED, Problem
+from kernels_pallas.pages import Pages
 
 SLACK = 64 << 20
 HEAD_DIMS = 64, 96, 128, 256
@@ -195,23 +197,20 @@ class CompileRun:
         print(row, flush=True)
 
     def _decode(self, problem: Problem, backend: str) -> Any:
-        q, pages, scales, tables, length = self._arguments(problem, ROWS, ROWS)
-        run = lambda q, k, v, t, n, s: decode(q, k, v, t, n, **_scales(s), backend=backend)  # noqa: E731
-        return jax.jit(run).lower(q, pages, pages, tables, length, scales)
+        return jax.jit(partial(decode, backend=backend)).lower(*self._arguments(problem, ROWS, ROWS))
 
     def _prefill(self, problem: Problem, backend: str) -> Any:
-        q, pages, scales, tables, length = self._arguments(problem, TOKENS, 16)
+        q, pages, tables, lengths = self._arguments(problem, TOKENS, 16)
         offsets = self._device.shape((17,), jnp.int32)
-        run = lambda q, k, v, t, o, n, s: prefill(q, k, v, t, o, n, **_scales(s), backend=backend)  # noqa: E731
-        return jax.jit(run).lower(q, pages, pages, tables, offsets, length, scales)
+        return jax.jit(partial(prefill, backend=backend)).lower(q, pages, tables, offsets, lengths)
 
     def _arguments(self, problem: Problem, queries: int, rows: int) -> tuple[Any, ...]:
         shape, size = self._device.shape, problem.page_size
-        pages = shape((ROWS * CONTEXT // size, KV_HEADS, size, problem.head_dim), problem.kv_dtype)
+        half = shape((ROWS * CONTEXT // size, KV_HEADS, size, problem.head_dim), problem.kv_dtype)
+        scales = shape(half.shape[:2], jnp.float32) if problem.quantised else None
         return (
-            shape((queries, KV_HEADS * problem.group, problem.head_dim), problem.dtype), pages,
-            shape(pages.shape[:2], jnp.float32) if problem.quantised else None,
-            shape((rows, CONTEXT // size), jnp.int32), shape((rows,), jnp.int32),
+            shape((queries, KV_HEADS * problem.group, problem.head_dim), problem.dtype),
+            Pages(half, half, scales, scales), shape((rows, CONTEXT // size), jnp.int32), shape((rows,), jnp.int32),
         )  # fmt: skip
 
 
@@ -230,10 +229,6 @@ def problems() -> Iterator[Problem]:
 def small_problems() -> Iterator[Problem]:
     yield Problem(128, 4, 64, "bfloat16", "bfloat16")
     yield Problem(64, 4, 32, "bfloat16", "int8")
-
-
-def _scales(scales: Any) -> dict[str, Any]:
-    return {"k_scales": scales, "v_scales": scales}
 
 
 def _row(

@@ -9,7 +9,7 @@ Blocks of 8 bits have float32 scales beside them, one a block and head: see `ker
 
 import os
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,10 @@ from jaxserve.core.sections import CacheConfig
 from jaxserve.core.settings import require
 from jaxserve.models.config import ModelConfig
 from kernels_pallas.paged_attention.options import QUANTISED
+from kernels_pallas.pages import Pages
 
-
-class LayerCache(NamedTuple):
-    """One layer's pages, and, where they are quantised, their scales."""
-
-    keys: jax.Array  # [P, K, S, H]
-    values: jax.Array  # [P, K, S, H]
-    key_scales: jax.Array | None = None  # [P, K] float32
-    value_scales: jax.Array | None = None  # [P, K] float32
-
-
-KVCache = tuple[LayerCache, ...]
+KVCache = tuple[Pages, ...]
+"""By layer."""
 
 
 def pages_dtype(config: CacheConfig, dtype: Any) -> jnp.dtype:
@@ -49,7 +41,7 @@ def abstract_cache(model: ModelConfig, num_blocks: int, block_size: int, dtype: 
     """The cache's shapes, as a KVCache of jax.ShapeDtypeStruct."""
     page = jax.ShapeDtypeStruct((num_blocks, model.num_kv_heads, block_size, model.head_dim), dtype)
     scale = jax.ShapeDtypeStruct(page.shape[:2], jnp.float32) if _quantised(dtype) else None
-    return tuple(LayerCache(page, page, scale, scale) for _ in range(model.num_layers))
+    return tuple(Pages(page, page, scale, scale) for _ in range(model.num_layers))
 
 
 def _quantised(dtype: Any) -> bool:

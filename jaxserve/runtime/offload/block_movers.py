@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxserve.runtime.kv_cache import KVCache, LayerCache
+from jaxserve.runtime.kv_cache import KVCache
+from kernels_pallas.pages import Pages
 
 GROUPS = (16, 4, 1)
 """Blocks that one program gathers or scatters."""
@@ -47,11 +48,11 @@ def scatter_blocks(cache: KVCache, blocks: jax.Array, contents: tuple[jax.Array,
         (keys, key_scales), (values, value_scales) = (
             _put(*part, blocks, stacked[2 * i + j]) for j, part in enumerate(_parts(layer))
         )
-        found[i] = LayerCache(keys, values, key_scales, value_scales)
+        found[i] = Pages(keys, values, key_scales, value_scales)
     return tuple(found)
 
 
-def _parts(layer: LayerCache) -> tuple[tuple[jax.Array, jax.Array | None], ...]:
+def _parts(layer: Pages) -> tuple[tuple[jax.Array, jax.Array | None], ...]:
     return (layer.keys, layer.key_scales), (layer.values, layer.value_scales)
 
 

@@ -15,11 +15,11 @@ import pytest
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Move, Moved, Tier
 from jaxserve.core.sections import CacheConfig
-from jaxserve.runtime.kv_cache import LayerCache
 from jaxserve.runtime.offload.block_movers import lower_mover, mover_keys
 from jaxserve.runtime.offload.disk_store import SUFFIX, DiskStore
 from jaxserve.runtime.offload.offload import Offload
 from jaxserve.runtime.programs.table import ProgramTable
+from kernels_pallas.pages import Pages
 
 BLOCKS, LAYERS, PAGE = 40, 3, (2, 8, 4)  # K, S, H
 
@@ -31,7 +31,7 @@ def cache_of(dtype: Any) -> Any:
     if jnp.dtype(dtype).itemsize == 1:
         scales = [jnp.asarray(rng.uniform(size=(BLOCKS, PAGE[0])), jnp.float32) for _ in pages]
     halves = pages[::2], pages[1::2], scales[::2], scales[1::2]
-    return tuple(LayerCache(*layer) for layer in zip(*halves, strict=True))
+    return tuple(Pages(*layer) for layer in zip(*halves, strict=True))
 
 
 @cache
