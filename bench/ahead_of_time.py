@@ -22,6 +22,7 @@ from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
 from jaxserve.runtime.capacity import step_temporaries
+from jaxserve.runtime.geometry import Geometry, pages_dtype
 from jaxserve.runtime.kernel_report import (
     Dump,
     Kernel,
@@ -30,7 +31,7 @@ from jaxserve.runtime.kernel_report import (
     take_dump,
     without_disassembler_complaints,
 )
-from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
+from jaxserve.runtime.kv_cache import block_bytes
 from jaxserve.runtime.offload.block_movers import GROUPS
 from jaxserve.runtime.program_report import ProgramReport, compile_and_report
 from jaxserve.runtime.programs.compile_only import CompileOnlyDevice, without_gpu
@@ -151,19 +152,15 @@ class CompileRun:
         memory where there is nothing to save.
         """
         cache, dtype = self._config.cache, jnp.dtype("bfloat16")
-        decoder = model_for(model)
-        params = decoder.abstract_params(model, dtype)
         pages = pages_dtype(cache, dtype)
         size = block_bytes(model, cache.block_size, pages)
         blocks = min(self._target.memory // 2 // size, 1 << 16) - 1 | 1
         problem = Problem(model.head_dim, model.group_size, cache.block_size, dtype.name, pages.name)
         backend = choose(self._backend, problem, self._target.capability)
         runtime = replace(self._config.runtime, attention_backend=backend)
-        lowering = Lowering(
-            decoder, model, params, cache=cache, runtime=runtime, num_blocks=blocks,
-            num_slots=self._config.scheduler.max_num_seqs,
-            max_len=self._config.model.max_model_len or model.context_length, sharding=self._device.sharding,
-        )  # fmt: skip
+        geometry = Geometry.of(model, self._config, dtype, blocks)
+        params = model_for(model).abstract_params(model, dtype)
+        lowering = Lowering(geometry, params, self._device, runtime)
         return lowering, size * blocks, (blocks, model.num_kv_heads, cache.block_size, model.head_dim), backend
 
     def _compile(

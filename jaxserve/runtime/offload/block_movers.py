@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxserve.parallel.placement import Placement, abstract
 from jaxserve.runtime.kv_cache import KVCache
 from kernels_pallas.pages import Pages
 
@@ -23,15 +24,13 @@ def mover_keys() -> list[tuple[str, int]]:
     return [(name, size) for name in ("gather", "scatter") for size in GROUPS]
 
 
-def lower_mover(
-    cache: Any, name: str, blocks: int, sharding: jax.sharding.Sharding | None = None
-) -> jax.stages.Lowered:
+def lower_mover(cache: Any, name: str, blocks: int, placement: Placement) -> jax.stages.Lowered:
     """One of the programs, from the cache's shapes."""
-    ids = jax.ShapeDtypeStruct((blocks,), jnp.int32, sharding=sharding)
+    ids = jax.ShapeDtypeStruct((blocks,), jnp.int32, sharding=placement.step_input)
     if name == "gather":
         return jax.jit(gather_blocks).lower(cache, ids)
     block = block_of(cache)
-    contents = tuple(jax.ShapeDtypeStruct(block.shape, block.dtype, sharding=sharding) for _ in range(blocks))
+    contents = (abstract(block, placement.step_blocks),) * blocks
     return jax.jit(scatter_blocks, donate_argnums=0).lower(cache, ids, contents)
 
 
