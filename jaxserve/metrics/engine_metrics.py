@@ -5,7 +5,7 @@ one observation, and in a step of decodes almost all do.
 """
 
 from jaxserve.core.events import Finished, Preempted, Refused, TokenSampled
-from jaxserve.core.plan import NO_BUCKET, StepPlan, Tier
+from jaxserve.core.plan import NO_BUCKET, MoveKind, StepPlan
 from jaxserve.core.sequence import FinishReason, Sequence
 from jaxserve.core.step_record import StepRecord
 from jaxserve.metrics.catalog import BOUNDS
@@ -57,7 +57,7 @@ class EngineMetrics:
     def _count_step(self, plan: StepPlan, record: StepRecord) -> None:
         counts = self.counts
         for move in plan.moves:
-            if move.target is not Tier.NONE:
+            if move.kind is not MoveKind.DROP:
                 counts.add("kv_moved_blocks", labels=(move.source.value, move.target.value))
         for sequence in plan.admitted:
             if (since := self._stalled_since.pop(sequence, None)) is not None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.core.move_costs import MoveCosts
-from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.plan import Move, Moved, MoveKind, Tier
 from jaxserve.core.sections import CacheConfig
 from jaxserve.parallel.placement import Placement
 from jaxserve.runtime.geometry import Geometry
@@ -101,16 +101,17 @@ class Offload:
     def begin(self, cache: KVCache, moves: Iterable[Move]) -> Loads:
         """Everything but the scatter: before the step's rows are dispatched."""
         moves = tuple(moves)
-        saved = self._gather(cache, [move for move in moves if move.source is Tier.DEVICE])
+        saved = self._gather(cache, [move for move in moves if move.kind is MoveKind.SAVE])
         loads: Loads = []
         for move in moves:  # in order: a slot may be loaded and then saved to
-            if move.target is Tier.DEVICE:
-                loads.append((move.target_block, jax.device_put(self._content(move), self._on_device)))
-            elif move.target is Tier.HOST:
-                self._host[move.target_block] = saved[move.key]
-            else:
-                assert self._disk is not None
-                self._disk.begin(move, saved.get(move.key))
+            match move.kind:
+                case MoveKind.LOAD:
+                    loads.append((move.target_block, jax.device_put(self._content(move), self._on_device)))
+                case MoveKind.SAVE if move.target is Tier.HOST:
+                    self._host[move.target_block] = saved[move.key]
+                case _:
+                    assert self._disk is not None
+                    self._disk.begin(move, saved.get(move.key))
         return loads
 
     def finish(self, cache: KVCache, loads: Loads) -> KVCache:
