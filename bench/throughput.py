@@ -101,7 +101,8 @@ def host_ms(llm: LLM, rows: int = 64, steps: int = 200) -> float:
 def decode_parts(llm: LLM, rows: int = 64, context: int = 176, repeats: int = 15) -> dict[str, float]:
     """Milliseconds of one decode step's parts, each alone: matmuls, attention, greedy sampling."""
     from kernels_pallas.paged_attention import api
-    from kernels_pallas.write_kv import write_kv
+    from kernels_pallas.pages import Pages
+    from kernels_pallas.write_kv import write
 
     config, params = llm.model_config, llm.params
     size = llm.config.cache.block_size
@@ -109,7 +110,7 @@ def decode_parts(llm: LLM, rows: int = 64, context: int = 176, repeats: int = 15
     pages = rows * -(-context // size) + 1
     key = jax.random.key(0)
     shape = (pages, config.num_kv_heads, size, config.head_dim)
-    cache = [(jax.random.normal(key, shape), jax.random.normal(key, shape)) for _ in range(config.num_layers)]
+    cache = [Pages(jax.random.normal(key, shape), jax.random.normal(key, shape)) for _ in range(config.num_layers)]
     tables = np.zeros((rows, width), np.int32)
     tables[:, : -(-context // size)] = 1 + np.arange(pages - 1).reshape(rows, -1)
     lengths = np.full(rows, context, np.int32)
@@ -119,10 +120,9 @@ def decode_parts(llm: LLM, rows: int = 64, context: int = 176, repeats: int = 15
 
     def attention(cache: Any, q: Any, kv: Any) -> Any:
         written = []
-        for k, v in cache:
-            k, v = write_kv(k, v, kv, kv, slots)
-            q = api.decode(q, k, v, jnp.asarray(tables), jnp.asarray(lengths))
-            written.append((k, v))
+        for pages in cache:
+            written.append(write(pages, kv, kv, slots))
+            q = api.decode(q, written[-1], jnp.asarray(tables), jnp.asarray(lengths))
         return written, q
 
     def matmuls(params: Any, x: Any) -> Any:

@@ -3,12 +3,12 @@
 find_folder    where the model lies, its `config.json` read
 find_tokenizer its own or another, read before minutes go into weights
 find_weights   what was asked for: a checkpoint read, or a pytree checked and placed
-Pool           what the device has room for: buckets, KV blocks, tiers, the longest sequence
+find_geometry  sizes and types: buckets, the longest sequence, and how many KV blocks device and tiers have room for
 make_runner    programs over weights and blocks; `warm_up` compiles them
 make_engine    a scheduler over the same blocks, and the loop that gives its plans to the runner
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.checkpoints import hub
 from jaxserve.checkpoints.hf_config import read_config
-from jaxserve.checkpoints.weights import load
-from jaxserve.core.buckets import BucketTable
+from jaxserve.checkpoints.weights import load, parse_dtype
 from jaxserve.core.clock import Clock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
@@ -32,9 +31,11 @@ from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.limits import Limits
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.params import abstract_like, check_params, place_params
+from jaxserve.models.params import check_params, place_params
 from jaxserve.models.registry import model_for
+from jaxserve.parallel.placement import Placement
 from jaxserve.runtime.capacity import estimate_programs
+from jaxserve.runtime.geometry import Geometry
 from jaxserve.runtime.kv_cache import size_pool, tier_blocks
 from jaxserve.runtime.programs.table import compile_in_background
 from jaxserve.runtime.runner import ModelRunner, Processor
@@ -51,6 +52,9 @@ class Weights:
 
     config: ModelConfig
     params: Any
+    dtype: Any
+    """In which they compute."""
+    placement: Placement
 
 
 def find_folder(section: ModelConfigSection, params: Any, model_config: ModelConfig | None) -> Path | None:
@@ -100,70 +104,49 @@ def find_weights(section: ModelConfigSection, params: Any, model_config: ModelCo
     """
     if params is not None and model_config is not None:
         check_params(params, model_config)
-        held, wanted = str(jax.tree.leaves(params)[0].dtype), section.dtype
-        require(wanted in ("auto", held), "dtype", wanted, f"auto, or params cast to it (they are {held})")
-        return Weights(model_config, place_params(params, abstract_like(params, model_config)))
-    dtype = None if section.dtype == "auto" else section.dtype
-    checkpoint = load(_source(section.model), dtype=dtype, revision=section.revision)
-    return Weights(checkpoint.config, checkpoint.params)
+        first = jax.tree.leaves(params)[0]
+        dtype, placement, model = first.dtype, Placement.of(first), model_for(model_config)
+        require(
+            section.dtype in ("auto", str(dtype)), "dtype", section.dtype,
+            f"auto, or params cast to it (they are {dtype})",
+        )  # fmt: skip
+        like = placement.abstract_params(model.abstract_params(model_config, dtype), model.leaf_axes(model_config))
+        return Weights(model_config, place_params(params, like), dtype, placement)
+    dtype = parse_dtype(None if section.dtype == "auto" else section.dtype)
+    placement = Placement.default()
+    checkpoint = load(_source(section.model), dtype=dtype.name, revision=section.revision, placement=placement)
+    return Weights(checkpoint.config, checkpoint.params, dtype, placement)
 
 
 def _source(name: str) -> str:
     return str(EMBEDDED) if name == "embedded" else name
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """What the device has room for beside the weights."""
+def find_geometry(config: EngineConfig, weights: Weights) -> Geometry:
+    """Sizes and types of an engine with these weights, and what the device has room for beside them.
 
-    model: ModelConfig
-    buckets: BucketTable
-    max_len: int
-    """Tokens of the longest sequence."""
-    num_blocks: int
-    """KV blocks, the scratch block included."""
-    host_blocks: int
-    disk_blocks: int
-    staging_blocks: int
-
-    @classmethod
-    def of(cls, config: EngineConfig, weights: Weights) -> "Pool":
-        """Raises NotEnoughMemory, or ConfigError naming the setting that cannot work."""
-        model, leaves = weights.config, jax.tree.leaves(weights.params)
-        pinned = config.runtime.deterministic
-        buckets = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
-        max_len = config.model.max_model_len or model.context_length
-        require(
-            max_len <= model.context_length, "max_model_len", max_len,
-            f"at most {model.context_length}, the length that the model declares",
-        )  # fmt: skip
-        num_blocks = size_pool(
-            config.cache,
-            model,
-            leaves[0].dtype,
-            leaves[0].device,
-            weight_bytes=sum(leaf.nbytes for leaf in leaves),
-            program_bytes=estimate_programs(model, buckets.all(), leaves[0].dtype.itemsize).temporaries,
-            useful_tokens=config.scheduler.max_num_seqs * max_len,
-        )
-        return cls(model, buckets, max_len, num_blocks, *tier_blocks(config.cache, model, leaves[0].dtype))
+    Raises:
+      NotEnoughMemory, or ConfigError naming the setting that cannot work.
+    """
+    geometry = Geometry.of(weights.config, config, weights.dtype, num_blocks=0)
+    programs = estimate_programs(geometry.model, geometry.buckets.all(), geometry.dtype.itemsize)
+    num_blocks = size_pool(
+        config.cache,
+        geometry.model,
+        geometry.dtype,
+        weights.placement.device,
+        weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params)),
+        program_bytes=programs.temporaries,
+        useful_tokens=geometry.num_slots * geometry.max_len,
+    )
+    host, disk, staging = tier_blocks(config.cache, geometry.model, geometry.dtype)
+    return replace(geometry, num_blocks=num_blocks, host_blocks=host, disk_blocks=disk, staging_blocks=staging)
 
 
-def make_runner(config: EngineConfig, weights: Weights, pool: Pool, processor: Processor | None) -> ModelRunner:
+def make_runner(config: EngineConfig, weights: Weights, geometry: Geometry, processor: Processor | None) -> ModelRunner:
     """Nothing is compiled yet: see `warm_up`."""
     return ModelRunner(
-        model_for(pool.model),
-        pool.model,
-        weights.params,
-        cache=config.cache,
-        runtime=config.runtime,
-        buckets=pool.buckets,
-        num_blocks=pool.num_blocks,
-        num_slots=config.scheduler.max_num_seqs,
-        max_len=pool.max_len,
-        host_blocks=pool.host_blocks,
-        disk_blocks=pool.disk_blocks,
-        processor=processor,
+        geometry, weights.params, weights.placement, cache=config.cache, runtime=config.runtime, processor=processor
     )
 
 
@@ -185,34 +168,34 @@ def warm_up(runner: ModelRunner, runtime: RuntimeConfig, *, progress: bool) -> N
 
 def make_engine(
     config: EngineConfig,
-    pool: Pool,
+    geometry: Geometry,
     runner: ModelRunner,
     *,
     tokenizer: Tokenizer | None,
     tenants: Tenants,
     clock: Clock,
 ) -> Engine:
-    """A scheduler over the pool's blocks, and the engine that drives the runner by it."""
+    """A scheduler over the device's blocks, and the engine that drives the runner by it."""
     pinned, section = config.runtime.deterministic, config.scheduler
-    one_chunk = pool.buckets.max_prefill_tokens if pinned else None
+    one_chunk = geometry.buckets.max_prefill_tokens if pinned else None
     blocks = BlockManager(
         config.cache,
-        pool.num_blocks,
-        tiers=TierLedger(pool.host_blocks, pool.disk_blocks, pool.staging_blocks),
+        geometry.num_blocks,
+        tiers=TierLedger(geometry.host_blocks, geometry.disk_blocks, geometry.staging_blocks),
         share_multiple=one_chunk or 1,
         share_outputs=not pinned,
     )
     costs = StepCosts(load_cost(section.cost_model) if section.cost_model else None)
     scheduler = Scheduler(
         section,
-        pool.buckets,
+        geometry.buckets,
         blocks,
         one_chunk,
         costs=costs,
         tenants=tenants,
-        victims=CheapestFirst(blocks, costs, runner.measure_moves(), pool.buckets),
+        victims=CheapestFirst(blocks, costs, runner.measure_moves(), geometry.buckets),
     )
-    limits = Limits(pool.model.vocab_size, pool.max_len, blocks.max_tokens, config.cache.pool_setting)
+    limits = Limits(geometry.model.vocab_size, geometry.max_len, blocks.max_tokens, config.cache.pool_setting)
     return Engine(
         scheduler, runner, limits, clock, tokenizer, overlap=config.runtime.overlap, seed=config.model.seed
     )  # fmt: skip

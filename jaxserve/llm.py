@@ -15,7 +15,15 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from jaxserve.assembly import Pool, find_folder, find_tokenizer, find_weights, make_engine, make_runner, warm_up
+from jaxserve.assembly import (
+    find_folder,
+    find_geometry,
+    find_tokenizer,
+    find_weights,
+    make_engine,
+    make_runner,
+    warm_up,
+)
 from jaxserve.checkpoints.generation_config import read_generation_config
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings
@@ -90,12 +98,12 @@ class LLM:
         self.model_name = self.config.model.served_model_name or self._default_name()
         self._clock = MonotonicClock()
         self._ids = itertools.count()
-        pool = Pool.of(self.config, weights)
-        self._runner = make_runner(self.config, weights, pool, logits_processor)
+        geometry = find_geometry(self.config, weights)
+        self._runner = make_runner(self.config, weights, geometry, logits_processor)
         warm_up(self._runner, self.config.runtime, progress=progress)
         self._eos_token_ids = self._ends()
         self.engine = make_engine(
-            self.config, pool, self._runner, tokenizer=self.tokenizer, tenants=self._tenants, clock=self._clock
+            self.config, geometry, self._runner, tokenizer=self.tokenizer, tenants=self._tenants, clock=self._clock
         )
 
     # --- generation -------------------------------------------------------------------------------------------

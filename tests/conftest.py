@@ -65,11 +65,11 @@ def group_of(nodeid: str) -> str:
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One folder of compiled programs for the whole session, and in this process not even a folder: equal shapes are
     traced and compiled once."""
-    from jaxserve.runtime import runner
+    from jaxserve.runtime.runner import ModelRunner
     from tests.shared_programs import SharedLowering
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Lowering", SharedLowering)
+        patch.setattr(ModelRunner, "lowering", SharedLowering)
         yield os.environ.get("JAXSERVE_TEST_CACHE") or str(tmp_path_factory.mktemp("xla"))
 
 

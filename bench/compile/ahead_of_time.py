@@ -6,6 +6,7 @@ and values, a few hidden states) and `SLACK`. What else is wrong with a program,
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
 from jaxserve.runtime.capacity import step_temporaries
-from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
+from jaxserve.runtime.geometry import Geometry, pages_dtype
+from jaxserve.runtime.kv_cache import block_bytes
 from jaxserve.runtime.offload.block_movers import GROUPS
 from jaxserve.runtime.programs.compile_only import CompileOnlyDevice, without_gpu
 from jaxserve.runtime.programs.lowering import Lowering
 from kernels_pallas.paged_attention import UnsupportedByBackend, decode, prefill
 from kernels_pallas.paged_attention.choice import choose
 from kernels_pallas.paged_attention.options import QUANTISED, Problem
+from kernels_pallas.pages import Pages
 
 SLACK = 64 << 20
 HEAD_DIMS = 64, 96, 128, 256
@@ -149,19 +152,15 @@ class CompileRun:
         memory where there is nothing to save.
         """
         cache, dtype = self._config.cache, jnp.dtype("bfloat16")
-        decoder = model_for(model)
-        params = decoder.abstract_params(model, dtype)
         pages = pages_dtype(cache, dtype)
         size = block_bytes(model, cache.block_size, pages)
         blocks = min(self._target.memory // 2 // size, 1 << 16) - 1 | 1
         problem = Problem(model.head_dim, model.group_size, cache.block_size, dtype.name, pages.name)
         backend = choose(self._backend, problem, self._target.capability)
         runtime = replace(self._config.runtime, attention_backend=backend)
-        lowering = Lowering(
-            decoder, model, params, cache=cache, runtime=runtime, num_blocks=blocks,
-            num_slots=self._config.scheduler.max_num_seqs,
-            max_len=self._config.model.max_model_len or model.context_length, sharding=self._device.sharding,
-        )  # fmt: skip
+        geometry = Geometry.of(model, self._config, dtype, blocks)
+        params = model_for(model).abstract_params(model, dtype)
+        lowering = Lowering(geometry, params, self._device, runtime)
         return lowering, size * blocks, (blocks, model.num_kv_heads, cache.block_size, model.head_dim), backend
 
     def _compile(
@@ -195,23 +194,20 @@ class CompileRun:
         print(row, flush=True)
 
     def _decode(self, problem: Problem, backend: str) -> Any:
-        q, pages, scales, tables, length = self._arguments(problem, ROWS, ROWS)
-        run = lambda q, k, v, t, n, s: decode(q, k, v, t, n, **_scales(s), backend=backend)  # noqa: E731
-        return jax.jit(run).lower(q, pages, pages, tables, length, scales)
+        return jax.jit(partial(decode, backend=backend)).lower(*self._arguments(problem, ROWS, ROWS))
 
     def _prefill(self, problem: Problem, backend: str) -> Any:
-        q, pages, scales, tables, length = self._arguments(problem, TOKENS, 16)
+        q, pages, tables, lengths = self._arguments(problem, TOKENS, 16)
         offsets = self._device.shape((17,), jnp.int32)
-        run = lambda q, k, v, t, o, n, s: prefill(q, k, v, t, o, n, **_scales(s), backend=backend)  # noqa: E731
-        return jax.jit(run).lower(q, pages, pages, tables, offsets, length, scales)
+        return jax.jit(partial(prefill, backend=backend)).lower(q, pages, tables, offsets, lengths)
 
     def _arguments(self, problem: Problem, queries: int, rows: int) -> tuple[Any, ...]:
         shape, size = self._device.shape, problem.page_size
-        pages = shape((ROWS * CONTEXT // size, KV_HEADS, size, problem.head_dim), problem.kv_dtype)
+        half = shape((ROWS * CONTEXT // size, KV_HEADS, size, problem.head_dim), problem.kv_dtype)
+        scales = shape(half.shape[:2], jnp.float32) if problem.quantised else None
         return (
-            shape((queries, KV_HEADS * problem.group, problem.head_dim), problem.dtype), pages,
-            shape(pages.shape[:2], jnp.float32) if problem.quantised else None,
-            shape((rows, CONTEXT // size), jnp.int32), shape((rows,), jnp.int32),
+            shape((queries, KV_HEADS * problem.group, problem.head_dim), problem.dtype),
+            Pages(half, half, scales, scales), shape((rows, CONTEXT // size), jnp.int32), shape((rows,), jnp.int32),
         )  # fmt: skip
 
 
@@ -230,10 +226,6 @@ def problems() -> Iterator[Problem]:
 def small_problems() -> Iterator[Problem]:
     yield Problem(128, 4, 64, "bfloat16", "bfloat16")
     yield Problem(64, 4, 32, "bfloat16", "int8")
-
-
-def _scales(scales: Any) -> dict[str, Any]:
-    return {"k_scales": scales, "v_scales": scales}
 
 
 def _row(

@@ -94,21 +94,23 @@ class TileCompiler:
         import jax
         import jax.numpy as jnp
 
+        from kernels_pallas.pages import Pages
+
         shape = self._device.shape
         queries, rows = (ROWS, ROWS) if kind == "decode" else (TOKENS, 16)
-        pages = shape((ROWS * CONTEXT // page, KV_HEADS, page, head_dim), kv_dtype)
+        half = shape((ROWS * CONTEXT // page, KV_HEADS, page, head_dim), kv_dtype)
         where = [shape((rows, CONTEXT // page), jnp.int32), shape((rows,), jnp.int32)]
         if kind == "prefill":
             where.insert(1, shape((rows + 1,), jnp.int32))
-        scales = shape(pages.shape[:2], jnp.float32) if kv_dtype != "bfloat16" else None
+        scales = shape(half.shape[:2], jnp.float32) if kv_dtype != "bfloat16" else None
         sinks = shape((KV_HEADS * GROUP,), jnp.float32) if everything else None
         q = shape((queries, KV_HEADS * GROUP, head_dim), "bfloat16")
         call = partial(run_tile, kind, tile, everything=everything)
-        return jax.jit(call).lower(q, pages, pages, where, sinks, scales)
+        return jax.jit(call).lower(q, Pages(half, half, scales, scales), where, sinks)
 
 
 def run_tile(
-    kind: str, tile: Tile, q: Any, k: Any, v: Any, where: Any, sinks: Any, scales: Any,
+    kind: str, tile: Tile, q: Any, pages: Any, where: Any, sinks: Any,
     *, everything: bool = False, interpret: bool = False,
 ) -> Any:  # fmt: skip
     """One call of a kernel with this tile; `everything`: with window and cap, beside the sinks if given."""
@@ -117,7 +119,7 @@ def run_tile(
 
     window, cap = (1000, 30.0) if everything else (None, None)
     options = Options(q.shape[2] ** -0.5, window, cap, interpret=interpret)
-    given = q, k, v, *where, sinks, scales, scales, options
+    given = q, pages, *where, sinks, options
     if kind == "decode":
         return decode(*given, tile=tiles.DecodeTile(*tile[:2]))
     return prefill(*given, tile=tiles.PrefillTile(*tile))
@@ -140,6 +142,7 @@ def _fastest(kind: str, head_dim: int, size: int, target: Target, dry: bool) -> 
     import jax.numpy as jnp
 
     from bench.gpu.timing import normal, seconds
+    from kernels_pallas.pages import Pages
 
     if not dry and jax.default_backend() != "gpu":
         raise JaxserveError("--time needs a GPU; --time --dry-run takes the same way on the CPU")
@@ -156,13 +159,14 @@ def _fastest(kind: str, head_dim: int, size: int, target: Target, dry: bool) -> 
         where.insert(1, jnp.arange(rows + 1, dtype=jnp.int32) * context)
     q = normal(3, (queries, heads * GROUP, head_dim), "bfloat16")
     scales = jnp.ones(shape[:2], jnp.float32) if size == 1 else None
+    pages = Pages(k, v, scales, scales)
     times: dict[Tile, float] = {}
     for tile in candidates(kind, size):
         most = programs_at_most(kind, head_dim, size, tile, target)
         if rank(kind, head_dim, size, tile, most, target) is None:
             continue
         call = jax.jit(partial(run_tile, kind, tile, interpret=dry))
-        once = partial(call, q, k, v, where, None, scales)
+        once = partial(call, q, pages, where, None)
         times[tile] = seconds(once, batches=1, target_s=1e-6) if dry else seconds(once)
         print(f"{kind} H{head_dim} x {size} bytes {tuple(tile)}: {times[tile] * 1e6:.1f} us{dry * ' (dry run)'}")
     return min(times, key=lambda tile: times[tile]) if times else None

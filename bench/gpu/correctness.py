@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bench.gpu.part import Item, Setting
@@ -42,9 +41,7 @@ def _check(backend: str, kind: str, seed: int, sizes: dict[str, Any]) -> dict[st
 
 
 def _compute(case: Case, backend: str) -> np.ndarray:
-    where = (case.lengths,) if case.kind == "decode" else (case.offsets, case.lengths)
-    arguments = [jnp.asarray(array) for array in (case.q, case.k_pages, case.v_pages, case.tables, *where)]
-    arrays = {name: value for name, value in case.options.items() if isinstance(value, jax.Array)}
-    static = {name: value for name, value in case.options.items() if name not in arrays}
+    static = case.options
+    sinks = static.pop("sinks")
     call = decode if case.kind == "decode" else prefill
-    return np.asarray(jax.jit(partial(call, **static, backend=backend))(*arguments, **arrays))
+    return np.asarray(jax.jit(partial(call, **static, backend=backend))(*case.arguments, sinks=sinks))

@@ -16,6 +16,7 @@ from bench.gpu.part import Item, Setting
 from bench.gpu.timing import copy_bandwidth, matmul_rate, memory_limit, normal, seconds
 from kernels_pallas.paged_attention import choice, decode, prefill
 from kernels_pallas.paged_attention.options import Problem
+from kernels_pallas.pages import Pages
 
 KV_HEADS, GROUP, HEAD_DIM, PAGE = 8, 4, 128, 64
 LAYERS, CALLS = 2, 4
@@ -54,44 +55,41 @@ def _problem(kv_dtype: str) -> Problem:
     return Problem(HEAD_DIM, GROUP, PAGE, "bfloat16", kv_dtype)
 
 
-def _pages(rows: int, context: int, kv_dtype: str) -> tuple[list[tuple[jax.Array, jax.Array]], jax.Array]:
-    """(keys and values of each layer, tables that scatter them)."""
+def _pages(rows: int, context: int, kv_dtype: str) -> tuple[list[Pages], jax.Array]:
+    """(pages of each layer, tables that scatter them)."""
     width = -(-context // PAGE)
     count = rows * width + 1
     shape = (count, KV_HEADS, PAGE, HEAD_DIM)
     layer = 2 * count * KV_HEADS * PAGE * HEAD_DIM * jnp.dtype(kv_dtype).itemsize
     layers = LAYERS if 2.5 * layer * LAYERS < memory_limit() else 1
-    scale = 30.0 if kv_dtype == "int8" else 1.0
-    caches = [(normal(2 * i, shape, kv_dtype, scale), normal(2 * i + 1, shape, kv_dtype, scale)) for i in range(layers)]
+    scale, scales = 30.0 if kv_dtype == "int8" else 1.0, None
+    if _problem(kv_dtype).quantised:
+        scales = jnp.full((count, KV_HEADS), 1 / scale, jnp.float32)
+    caches = [
+        Pages(normal(2 * i, shape, kv_dtype, scale), normal(2 * i + 1, shape, kv_dtype, scale), scales, scales)
+        for i in range(layers)
+    ]
     ids = np.random.default_rng(0).permutation(np.arange(1, count, dtype=np.int32))
     return caches, jnp.asarray(ids.reshape(rows, width))
 
 
-def _chained(call: Any, q: jax.Array, caches: list[tuple[jax.Array, jax.Array]], *where: jax.Array) -> float:
-    """Seconds of one call."""
+def _chained(call: Any, q: jax.Array, caches: list[Any], *where: jax.Array) -> float:
+    """Seconds of one call; each is given what one of the `caches` is."""
 
     def program(q: jax.Array, caches: Any, where: Any) -> jax.Array:
         for i in range(CALLS):
-            q = call(q, *caches[i % len(caches)], *where)
+            q = call(q, caches[i % len(caches)], *where)
         return q
 
     run = jax.jit(program)
     return seconds(lambda: run(q, caches, where)) / CALLS
 
 
-def _scales(kv_dtype: str, count: int) -> dict[str, Any]:
-    if not _problem(kv_dtype).quantised:
-        return {}
-    scales = jnp.full((count, KV_HEADS), 1 / 30 if kv_dtype == "int8" else 1.0, jnp.float32)
-    return {"k_scales": scales, "v_scales": scales}
-
-
 def _decode(dry: bool, backend: str, rows: int, context: int, kv_dtype: str = "bfloat16") -> dict[str, Any]:
     caches, tables = _pages(rows, context, kv_dtype)
     lengths = jnp.full(rows, context, jnp.int32)
     q = normal(9, (rows, KV_HEADS * GROUP, HEAD_DIM), "bfloat16")
-    call = partial(decode, backend=backend, **_scales(kv_dtype, caches[0][0].shape[0]))
-    took = _chained(call, q, caches, tables, lengths)
+    took = _chained(partial(decode, backend=backend), q, caches, tables, lengths)
     moved = 2 * rows * context * KV_HEADS * HEAD_DIM * jnp.dtype(kv_dtype).itemsize
     return {"backend": backend, "s": took, "bytes_per_s": moved / took, "share": moved / took / copy_bandwidth(dry)}
 
@@ -130,4 +128,5 @@ def _cudnn_prefill(dry: bool, rows: int, chunk: int) -> dict[str, Any]:
 
 
 def _cudnn(dry: bool, *, causal: bool) -> Any:
-    return partial(jax.nn.dot_product_attention, is_causal=causal, implementation="xla" if dry else "cudnn")
+    attend = partial(jax.nn.dot_product_attention, is_causal=causal, implementation="xla" if dry else "cudnn")
+    return lambda q, keys_and_values: attend(q, *keys_and_values)

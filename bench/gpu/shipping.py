@@ -15,12 +15,14 @@ import numpy as np
 
 from bench.gpu.part import Item, Setting
 from bench.shared.models import LLAMA_1B, tiny
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.plan import Bucket
-from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.core.target import find_target
 from jaxserve.models.params import random_params
 from jaxserve.models.registry import model_for
+from jaxserve.parallel.placement import Placement
 from jaxserve.runtime.batch import packed_size
+from jaxserve.runtime.geometry import Geometry
 from jaxserve.runtime.programs.compile_only import CompileOnlyDevice, has_compiler, without_gpu
 from jaxserve.runtime.programs.lowering import Lowering
 from kernels_pallas.paged_attention import choice
@@ -81,7 +83,7 @@ def _load(setting: Setting) -> dict[str, Any]:
     loaded = serialize_executable.deserialize_and_load(payload, in_tree, out_tree, execution_devices=jax.devices()[:1])
     made.unlink()
     found = np.asarray(_run(loaded), np.float32)
-    lowering, params = _lowering(None, _backend(jax.devices()[0]))
+    lowering, params = _lowering(Placement.default(), _backend(jax.devices()[0]))
     expected = np.asarray(_run(lowering.model_program(BUCKET).compile(), params), np.float32)
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     return {"loads": True, "bytes": size, "relative_difference": error, "passed": error < 0.02}
@@ -94,20 +96,21 @@ def _backend(device: Any) -> str:
     return choice.choose("auto", problem, (int(major), int(minor)))
 
 
-def _lowering(sharding: Any, backend: str) -> tuple[Lowering, Any]:
+def _lowering(placement: Placement, backend: str) -> tuple[Lowering, Any]:
+    """The small model's programs, and its weights, or their shapes where the device only compiles."""
     model = tiny(LLAMA_1B)
-    params = random_params(model, 0, jnp.bfloat16) if sharding is None else None
-    shapes = model_for(model).abstract_params(model, jnp.bfloat16)
-    lowering = Lowering(
-        model_for(model), model, shapes if params is None else params, cache=CacheConfig(block_size=64),
-        runtime=RuntimeConfig(attention_backend=backend), num_blocks=33, num_slots=8, max_len=256, sharding=sharding,
-    )  # fmt: skip
-    return lowering, params
+    if isinstance(placement, CompileOnlyDevice):
+        params = model_for(model).abstract_params(model, jnp.bfloat16)
+    else:
+        params = random_params(model, 0, jnp.bfloat16)
+    settings = EngineConfig.from_settings(block_size=64, max_num_seqs=8, max_model_len=256, attention_backend=backend)
+    geometry = Geometry.of(model, settings, jnp.bfloat16, num_blocks=33)
+    return Lowering(geometry, params, placement, settings.runtime), params
 
 
 def _run(program: Any, params: Any = None) -> jax.Array:
     """Logits of a step in which every row is padding but reads real weights."""
-    lowering, own = _lowering(None, "reference")
+    lowering, own = _lowering(Placement.default(), "reference")
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), lowering.state)
     tokens, lengths = (jnp.zeros(held.shape, jnp.int32) for held in (lowering.slots.tokens, lowering.slots.lengths))
     packed = np.zeros(packed_size(BUCKET, lowering.table_width), np.int32)
@@ -121,7 +124,7 @@ def compile_to(target: str, path: Path) -> None:
     from jax.experimental import serialize_executable
 
     device = CompileOnlyDevice(find_target(target))
-    lowering, _ = _lowering(device.sharding, _backend(next(iter(device.sharding.device_set))))
+    lowering, _ = _lowering(device, _backend(device.device))
     with device.lowering():
         lowered = lowering.model_program(BUCKET)
     path.write_bytes(pickle.dumps(serialize_executable.serialize(lowered.compile())))

@@ -23,12 +23,14 @@ from bench.gpu.random_weights import device_params
 from bench.gpu.timing import copy_bandwidth, matmul_rate, memory_limit, seconds
 from bench.shared.flops import matmul_flops, size_of
 from bench.shared.models import MODELS, tiny
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.plan import Bucket
-from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_for
+from jaxserve.parallel.placement import Placement
 from jaxserve.runtime.batch import SAMPLE_FIELDS, packed_size, unpack_model
-from jaxserve.runtime.kv_cache import block_bytes
+from jaxserve.runtime.geometry import Geometry
+from jaxserve.runtime.kv_cache import allocate_cache, block_bytes
 from jaxserve.runtime.programs.lowering import Lowering
 from jaxserve.runtime.sampling.sampler import Variant, init_slot_state
 from jaxserve.runtime.steps import ModelState
@@ -106,15 +108,14 @@ class _Programs:
         size = block_bytes(config, BLOCK, jnp.bfloat16)
         room = int(0.75 * memory_limit()) - weights - (3 << 30)  # temporaries of 8,192 tokens: about 1 GiB
         self.blocks = max(16, min(room // size, 64 * 4096 // BLOCK + 1))
-        self._lowering = Lowering(
-            model_for(config), config, self._params, cache=CacheConfig(block_size=BLOCK),
-            runtime=RuntimeConfig(), num_blocks=self.blocks, num_slots=SLOTS, max_len=LONGEST,
-        )  # fmt: skip
-        width = self._lowering.table_width
+        longest = min(LONGEST, config.context_length)
+        settings = EngineConfig.from_settings(block_size=BLOCK, max_num_seqs=SLOTS, max_model_len=longest)
+        geometry = Geometry.of(config, settings, jnp.bfloat16, self.blocks)
+        placement = Placement.default()
+        self._lowering = Lowering(geometry, self._params, placement, settings.runtime)
         order = np.random.default_rng(0).permutation(np.arange(1, self.blocks, dtype=np.int32))
-        self._tables = np.resize(order, (SLOTS + 1, width))
-        cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._lowering.state.cache)
-        self._state = ModelState(cache, jnp.asarray(self._tables))
+        self._tables = np.resize(order, (SLOTS + 1, geometry.table_width))
+        self._state = ModelState(allocate_cache(geometry, placement), jnp.asarray(self._tables))
         self._slots = init_slot_state(SLOTS, self._lowering.context, config.vocab_size)
 
     def prepare(self, step: Step) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import count
 
-from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.plan import Move, Moved, MoveKind, Tier
 from jaxserve.core.sequence import Sequence
 
 MAX_BACKOFF = 256
@@ -239,11 +239,14 @@ class TierLedger:
             parked.fetching.discard(move.key)
             if not ok:
                 parked.intact = min(parked.intact, index)
-            if move.source is Tier.DEVICE:
-                self._writing -= 1
-                self._note_save(ok)
-            elif not ok:
-                self.counts.failed_fetches += 1
+            match move.kind:
+                case MoveKind.SAVE:
+                    self._writing -= 1
+                    self._note_save(ok)
+                case MoveKind.FETCH:
+                    self.counts.failed_fetches += not ok
+                case _:
+                    raise AssertionError(f"no {move.kind} is reported")
 
     def _note_save(self, ok: bool) -> None:
         if ok:

@@ -8,7 +8,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxserve.checkpoints.safetensors_files import INDEX
@@ -17,6 +16,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Params
 from jaxserve.models.params import check_params
 from jaxserve.models.registry import model_for
+from jaxserve.parallel.placement import Placement
 
 _PARAMS = "params"
 _REQUIRED = ("_METADATA", "manifest.ocdbt")
@@ -66,15 +66,12 @@ def _save(params: Params, source: Path, destination: Path) -> None:
     partial.rename(destination)
 
 
-def restore(directory: Path, config: ModelConfig, dtype: np.dtype) -> Params:
-    """The parameters in `dtype`, on the default device."""
+def restore(directory: Path, config: ModelConfig, dtype: np.dtype, placement: Placement) -> Params:
+    """The parameters in `dtype`, each device reading its part."""
     import orbax.checkpoint as ocp
 
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    expected = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        model_for(config).abstract_params(config, dtype),
-    )
+    model = model_for(config)
+    expected = placement.abstract_params(model.abstract_params(config, dtype), model.leaf_axes(config))
     path = directory.resolve() / _PARAMS
     for name in _REQUIRED:
         if not (path / name).is_file():

@@ -22,6 +22,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Params
 from jaxserve.models.leaves import Leaf
 from jaxserve.models.registry import model_for
+from jaxserve.parallel.placement import Placement
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _BLOCK = 64  # columns copied at a time: a transposing copy is twice as fast when its source stays in the cache
@@ -45,8 +46,9 @@ def load(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | None = None,
+    placement: Placement | None = None,
 ) -> Checkpoint:
-    """Load a model onto the default device.
+    """Load a model onto the devices of `placement`; None: the default device.
 
     `source` is a directory (Hugging Face, or made by `convert`) or a hub id such as `Qwen/Qwen3-0.6B`; `revision`,
     `cache_dir` and `token` are for the hub. `dtype` is "float32", "bfloat16" or "float16"; by default float32 on the
@@ -54,11 +56,11 @@ def load(
     """
     wanted = parse_dtype(dtype)
     directory = hub.resolve(source, revision=revision, cache_dir=cache_dir, token=token)
-    config = read_config(directory)
+    config, placement = read_config(directory), placement or Placement.default()
     if orbax.is_converted(directory):
-        return Checkpoint(config, orbax.restore(directory, config, wanted), directory)
+        return Checkpoint(config, orbax.restore(directory, config, wanted, placement), directory)
     with TensorFiles(directory) as files:
-        return Checkpoint(config, load_params(files, config, wanted), directory)
+        return Checkpoint(config, load_params(files, config, wanted, placement.put), directory)
 
 
 def convert(source: str | Path, destination: str | Path) -> None:

@@ -99,17 +99,29 @@ class Tier(enum.StrEnum):
     NONE = "none"
 
 
+class MoveKind(enum.StrEnum):
+    """What a move does; `Move` has the table of which tiers it goes between."""
+
+    SAVE = "save"
+    LOAD = "load"
+    FETCH = "fetch"
+    UNSTAGE = "unstage"
+    DROP = "drop"
+
+
 class Move(NamedTuple):
     """K/V of one block on its way between tiers, all layers.
 
     Moves are made in the plan's order, those from the device before the step's rows run and those to the device after
     them: a block may be saved and overwritten in one step, and a loaded block is there for the step after.
 
-        device -> host, disk    save                     host, staged -> device    load
-        disk -> staged          fetch                    disk, staged -> none      drop
+        save       device -> host, disk
+        load       host, staged -> device    from `staged`, the file is removed as well
+        fetch      disk -> staged            read into host memory, where it waits to be loaded
+        unstage    staged -> disk            forgotten in host memory; the file is still there
+        drop       disk, staged -> none      forgotten, and the file removed
 
     Only what touches the disk can fail or takes longer than the step: a save to it and a fetch are reported (`Moved`).
-    A load from `staged` and a drop remove the file.
     """
 
     source: Tier
@@ -118,6 +130,22 @@ class Move(NamedTuple):
     target_block: int
     key: int
     """Serial number of the move."""
+
+    @property
+    def kind(self) -> MoveKind:
+        return _KINDS[self.source, self.target]
+
+
+_KINDS = {
+    (Tier.DEVICE, Tier.HOST): MoveKind.SAVE,
+    (Tier.DEVICE, Tier.DISK): MoveKind.SAVE,
+    (Tier.HOST, Tier.DEVICE): MoveKind.LOAD,
+    (Tier.STAGED, Tier.DEVICE): MoveKind.LOAD,
+    (Tier.DISK, Tier.STAGED): MoveKind.FETCH,
+    (Tier.STAGED, Tier.DISK): MoveKind.UNSTAGE,
+    (Tier.DISK, Tier.NONE): MoveKind.DROP,
+    (Tier.STAGED, Tier.NONE): MoveKind.DROP,
+}
 
 
 class Moved(NamedTuple):

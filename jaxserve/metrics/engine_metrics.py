@@ -5,7 +5,7 @@ one observation, and in a step of decodes almost all do.
 """
 
 from jaxserve.core.events import Finished, Preempted, Refused, TokenSampled
-from jaxserve.core.plan import NO_BUCKET, Tier
+from jaxserve.core.plan import NO_BUCKET, MoveKind
 from jaxserve.core.sequence import FinishReason, Sequence
 from jaxserve.core.step_record import ScheduledStep, StepRecord
 from jaxserve.metrics.catalog import BOUNDS
@@ -57,7 +57,7 @@ class EngineMetrics:
     def _count_step(self, step: ScheduledStep, record: StepRecord) -> None:
         counts, plan = self.counts, step.plan
         for move in plan.moves:
-            if move.target is not Tier.NONE:
+            if move.kind is not MoveKind.DROP:
                 counts.add("kv_moved_blocks", labels=(move.source.value, move.target.value))
         for sequence in step.admitted:
             if (since := self._stalled_since.pop(sequence, None)) is not None:

@@ -62,19 +62,6 @@ def check_params(params: Any, config: ModelConfig) -> None:
             raise ParamsMismatch(f"params{path}: found {leaf.dtype}, expected one of {', '.join(_DTYPES)}: cast them")
 
 
-def abstract_like(params: Any, config: ModelConfig) -> Params:
-    """What `config` describes, in the type and on the device of `params`, which `check_params` has passed.
-
-    The device is JAX's default one if NumPy holds `params`, or several devices do.
-    """
-    first = jax.tree.leaves(params)[0]
-    devices = first.sharding.device_set if isinstance(first, jax.Array) else ()
-    (device,) = devices if len(devices) == 1 else jax.device_put(np.float32(0)).devices()
-    here = jax.sharding.SingleDeviceSharding(device)
-    abstract = model_for(config).abstract_params(config, compute_dtype(params))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract)
-
-
 def place_params(params: Any, like: Any) -> Params:
     """`params` in the containers and on the devices of `like`. What NumPy holds is copied: its owner may write to it.
 

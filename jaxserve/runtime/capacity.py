@@ -26,7 +26,8 @@ from jaxserve.core.target import Target
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.leaves import activation_width, weight_bytes
 from jaxserve.models.registry import model_for
-from jaxserve.runtime.kv_cache import block_bytes, pages_dtype
+from jaxserve.runtime.geometry import Geometry, pages_dtype
+from jaxserve.runtime.kv_cache import block_bytes
 from jaxserve.runtime.programs.lowering import Lowering
 from jaxserve.runtime.sampling.variant import Variant
 from kernels_pallas.paged_attention.choice import choose
@@ -141,19 +142,15 @@ def compile_programs(model: ModelConfig, config: EngineConfig, target: Target, d
     from jaxserve.runtime.programs.compile_only import CompileOnlyDevice
 
     device = CompileOnlyDevice(target)
-    decoder = model_for(model)
-    params = decoder.abstract_params(model, dtype)
     pages = pages_dtype(config.cache, dtype)
     problem = Problem(
         model.head_dim, model.group_size, config.cache.block_size, jnp.dtype(dtype).name, pages.name
     )  # fmt: skip
     backend = choose(config.runtime.attention_backend, problem, target.capability)
     size = block_bytes(model, config.cache.block_size, pages)
-    lowering = Lowering(
-        decoder, model, params, cache=config.cache, runtime=config.replace(attention_backend=backend).runtime,
-        num_blocks=max(2, min(target.memory // 2 // size, 4096)), num_slots=config.scheduler.max_num_seqs,
-        max_len=config.model.max_model_len or model.context_length, sharding=device.sharding,
-    )  # fmt: skip
+    geometry = Geometry.of(model, config, dtype, num_blocks=max(2, min(target.memory // 2 // size, 4096)))
+    runtime = config.replace(attention_backend=backend).runtime
+    lowering = Lowering(geometry, model_for(model).abstract_params(model, dtype), device, runtime)
     buckets = BucketTable.from_config(config.buckets, config.scheduler).all()
     widest = max(buckets, key=lambda bucket: bucket.tokens)
     rows = max(bucket.sample_rows for bucket in buckets)

@@ -9,7 +9,7 @@ Blocks of 8 bits have float32 scales beside them, one a block and head: see `ker
 
 import os
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,13 @@ from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.core.sections import CacheConfig
 from jaxserve.core.settings import require
 from jaxserve.models.config import ModelConfig
+from jaxserve.parallel.placement import Placement
+from jaxserve.runtime.geometry import Geometry, pages_dtype
 from kernels_pallas.paged_attention.options import QUANTISED
+from kernels_pallas.pages import Pages
 
-
-class LayerCache(NamedTuple):
-    """One layer's pages, and, where they are quantised, their scales."""
-
-    keys: jax.Array  # [P, K, S, H]
-    values: jax.Array  # [P, K, S, H]
-    key_scales: jax.Array | None = None  # [P, K] float32
-    value_scales: jax.Array | None = None  # [P, K] float32
-
-
-KVCache = tuple[LayerCache, ...]
-
-
-def pages_dtype(config: CacheConfig, dtype: Any) -> jnp.dtype:
-    """The type of the pages, where weights and activations are of `dtype`."""
-    return jnp.dtype(dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
+KVCache = tuple[Pages, ...]
+"""By layer."""
 
 
 def block_bytes(model: ModelConfig, block_size: int, dtype: Any) -> int:
@@ -45,22 +34,24 @@ def block_bytes(model: ModelConfig, block_size: int, dtype: Any) -> int:
     return model.num_layers * 2 * model.num_kv_heads * (pages + scale)
 
 
-def abstract_cache(model: ModelConfig, num_blocks: int, block_size: int, dtype: Any) -> Any:
+def abstract_cache(geometry: Geometry, sharding: jax.sharding.Sharding | None = None) -> Any:
     """The cache's shapes, as a KVCache of jax.ShapeDtypeStruct."""
-    page = jax.ShapeDtypeStruct((num_blocks, model.num_kv_heads, block_size, model.head_dim), dtype)
-    scale = jax.ShapeDtypeStruct(page.shape[:2], jnp.float32) if _quantised(dtype) else None
-    return tuple(LayerCache(page, page, scale, scale) for _ in range(model.num_layers))
+    model = geometry.model
+    shape = geometry.num_blocks, model.num_kv_heads, geometry.block_size, model.head_dim
+    page, scale = jax.ShapeDtypeStruct(shape, geometry.page_dtype, sharding=sharding), None
+    if _quantised(geometry.page_dtype):
+        scale = jax.ShapeDtypeStruct(shape[:2], jnp.float32, sharding=sharding)
+    return tuple(Pages(page, page, scale, scale) for _ in range(model.num_layers))
 
 
 def _quantised(dtype: Any) -> bool:
     return jnp.dtype(dtype).name in QUANTISED
 
 
-def allocate_cache(model: ModelConfig, num_blocks: int, block_size: int, dtype: Any, device: jax.Device) -> KVCache:
-    """Zeros: the scratch block must hold finite numbers, for padding reads it."""
-    shapes = abstract_cache(model, num_blocks, block_size, dtype)
-    with jax.default_device(device):
-        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+def allocate_cache(geometry: Geometry, placement: Placement) -> KVCache:
+    """Zeros: the scratch block must hold finite numbers, because padding reads it."""
+    shapes = abstract_cache(geometry, placement.pages)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes)
 
 
 def size_pool(

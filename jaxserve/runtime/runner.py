@@ -8,23 +8,22 @@ device as well, as the next step's input.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.core.buckets import BucketTable
 from jaxserve.core.errors import UnexpectedCompilation
 from jaxserve.core.move_costs import MoveCosts
 from jaxserve.core.plan import NO_BUCKET, Bucket, StepPlan
 from jaxserve.core.sections import CacheConfig, RuntimeConfig
 from jaxserve.core.step_record import Compilation
-from jaxserve.models.config import ModelConfig
-from jaxserve.models.decoder import Decoder
+from jaxserve.parallel.placement import Placement
 from jaxserve.runtime.batch import BatchBuilder
-from jaxserve.runtime.kv_cache import allocate_cache, pages_dtype
+from jaxserve.runtime.geometry import Geometry
+from jaxserve.runtime.kv_cache import allocate_cache
 from jaxserve.runtime.offload.offload import Offload
 from jaxserve.runtime.pending import PendingMoves, PendingStep
 from jaxserve.runtime.profile import named, step_named
@@ -44,50 +43,38 @@ NO_STEP = StepPlan(0, (), (), NO_BUCKET)
 
 
 class ModelRunner:
-    """Runs plans on one device.
+    """Runs plans on the device, or the devices, of a placement.
 
     Args:
-      num_blocks: KV blocks, the scratch block included.
-      max_len: tokens of the longest sequence.
-      host_blocks, disk_blocks: sizes of the offload tiers; 0: none.
+      params: the weights, which lie where `placement` puts them.
       processor: of logits, traced into the sampler.
     """
 
+    lowering: ClassVar[type[Lowering]] = Lowering
+    """What lowers the programs. Tests put a class here that lowers and compiles what is equal once a session."""
+
     def __init__(
         self,
-        model: Decoder,
-        config: ModelConfig,
+        geometry: Geometry,
         params: Any,
+        placement: Placement,
         *,
         cache: CacheConfig,
         runtime: RuntimeConfig,
-        buckets: BucketTable,
-        num_blocks: int,
-        num_slots: int,
-        max_len: int,
-        host_blocks: int = 0,
-        disk_blocks: int = 0,
         processor: Processor | None = None,
     ) -> None:
-        self._config, self._params = config, params
-        self._cache_config, self._runtime = cache, runtime
-        self._num_blocks, self._num_slots = num_blocks, num_slots
-        self._device = jax.tree.leaves(params)[0].device
-        self._dtype = jax.tree.leaves(params)[0].dtype
-        lowering = Lowering(
-            model, config, params, cache=cache, runtime=runtime, num_blocks=num_blocks, num_slots=num_slots,
-            max_len=max_len,
-        )  # fmt: skip
-        self._table_width, self._context = lowering.table_width, lowering.context
-        self._batch = BatchBuilder(num_slots, self._table_width, cache.block_size)
+        self._geometry, self._params, self._placement, self._runtime = geometry, params, placement, runtime
+        self._batch = BatchBuilder(geometry.num_slots, geometry.table_width, geometry.block_size)
         self._counter = CompilationCounter()
         self._num_steps = 0
-        moves = host_blocks + disk_blocks > 0
         self.programs = ProgramSet(
-            lowering, buckets.all(), threads=runtime.compile_threads, moves=moves, processor=processor
+            self.lowering(geometry, params, placement, runtime),
+            geometry.buckets.all(),
+            threads=runtime.compile_threads,
+            moves=geometry.host_blocks + geometry.disk_blocks > 0,
+            processor=processor,
         )
-        movers = self.programs.movers
-        self._offload = Offload(cache, lowering.state.cache, movers, self._device, host_blocks, disk_blocks)
+        self._offload = Offload(geometry, placement, self.programs.movers, cache)
         self._allocate()
 
     # --- a step -----------------------------------------------------------------------------------------------
@@ -206,11 +193,9 @@ class ModelRunner:
     # --- state ----------------------------------------------------------------------------------------------
 
     def _allocate(self) -> None:
-        config = self._cache_config
-        dtype = pages_dtype(config, self._dtype)
-        cache = allocate_cache(self._config, self._num_blocks, config.block_size, dtype, self._device)
-        with jax.default_device(self._device):
-            tables = jnp.zeros((self._num_slots + 1, self._table_width), jnp.int32)
-            self._slots: SlotState = init_slot_state(self._num_slots, self._context, self._config.vocab_size)
-        self._state = ModelState(cache, tables)
-        self._slot_loader = SlotLoader(self._context, self._config.vocab_size)
+        geometry, place = self._geometry, self._placement
+        slots, vocab_size = geometry.num_slots, geometry.model.vocab_size
+        tables = place.make(lambda: jnp.zeros((slots + 1, geometry.table_width), jnp.int32))
+        self._state = ModelState(allocate_cache(geometry, place), tables)
+        self._slots: SlotState = place.make(lambda: init_slot_state(slots, geometry.context, vocab_size))
+        self._slot_loader = SlotLoader(geometry.context, vocab_size)

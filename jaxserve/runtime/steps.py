@@ -17,10 +17,11 @@ from jaxserve.core.plan import Bucket
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.runtime.batch import unpack_model, unpack_sample
-from jaxserve.runtime.kv_cache import KVCache, LayerCache
+from jaxserve.runtime.kv_cache import KVCache
 from jaxserve.runtime.sampling.sampler import RowParams, Sampled, SlotState, Variant, prompt_logprobs, sample
 from kernels_pallas.paged_attention import api as paged_attention
-from kernels_pallas.write_kv import write_kv, write_quantised
+from kernels_pallas.pages import Pages
+from kernels_pallas.write_kv import write
 
 _STATIC = ("scale", "sliding_window", "soft_cap", "backend", "interpret", "debug")
 _decode = jax.jit(paged_attention.decode, static_argnames=_STATIC)
@@ -91,20 +92,20 @@ def model_step(
     rows, last_layer = bucket.decode_rows, config.num_layers - 1
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
-        cache[layer] = held = _write(cache[layer], k, v, layout)
-        options: dict[str, Any] = {"sliding_window": sliding_window, **_scales(held), **attention}
+        cache[layer] = pages = write(cache[layer], k, v, layout.cache_slots, layout.firsts)
+        options: dict[str, Any] = {"sliding_window": sliding_window, **attention}
         if layer == last_layer:  # one query a row, its last token's
             with jax.named_scope("paged_decode"):
-                return _decode(q, held.keys, held.values, layout.end_tables, layout.end_lengths, **options)
+                return _decode(q, pages, layout.end_tables, layout.end_lengths, **options)
         parts: list[jax.Array] = []
         if rows:
             lengths = layout.decode_lengths
             with jax.named_scope("paged_decode"):
-                parts.append(_decode(q[:rows], held.keys, held.values, layout.decode_tables, lengths, **options))
+                parts.append(_decode(q[:rows], pages, layout.decode_tables, lengths, **options))
         if bucket.prefill_tokens:
             where = layout.prefill_tables, layout.offsets, layout.context_lengths
             with jax.named_scope("paged_prefill"):
-                parts.append(_prefill(q[rows:], held.keys, held.values, *where, **options))
+                parts.append(_prefill(q[rows:], pages, *where, **options))
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     x = model.body(params, config, layout.tokens, layout.positions, attend)
@@ -164,20 +165,6 @@ def _lay_out(
     )
 
 
-def _write(cache: LayerCache, k: jax.Array, v: jax.Array, layout: _Layout) -> LayerCache:  # [B + T, K, H]
-    """The layer's cache with the step's keys and values."""
-    if cache.key_scales is None or cache.value_scales is None:
-        return LayerCache(*write_kv(cache.keys, cache.values, k, v, layout.cache_slots))
-    # Not before the layer's keys are there: XLA would fetch pages of many layers at once, and hold them all (751 MiB of
-    # temporaries in an 8B step of 256 rows for an H200).
-    firsts, _ = jax.lax.optimization_barrier((layout.firsts, k))
-    where = layout.cache_slots, firsts
-    with jax.named_scope("write_kv"):
-        keys, key_scales = write_quantised(cache.keys, cache.key_scales, k, *where)
-        values, value_scales = write_quantised(cache.values, cache.value_scales, v, *where)
-    return LayerCache(keys, values, key_scales, value_scales)
-
-
 def sample_step(
     logits: jax.Array,  # [R, V]
     state: SlotState,
@@ -197,7 +184,7 @@ def sample_step(
 
 def score_step(
     params: Any,
-    cache: LayerCache,  # of the last layer, which the step has written
+    pages: Pages,  # of the last layer, which the step has written
     prefilled: Prefilled,
     targets: jax.Array,  # [T]
     *,
@@ -210,14 +197,9 @@ def score_step(
     where = prefilled.tables, prefilled.offsets, prefilled.context_lengths
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, sliding_window: int | None = None) -> jax.Array:
-        options: dict[str, Any] = {"sliding_window": sliding_window, **_scales(cache), **attention}
         with jax.named_scope("paged_prefill"):
-            return _prefill(q, cache.keys, cache.values, *where, **options)
+            return _prefill(q, pages, *where, sliding_window=sliding_window, **attention)
 
     with jax.named_scope("score"):
         hidden = model.ending(params, config, prefilled.hidden, prefilled.positions, attend)
         return prompt_logprobs(lambda part: model.logits(params, config, part), hidden, targets)
-
-
-def _scales(cache: LayerCache) -> dict[str, Any]:
-    return {"k_scales": cache.key_scales, "v_scales": cache.value_scales}

@@ -8,7 +8,7 @@ disk            |======== writes, reads =========|   in the order asked; reporte
 from collections import deque
 
 from jaxserve.core.move_costs import MoveCosts
-from jaxserve.core.plan import Moved, StepPlan, Tier
+from jaxserve.core.plan import Moved, MoveKind, StepPlan, Tier
 
 WAIT_S = 0.02
 """Longest wait for the disk in a step that has nothing else to do."""
@@ -24,14 +24,17 @@ class SimTiers:
         """Start a plan's moves. Returns when its loads are on the device; `now` if it has none."""
         loaded_s = now
         for move in plan.moves:
-            if move.source is Tier.DEVICE:
-                self._copies_free_s = max(self._copies_free_s, now) + self._costs.to_host_s
-                if move.target is Tier.DISK:
-                    self._end_on_disk(Moved(move, ok=True), self._copies_free_s, self._costs.to_disk_s)
-            elif move.target is Tier.DEVICE:
-                self._copies_free_s = loaded_s = max(self._copies_free_s, now) + self._costs.from_host_s
-            elif (move.source, move.target) == (Tier.DISK, Tier.STAGED):
-                self._end_on_disk(Moved(move, ok=True), now, self._costs.from_disk_s)
+            match move.kind:
+                case MoveKind.SAVE:
+                    self._copies_free_s = max(self._copies_free_s, now) + self._costs.to_host_s
+                    if move.target is Tier.DISK:
+                        self._end_on_disk(Moved(move, ok=True), self._copies_free_s, self._costs.to_disk_s)
+                case MoveKind.LOAD:
+                    self._copies_free_s = loaded_s = max(self._copies_free_s, now) + self._costs.from_host_s
+                case MoveKind.FETCH:
+                    self._end_on_disk(Moved(move, ok=True), now, self._costs.from_disk_s)
+                case MoveKind.UNSTAGE | MoveKind.DROP:  # these take no time
+                    pass
         return loaded_s
 
     def settled(self, now: float) -> tuple[Moved, ...]:

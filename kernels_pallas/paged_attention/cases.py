@@ -7,13 +7,16 @@ points, is finite.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels_pallas.paged_attention.options import QUANTISED, Problem
+from kernels_pallas.pages import Pages
 
 BARS = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 2e-5}
 """Largest relative error of a row of the output, against float64."""
@@ -29,10 +32,7 @@ class Case:
     kind: str
     problem: Problem
     seed: int
-    k_pages: NDArray  # [P, K, S, H]
-    v_pages: NDArray  # [P, K, S, H]
-    k_scales: NDArray[np.float32] | None  # [P, K]
-    v_scales: NDArray[np.float32] | None  # [P, K]
+    pages: Pages  # of NumPy arrays
     tables: Ints  # [R, W]
     lengths: Ints  # [R] tokens in the cache
     chunks: Ints  # [R] queries of each row, its last tokens; ones, but for length 0, when decoding
@@ -42,9 +42,9 @@ class Case:
     soft_cap: float | None
 
     def __str__(self) -> str:
-        p = self.problem
+        p, kv_heads = self.problem, self.pages.keys.shape[1]
         return (
-            f"{self.kind}, seed {self.seed}: H {p.head_dim}, G {p.group}, K {self.k_pages.shape[1]}, S {p.page_size}, "
+            f"{self.kind}, seed {self.seed}: H {p.head_dim}, G {p.group}, K {kv_heads}, S {p.page_size}, "
             f"{p.dtype} on {p.kv_dtype} pages, window {self.sliding_window}, cap {self.soft_cap}, "
             f"sinks {self.sinks is not None}, lengths {self.lengths.tolist()}, chunks {self.chunks.tolist()}"
         )
@@ -56,9 +56,14 @@ class Case:
     @property
     def options(self) -> dict:
         """The keyword arguments of `decode` and `prefill` that belong to the case."""
-        arrays = {"sinks": self.sinks, "k_scales": self.k_scales, "v_scales": self.v_scales}
-        given = {name: None if array is None else jnp.asarray(array) for name, array in arrays.items()}
-        return given | {"sliding_window": self.sliding_window, "soft_cap": self.soft_cap}
+        sinks = None if self.sinks is None else jnp.asarray(self.sinks)
+        return {"sinks": sinks, "sliding_window": self.sliding_window, "soft_cap": self.soft_cap}
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The positional arguments of `decode` or `prefill`, as JAX's arrays."""
+        where = (self.lengths,) if self.kind == "decode" else (self.offsets, self.lengths)
+        return jax.tree.map(jnp.asarray, (self.q, self.pages, self.tables, *where))
 
 
 def draw(
@@ -101,11 +106,11 @@ def draw(
         tables[lengths.argmax(), -1] = tables[lengths.argmax(), 1]
     queries = rows if kind == "decode" else int(chunks.sum()) + int(rng.integers(0, 20))
     q = rng.standard_normal((max(queries, 1), kv_heads * group, head_dim)).astype(_type(dtype))
-    k, k_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, tables)
-    v, v_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, tables)
+    keys, key_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, tables)
+    values, value_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, tables)
     window = int(rng.choice([1, size - 1, size, size + 3, 2 * size])) if rng.random() < 0.4 else None
     return Case(
-        kind, problem, seed, k, v, k_scales, v_scales, tables, lengths, chunks, q,
+        kind, problem, seed, Pages(keys, values, key_scales, value_scales), tables, lengths, chunks, q,
         sinks=None if plain or rng.random() < 0.6 else rng.standard_normal(kv_heads * group).astype(np.float32),
         sliding_window=None if plain else window,
         soft_cap=None if plain or rng.random() < 0.6 else float(rng.uniform(2.0, 30.0)),
@@ -115,8 +120,8 @@ def draw(
 def expected(case: Case) -> Floats:  # [T, N, H]
     """The answer in float64, zeros for padding rows and queries."""
     out = np.zeros(case.q.shape)
-    k = _values(case.k_pages, case.k_scales)
-    v = _values(case.v_pages, case.v_scales)
+    k = _numbers(case.pages.keys, case.pages.key_scales)
+    v = _numbers(case.pages.values, case.pages.value_scales)
     for row, (length, chunk, offset) in enumerate(zip(case.lengths, case.chunks, case.offsets, strict=False)):
         if chunk:
             at = slice(row, row + 1) if case.kind == "decode" else slice(offset, offset + chunk)
@@ -167,7 +172,7 @@ def _row(case: Case, q: Floats, k: Floats, v: Floats) -> Floats:  # q [C, N, H],
     return out.reshape(kv_heads, group, chunk, head_dim).transpose(2, 0, 1, 3).reshape(chunk, heads, head_dim)
 
 
-def _values(pages: NDArray, scales: NDArray[np.float32] | None):
+def _numbers(pages: NDArray, scales: NDArray[np.float32] | None):
     """`used pages -> [K, tokens, H]` in float64."""
 
     def gather(used: Ints) -> Floats:

@@ -14,38 +14,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas.paged_attention.options import FLOATS, QUANTISED, Options, Problem
+from kernels_pallas.pages import Pages
 
 
 def check_shapes(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    block_tables: jax.Array,
+    pages: Pages,
+    tables: jax.Array,
     sinks: jax.Array | None,
-    k_scales: jax.Array | None,
-    v_scales: jax.Array | None,
 ) -> Problem:
     """The problem that the arguments pose. ValueError or TypeError names the one that does not fit."""
     _expect_array("q", q, "[rows, N, H]")
-    _expect_array("k_pages", k_pages, "[P, K, S, H]")
-    _expect_array("v_pages", v_pages, "[P, K, S, H]")
-    _expect_array("block_tables", block_tables, "[rows, W]")
-    if v_pages.shape != k_pages.shape or v_pages.dtype != k_pages.dtype:
+    if not isinstance(pages, Pages):
+        raise TypeError(f"pages must be kernels_pallas.pages.Pages, not {type(pages).__name__}")
+    keys, values = pages.keys, pages.values
+    _expect_array("pages.keys", keys, "[P, K, S, H]")
+    _expect_array("pages.values", values, "[P, K, S, H]")
+    _expect_array("tables", tables, "[rows, W]")
+    if values.shape != keys.shape or values.dtype != keys.dtype:
         raise ValueError(
-            f"v_pages {v_pages.shape} {v_pages.dtype} must be like k_pages {k_pages.shape} {k_pages.dtype}"
+            f"pages.values {values.shape} {values.dtype} must be like pages.keys {keys.shape} {keys.dtype}"
         )
-    heads, kv_heads = q.shape[1], k_pages.shape[1]
-    if q.shape[2] != k_pages.shape[3]:
-        raise ValueError(f"q has head dimension {q.shape[2]}, k_pages {k_pages.shape[3]}")
+    heads, kv_heads = q.shape[1], keys.shape[1]
+    if q.shape[2] != keys.shape[3]:
+        raise ValueError(f"q has head dimension {q.shape[2]}, pages.keys {keys.shape[3]}")
     if heads % kv_heads:
-        raise ValueError(f"q has {heads} heads: not a multiple of k_pages' {kv_heads}")
-    if q.dtype.name not in FLOATS or k_pages.dtype.name not in (q.dtype.name, *QUANTISED):
+        raise ValueError(f"q has {heads} heads: expected a multiple of the {kv_heads} of pages.keys")
+    if q.dtype.name not in FLOATS or keys.dtype.name not in (q.dtype.name, *QUANTISED):
         raise TypeError(
-            f"q ({q.dtype}) must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, and k_pages ({k_pages.dtype}) must have "
+            f"q ({q.dtype}) must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, and pages.keys ({keys.dtype}) must have "
             f"one floating type with it, or be {' or '.join(QUANTISED)}"
         )
-    if block_tables.dtype != jnp.int32:
-        raise TypeError(f"block_tables must be [rows, W] int32, not {block_tables.shape} {block_tables.dtype}")
+    if tables.dtype != jnp.int32:
+        raise TypeError(f"tables must be [rows, W] int32, not {tables.shape} {tables.dtype}")
     if sinks is not None:
         _expect_array("sinks", sinks, "[N]")
         if sinks.shape != (heads,) or sinks.dtype.name not in FLOATS:
@@ -53,16 +54,16 @@ def check_shapes(
                 f"sinks must be [N] = [{heads}] of {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, not {sinks.shape} "
                 f"{sinks.dtype}"
             )
-    problem = Problem(q.shape[2], heads // kv_heads, k_pages.shape[2], q.dtype.name, k_pages.dtype.name)
-    for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+    problem = Problem(q.shape[2], heads // kv_heads, keys.shape[2], q.dtype.name, keys.dtype.name)
+    for name, scales in (("pages.key_scales", pages.key_scales), ("pages.value_scales", pages.value_scales)):
         if (scales is not None) != problem.quantised:
             wanted = "needed for" if problem.quantised else "given, and there are none for"
             raise ValueError(f"{name} are {wanted} pages of {problem.kv_dtype}")
         if scales is None:
             continue
         _expect_array(name, scales, "[P, K]")
-        if scales.shape != k_pages.shape[:2] or scales.dtype != jnp.float32:
-            raise ValueError(f"{name} must be [P, K] = {k_pages.shape[:2]} float32, not {scales.shape} {scales.dtype}")
+        if scales.shape != keys.shape[:2] or scales.dtype != jnp.float32:
+            raise ValueError(f"{name} must be [P, K] = {keys.shape[:2]} float32, not {scales.shape} {scales.dtype}")
     return problem
 
 
@@ -111,40 +112,40 @@ def _is_a(name: str, value: Any, kind: type) -> bool:
 
 
 def check_contents(
-    k_pages: jax.Array,
-    block_tables: jax.Array,  # [R, W]
+    pages: Pages,
+    tables: jax.Array,  # [R, W]
     lengths_name: str,
     lengths: jax.Array,  # [R] tokens in the cache
-    query_offsets: jax.Array | None = None,  # [R + 1]
+    offsets: jax.Array | None = None,  # [R + 1]
     queries: int = 0,
 ) -> jax.Array:
     """The tables, with page 0 where they name a page that does not exist.
 
     ValueError names what is wrong; inside a jitted program it comes as JAX's runtime error, when the program has run.
     """
-    pages, _, size, _ = k_pages.shape
-    width = block_tables.shape[1]
+    count, _, size, _ = pages.keys.shape
+    width = tables.shape[1]
     used = jnp.arange(width, dtype=jnp.int32)[None] * size < lengths[:, None]
-    outside = (block_tables < 0) | (block_tables >= pages)
+    outside = (tables < 0) | (tables >= count)
     wrong = {
-        f"block_tables: entries that are read name no page from 0 to {pages - 1}": jnp.sum(outside & used),
+        f"tables: entries that are read name no page from 0 to {count - 1}": jnp.sum(outside & used),
         f"{lengths_name}: rows are below 0 or above the {width * size} tokens that a table's {width} pages hold":
             jnp.sum((lengths < 0) | (lengths > width * size)),
     }  # fmt: skip
-    if query_offsets is not None:
-        chunks = query_offsets[1:] - query_offsets[:-1]
-        ends = jnp.stack([query_offsets[0] != 0, query_offsets[-1] > queries])
-        wrong[f"query_offsets: do not start at 0, grow, and end at most at the {queries} queries"] = jnp.sum(
+    if offsets is not None:
+        chunks = offsets[1:] - offsets[:-1]
+        ends = jnp.stack([offsets[0] != 0, offsets[-1] > queries])
+        wrong[f"offsets: do not start at 0, grow, and end at most at the {queries} queries"] = jnp.sum(
             chunks < 0
         ) + jnp.sum(ends)
         wrong[f"{lengths_name}: rows are shorter than their own chunk of queries"] = jnp.sum(chunks > lengths)
     messages = list(wrong)
-    counts = jnp.stack([jnp.asarray(count, jnp.int32) for count in wrong.values()])
+    counts = jnp.stack([jnp.asarray(found, jnp.int32) for found in wrong.values()])
     if isinstance(counts, jax.core.Tracer):
         jax.debug.callback(lambda found: _raise(messages, found), counts)
     else:
         _raise(messages, np.asarray(counts))
-    return jnp.where(outside, 0, block_tables)
+    return jnp.where(outside, 0, tables)
 
 
 def _raise(messages: list[str], counts: np.ndarray) -> None:

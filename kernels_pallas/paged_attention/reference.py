@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels_pallas.paged_attention.options import Options, Problem
+from kernels_pallas.pages import Pages
 
 MASKED = -1e30
 """Finite, so that a page without a visible token is harmless: 0 x NaN would not be."""
@@ -34,15 +35,6 @@ _FAR = 1 << 30  # the position of a query that is padding: it widens no window
 State = tuple[jax.Array, jax.Array, jax.Array]  # m, sum [R, K, M] and acc [R, K, M, H], float32
 
 
-class _Pages(NamedTuple):
-    """The cache: pages, and, where they are quantised, their scales."""
-
-    k: jax.Array  # [P, K, S, H]
-    v: jax.Array  # [P, K, S, H]
-    k_scales: jax.Array | None  # [P, K]
-    v_scales: jax.Array | None  # [P, K]
-
-
 def limit(problem: Problem) -> str | None:
     """None: the reference computes everything."""
     return None
@@ -50,47 +42,40 @@ def limit(problem: Problem) -> str | None:
 
 def decode(
     q: jax.Array,  # [B, N, H]
-    k_pages: jax.Array,  # [P, K, S, H]
-    v_pages: jax.Array,  # [P, K, S, H]
-    block_tables: jax.Array,  # [B, W]
+    pages: Pages,
+    tables: jax.Array,  # [B, W]
     lengths: jax.Array,  # [B]
     sinks: jax.Array | None,  # [N]
-    k_scales: jax.Array | None,  # [P, K] float32
-    v_scales: jax.Array | None,  # [P, K] float32
     options: Options,
 ) -> jax.Array:  # [B, N, H]
     rows, heads, head_dim = q.shape
-    kv_heads, size = k_pages.shape[1:3]
+    kv_heads, size = pages.keys.shape[1:3]
     group, at_once = heads // kv_heads, _pages_at_once(size)
     block = ROW_BLOCK if rows % ROW_BLOCK == 0 else rows
     start = _start(sinks, block, kv_heads, group, 1, head_dim)
-    cache = _Pages(k_pages, v_pages, k_scales, v_scales)
 
     def one_block(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        query, tables, length = given
+        query, table, length = given
         positions = jnp.broadcast_to((length - 1)[:, None], (block, group))
         scaled = query.reshape(block, kv_heads, group, head_dim).astype(jnp.float32) * options.scale
-        visit = _visit(scaled, cache, tables, positions, options)
+        visit = _visit(scaled, pages, table, positions, options)
         first = _first_page(jnp.min(length) - 1, size, options) // at_once
         last = _pages(jnp.max(length), size * at_once)
         return _finish(lax.fori_loop(first, last, visit, start)).reshape(block, heads, head_dim).astype(q.dtype)
 
     order = jnp.argsort(lengths) if rows > block else jnp.arange(rows)
-    given = q[order], _filled_up(block_tables, size)[order], lengths[order]
+    given = q[order], _filled_up(tables, size)[order], lengths[order]
     blocks = jax.tree.map(lambda x: x.reshape(rows // block, block, *x.shape[1:]), given)
     return jnp.zeros_like(q).at[order].set(lax.map(one_block, blocks).reshape(q.shape))
 
 
 def prefill(
     q: jax.Array,  # [T, N, H]
-    k_pages: jax.Array,  # [P, K, S, H]
-    v_pages: jax.Array,  # [P, K, S, H]
-    block_tables: jax.Array,  # [R, W]
-    query_offsets: jax.Array,  # [R + 1]
+    pages: Pages,
+    tables: jax.Array,  # [R, W]
+    offsets: jax.Array,  # [R + 1]
     context_lengths: jax.Array,  # [R]
     sinks: jax.Array | None,  # [N]
-    k_scales: jax.Array | None,  # [P, K] float32
-    v_scales: jax.Array | None,  # [P, K] float32
     options: Options,
 ) -> jax.Array:  # [T, N, H]
     """Each row's queries are cut into tiles; tiles are taken in blocks, those that see most first.
@@ -99,13 +84,12 @@ def prefill(
     blocks of up to 8 tiles by what they see: all heads of all their queries in one product a page
     """
     tokens, heads, head_dim = q.shape
-    kv_heads, size = k_pages.shape[1:3]
+    kv_heads, size = pages.keys.shape[1:3]
     group, tile, at_once = heads // kv_heads, min(QUERY_TILE, tokens), _pages_at_once(size)
     abreast = min(max(tokens // tile, 2), TILES_AT_ONCE)  # A: more than a small step's tiles would be padding
     start = _start(sinks, abreast, kv_heads, group, tile, head_dim)
-    cache = _Pages(k_pages, v_pages, k_scales, v_scales)
-    tables = _filled_up(block_tables, size)
-    tiles, blocks = _cut_into_tiles(tokens, tile, abreast, tables, query_offsets, context_lengths)
+    tables = _filled_up(tables, size)
+    tiles, blocks = _cut_into_tiles(tokens, tile, abreast, tables, offsets, context_lengths)
     lane = jnp.arange(tile, dtype=jnp.int32)
 
     def one_block(i: jax.Array, out: jax.Array) -> jax.Array:
@@ -115,7 +99,7 @@ def prefill(
         query = query.transpose(0, 2, 3, 1, 4).reshape(abreast, kv_heads, group * tile, head_dim)
         position = now.position[:, None] + lane[None]
         positions = jnp.broadcast_to(position[:, None], (abreast, group, tile)).reshape(abreast, -1)
-        visit = _visit(query.astype(jnp.float32) * options.scale, cache, now.table, positions, options)
+        visit = _visit(query.astype(jnp.float32) * options.scale, pages, now.table, positions, options)
         first = _first_page(jnp.min(now.position), size, options) // at_once
         last = _pages(jnp.max(now.seen), size * at_once)
         result = _finish(lax.fori_loop(first, last, visit, start))
@@ -141,14 +125,14 @@ def _cut_into_tiles(
     tokens: int,
     tile: int,
     abreast: int,
-    block_tables: jax.Array,  # [R, W]
-    query_offsets: jax.Array,  # [R + 1]
+    tables: jax.Array,  # [R, W]
+    offsets: jax.Array,  # [R + 1]
     context_lengths: jax.Array,  # [R]
 ) -> tuple[_Tiles, jax.Array]:
     """All tiles that `tokens` queries can make, and how many blocks hold a query."""
-    rows = block_tables.shape[0]
+    rows = tables.shape[0]
     count = -(-(tokens // tile + rows) // abreast) * abreast
-    chunks = query_offsets[1:] - query_offsets[:-1]
+    chunks = offsets[1:] - offsets[:-1]
     each = (chunks + tile - 1) // tile
     upto = jnp.cumsum(each, dtype=jnp.int32)  # [R] tiles up to and with the row
     ids = jnp.arange(count, dtype=jnp.int32)
@@ -157,7 +141,7 @@ def _cut_into_tiles(
     queries = jnp.where(ids < upto[-1], jnp.minimum(chunks[row] - inside, tile), 0)
     position = jnp.where(queries > 0, context_lengths[row] - chunks[row] + inside, _FAR)
     seen = jnp.where(queries > 0, position + queries, 0)
-    tiles = _Tiles(block_tables[row], query_offsets[row] + inside, queries, position, seen)
+    tiles = _Tiles(tables[row], offsets[row] + inside, queries, position, seen)
     order = jnp.argsort(-seen)
     tiles = jax.tree.map(lambda x: x[order].reshape(count // abreast, abreast, *x.shape[1:]), tiles)
     return tiles, lax.div(upto[-1] + jnp.int32(abreast - 1), jnp.int32(abreast))
@@ -165,21 +149,21 @@ def _cut_into_tiles(
 
 def _visit(
     q: jax.Array,  # [R, K, M, H] float32, scaled
-    cache: _Pages,
+    pages: Pages,
     tables: jax.Array,  # [R, W], W a multiple of the pages visited at once
     positions: jax.Array,  # [R, M] of the queries
     options: Options,
 ):
     """The online softmax over the next pages of every row, for `fori_loop`."""
-    size = cache.k.shape[2]
+    size = pages.keys.shape[2]
     at_once = _pages_at_once(size)
 
     def visit(i: jax.Array, state: State) -> State:
         m, total, acc = state
-        pages = lax.dynamic_slice_in_dim(tables, i * at_once, at_once, axis=1)  # [R, p]
-        scores = _scores(q, _take(cache.k, pages))  # [R, p, K, M, S]
-        if cache.k_scales is not None:
-            scores = scores * cache.k_scales[pages][..., None, None]
+        ids = lax.dynamic_slice_in_dim(tables, i * at_once, at_once, axis=1)  # [R, p]
+        scores = _scores(q, _take(pages.keys, ids))  # [R, p, K, M, S]
+        if pages.key_scales is not None:
+            scores = scores * pages.key_scales[ids][..., None, None]
         if options.soft_cap is not None:
             scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
         at = (i * at_once * size + jnp.arange(at_once * size, dtype=jnp.int32)).reshape(1, -1, 1, size)
@@ -193,9 +177,9 @@ def _visit(
         # a query that sees nothing here and saw nothing before has m = MASKED: its weights must be 0, not 1
         weights = jnp.where(visible, jnp.exp(scores - grown[:, None, :, :, None]), 0.0)
         total = total * keep + weights.sum(axis=(1, 4))
-        if cache.v_scales is not None:
-            weights = weights * cache.v_scales[pages][..., None, None]
-        acc = acc * keep[..., None] + _weighted(weights, _take(cache.v, pages))
+        if pages.value_scales is not None:
+            weights = weights * pages.value_scales[ids][..., None, None]
+        acc = acc * keep[..., None] + _weighted(weights, _take(pages.values, ids))
         return grown, total, acc
 
     return visit

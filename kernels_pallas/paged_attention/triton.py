@@ -24,6 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from kernels_pallas.paged_attention.options import Options, Problem
+from kernels_pallas.pages import Pages
 
 MASKED = -1e30
 LOG2_E = 1.4426950408889634
@@ -72,41 +73,35 @@ def prefill_tile(head_dim: int, group: int, *, quantised: bool = False) -> Tile:
 
 def decode(
     q: jax.Array,  # [B, N, H]
-    k_pages: jax.Array,  # [P, K, S, H]
-    v_pages: jax.Array,  # [P, K, S, H]
-    block_tables: jax.Array,  # [B, W]
+    pages: Pages,
+    tables: jax.Array,  # [B, W]
     lengths: jax.Array,  # [B]
     sinks: jax.Array | None,  # [N]
-    k_scales: jax.Array | None,  # [P, K] float32
-    v_scales: jax.Array | None,  # [P, K] float32
     options: Options,
 ) -> jax.Array:  # [B, N, H]
     """See `paged_attention.decode`."""
     rows = jnp.arange(q.shape[0], dtype=jnp.int32)
     tiles = jnp.stack([rows, rows, jnp.ones_like(rows), lengths - 1], axis=1)
-    tile, kv_heads = decode_tile(q.shape[2], quantised=k_scales is not None), k_pages.shape[1]
-    longest = block_tables.shape[1] * k_pages.shape[2]
+    tile, kv_heads = decode_tile(q.shape[2], quantised=pages.quantised), pages.keys.shape[1]
+    longest = tables.shape[1] * pages.keys.shape[2]
     splits = max(1, min(MOST_SPLITS, PROGRAMS // (q.shape[0] * kv_heads), longest // (4 * tile.block)))
-    arrays = _Arrays(tiles, block_tables, q, k_pages, v_pages, sinks, k_scales, v_scales)
+    arrays = _Arrays(tiles, tables, q, pages, sinks)
     return _attend(arrays, tile, _floor_power(splits), options, "paged_decode")
 
 
 def prefill(
     q: jax.Array,  # [T, N, H]
-    k_pages: jax.Array,  # [P, K, S, H]
-    v_pages: jax.Array,  # [P, K, S, H]
-    block_tables: jax.Array,  # [R, W]
-    query_offsets: jax.Array,  # [R + 1]
+    pages: Pages,
+    tables: jax.Array,  # [R, W]
+    offsets: jax.Array,  # [R + 1]
     context_lengths: jax.Array,  # [R]
     sinks: jax.Array | None,  # [N]
-    k_scales: jax.Array | None,  # [P, K] float32
-    v_scales: jax.Array | None,  # [P, K] float32
     options: Options,
 ) -> jax.Array:  # [T, N, H]
     """See `paged_attention.prefill`."""
-    tile = prefill_tile(q.shape[2], q.shape[1] // k_pages.shape[1], quantised=k_scales is not None)
-    tiles = _cut(q.shape[0], tile.queries, query_offsets, context_lengths)
-    arrays = _Arrays(tiles, block_tables, q, k_pages, v_pages, sinks, k_scales, v_scales)
+    tile = prefill_tile(q.shape[2], q.shape[1] // pages.keys.shape[1], quantised=pages.quantised)
+    tiles = _cut(q.shape[0], tile.queries, offsets, context_lengths)
+    arrays = _Arrays(tiles, tables, q, pages, sinks)
     return _attend(arrays, tile, 1, options, "paged_prefill")
 
 
@@ -114,19 +109,16 @@ class _Arrays(NamedTuple):
     tiles: Any  # [tiles, 4] int32: row, first query, queries, position of the first
     tables: Any  # [R, W]
     q: Any  # [T, N, H]
-    k: Any  # [P, K, S, H]
-    v: Any
-    sinks: Any | None
-    k_scales: Any | None
-    v_scales: Any | None
+    pages: Pages
+    sinks: Any | None  # [N]
 
 
-def _cut(tokens: int, size: int, query_offsets: jax.Array, context_lengths: jax.Array) -> jax.Array:
+def _cut(tokens: int, size: int, offsets: jax.Array, context_lengths: jax.Array) -> jax.Array:
     """Tiles of at most `size` queries, [tiles, 4]; what is left over has no queries."""
     rows = context_lengths.shape[0]
-    chunks = query_offsets[1:] - query_offsets[:-1]
+    chunks = offsets[1:] - offsets[:-1]
     # the queries behind the last row's are a row without tokens: its positions end at 0
-    padding = tokens - query_offsets[-1:]
+    padding = tokens - offsets[-1:]
     chunks, ends = jnp.concatenate([chunks, padding]), jnp.concatenate([context_lengths, jnp.zeros_like(padding)])
     last = jnp.cumsum((chunks + size - 1) // size, dtype=jnp.int32)  # [R + 1] tiles up to and with the row
     tile = jnp.arange(tokens // size + rows + 1, dtype=jnp.int32)
@@ -134,24 +126,22 @@ def _cut(tokens: int, size: int, query_offsets: jax.Array, context_lengths: jax.
     row = jnp.minimum(row, rows)
     inside = (tile - jnp.where(row > 0, last[row - 1], 0)) * size
     count = jnp.where(tile < last[-1], jnp.clip(chunks[row] - inside, 0, size), 0)
-    begin = query_offsets[row] + inside
+    begin = offsets[row] + inside
     return jnp.stack([jnp.minimum(row, rows - 1), begin, count, ends[row] - chunks[row] + inside], axis=1)
 
 
 def _attend(arrays: _Arrays, tile: Tile, splits: int, options: Options, name: str) -> jax.Array:
     queries, heads, head_dim = arrays.q.shape
-    kv_heads = arrays.k.shape[1]
-    if arrays.k.dtype == jnp.float8_e4m3fn:  # Triton widens it on Ada only: the kernel does it by its bits
-        arrays = arrays._replace(
-            k=lax.bitcast_convert_type(arrays.k, jnp.uint8), v=lax.bitcast_convert_type(arrays.v, jnp.uint8)
-        )
+    kv_heads = arrays.pages.keys.shape[1]
+    if arrays.pages.keys.dtype == jnp.float8_e4m3fn:  # Triton widens it on Ada only: the kernel does it by its bits
+        keys, values = (lax.bitcast_convert_type(half, jnp.uint8) for half in arrays.pages[:2])
+        arrays = arrays._replace(pages=arrays.pages._replace(keys=keys, values=values))
     out = [jax.ShapeDtypeStruct((splits, queries, heads, head_dim), arrays.q.dtype if splits == 1 else jnp.float32)]
     if splits > 1:  # the logarithm of each share's weights, to base 2
         out.append(jax.ShapeDtypeStruct((splits, queries, heads), jnp.float32))
-    given = [array for array in arrays if array is not None]
-    present = [array is not None for array in arrays]
+    given, structure = jax.tree.flatten(arrays)
     found = pl.pallas_call(
-        partial(_kernel, present, tile, splits, heads // kv_heads, options),
+        partial(_kernel, structure, tile, splits, heads // kv_heads, options),
         out_shape=out,
         grid=(arrays.tiles.shape[0], kv_heads, splits),
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
@@ -166,11 +156,13 @@ def _combine(parts: jax.Array, weights: jax.Array) -> jax.Array:  # [splits, T, 
     return jnp.sum(parts * (share / share.sum(axis=0, keepdims=True))[..., None], axis=0)
 
 
-def _kernel(present: list[bool], tile: Tile, splits: int, group: int, options: Options, *refs: Any) -> None:
-    named = iter(refs)
-    at = _Arrays(*(next(named) if there else None for there in present))
-    out, log_weights = next(named), next(named, None)
-    page_size, head_dim = at.k.shape[2:]
+def _kernel(structure: Any, tile: Tile, splits: int, group: int, options: Options, *refs: Any) -> None:
+    """The references are to the arrays that `structure` names, then to the output and, with splits, its weights."""
+    inputs, outputs = refs[: structure.num_leaves], refs[structure.num_leaves :]
+    at: _Arrays = jax.tree.unflatten(structure, inputs)
+    out, log_weights = outputs if splits > 1 else (*outputs, None)
+    pages = at.pages
+    page_size, head_dim = pages.keys.shape[2:]
     head, split = pl.program_id(1), pl.program_id(2)
     row, begin, count, position = (plt.load(at.tiles.at[pl.program_id(0), jnp.int32(i)]) for i in range(4))
 
@@ -193,10 +185,10 @@ def _kernel(present: list[bool], tile: Tile, splits: int, group: int, options: O
         page = plt.load(at.tables.at[row, jnp.where(held, token // page_size, 0)], mask=held, other=0)
         slots = page[:, None], head, (token % page_size)[:, None], dims[None]
         there = held[:, None] & inside[None]
-        keys = _widened(plt.load(at.k.at[slots], mask=there, other=0), q.dtype)
+        keys = _widened(plt.load(pages.keys.at[slots], mask=there, other=0), q.dtype)
         scores = jnp.dot(q, keys.T, preferred_element_type=jnp.float32)
-        if at.k_scales is not None:
-            scores = scores * plt.load(at.k_scales.at[page, head], mask=held, other=0.0)[None]
+        if pages.key_scales is not None:
+            scores = scores * plt.load(pages.key_scales.at[page, head], mask=held, other=0.0)[None]
         scores = _capped(scores, options)
         visible = token[None] <= positions[:, None]
         if options.sliding_window is not None:
@@ -207,9 +199,9 @@ def _kernel(present: list[bool], tile: Tile, splits: int, group: int, options: O
         # a query that has seen nothing has peak = MASKED: its weights must be 0, not 1
         weights = jnp.where(visible, jnp.exp2(scores - grown[:, None]), 0.0)
         total = total * keep + weights.sum(axis=1)
-        if at.v_scales is not None:
-            weights = weights * plt.load(at.v_scales.at[page, head], mask=held, other=0.0)[None]
-        values = _widened(plt.load(at.v.at[slots], mask=there, other=0), q.dtype)
+        if pages.value_scales is not None:
+            weights = weights * plt.load(pages.value_scales.at[page, head], mask=held, other=0.0)[None]
+        values = _widened(plt.load(pages.values.at[slots], mask=there, other=0), q.dtype)
         product = jnp.dot(weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
         return grown, total, acc * keep[:, None] + product
 

@@ -1,7 +1,7 @@
 """The ledger of what is away: room, the way to the disk, and two that wait for each other's staging."""
 
 from jaxserve.cache.tiers import TierLedger
-from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.plan import Move, Moved, MoveKind, Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request, Sequence
 
@@ -32,7 +32,7 @@ def test_rooms_add_up() -> None:
     ledger.forget(first)
     ledger.forget(second)
     assert (ledger.room(Tier.HOST), ledger.room(Tier.DISK)) == (4, 6)
-    assert [move.target for move in settle(ledger)] == [Tier.NONE] * 4
+    assert [move.kind for move in settle(ledger)] == [MoveKind.DROP] * 4
 
 
 def test_kept_prefixes_give_way_to_sequences_oldest_first() -> None:
@@ -74,7 +74,7 @@ def test_a_fetch_that_waits_for_staging_takes_it_from_one_that_nobody_loads() ->
     assert ledger.ready(first)
     assert not ledger.ready(second)
     moves = settle(ledger)
-    assert [(m.source, m.target) for m in moves] == [(Tier.STAGED, Tier.DISK)] * 4 + [(Tier.DISK, Tier.STAGED)] * 4
+    assert [move.kind for move in moves] == [MoveKind.UNSTAGE] * 4 + [MoveKind.FETCH] * 4
     assert ledger.ready(second)
     assert ledger.unpark(second, 0, [9, 10, 11, 12]) == 4 and ledger.loading(second)
     assert not ledger.ready(first)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.plan import Move, Moved, MoveKind, Tier
 
 Content = list[tuple[int, ...] | None]  # of each slot of a block: the tokens up to and with the one stored there
 
@@ -26,37 +26,44 @@ class FakeTiers:
         """Everything but the stores of loaded blocks, which come back."""
         size = self.block_size
         saved = {
-            m.key: [cache.get(m.source_block * size + i) for i in range(size)] for m in moves if m.source == "device"
+            move.key: [cache.get(move.source_block * size + i) for i in range(size)]
+            for move in moves
+            if move.kind is MoveKind.SAVE
         }
         loads: list[tuple[int, Content]] = []
         for move in moves:
-            key = move.source, move.target
-            if move.source is Tier.DEVICE:
-                assert move.source_block > 0, "the scratch block is nobody's"
-            if key == (Tier.DEVICE, Tier.HOST):
-                self.host[move.target_block] = saved[move.key]
-            elif key == (Tier.DEVICE, Tier.DISK):
-                ok = not self.fails(move)
-                if ok:
-                    self.disk[move.target_block] = saved[move.key]
-                self._end(move, ok)
-            elif key == (Tier.HOST, Tier.DEVICE):
-                loads.append((move.target_block, self.host[move.source_block]))
-            elif key == (Tier.DISK, Tier.STAGED):
-                ok = move.source_block in self.disk and not self.fails(move)
-                if ok:
-                    self.staged[move.source_block] = self.disk[move.source_block]
-                self._end(move, ok)
-            elif key == (Tier.STAGED, Tier.DEVICE):
-                loads.append((move.target_block, self.staged.pop(move.source_block)))
-                del self.disk[move.source_block]
-            elif key == (Tier.STAGED, Tier.DISK):
-                self.staged.pop(move.source_block, None)
-            else:
-                assert move.target is Tier.NONE
-                self.staged.pop(move.source_block, None)
-                self.disk.pop(move.source_block, None)
+            match move.kind:
+                case MoveKind.SAVE:
+                    self._save(move, saved[move.key])
+                case MoveKind.LOAD:
+                    loads.append((move.target_block, self._take(move)))
+                case MoveKind.FETCH:
+                    ok = move.source_block in self.disk and not self.fails(move)
+                    if ok:
+                        self.staged[move.source_block] = self.disk[move.source_block]
+                    self._end(move, ok)
+                case MoveKind.UNSTAGE:
+                    self.staged.pop(move.source_block, None)
+                case MoveKind.DROP:
+                    self.staged.pop(move.source_block, None)
+                    self.disk.pop(move.source_block, None)
         return loads
+
+    def _save(self, move: Move, content: Content) -> None:
+        assert move.source_block > 0, "the scratch block belongs to no sequence"
+        if move.target is Tier.HOST:
+            self.host[move.target_block] = content
+            return
+        ok = not self.fails(move)
+        if ok:
+            self.disk[move.target_block] = content
+        self._end(move, ok)
+
+    def _take(self, move: Move) -> Content:
+        if move.source is Tier.HOST:
+            return self.host[move.source_block]
+        del self.disk[move.source_block]
+        return self.staged.pop(move.source_block)
 
     def after(self, cache: dict[int, tuple[int, ...]], loads: list[tuple[int, Content]]) -> None:
         for block, content in loads:

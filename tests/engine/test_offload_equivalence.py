@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.core.plan import Move, Tier
+from jaxserve.core.plan import Move, MoveKind, Tier
 from jaxserve.sched.victims import Claim, Fate, Victim
 from tests.engine.conftest import assert_whole, build_engine, drive, request
 from tests.engine.fake_executor import next_token
@@ -69,10 +69,10 @@ def test_what_was_parked_is_not_computed_again(fate: Fate) -> None:
 
 
 BREAKS: dict[str, Callable[[Move], bool]] = {
-    "full": lambda move: move.target is Tier.DISK,
-    "unreadable": lambda move: move.target is Tier.STAGED,
-    "third save": lambda move: move.target is Tier.DISK and move.key % 3 == 0,
-    "third fetch": lambda move: move.target is Tier.STAGED and move.key % 3 == 0,
+    "full": lambda move: move.kind is MoveKind.SAVE,
+    "unreadable": lambda move: move.kind is MoveKind.FETCH,
+    "third save": lambda move: move.kind is MoveKind.SAVE and move.key % 3 == 0,
+    "third fetch": lambda move: move.kind is MoveKind.FETCH and move.key % 3 == 0,
 }
 
 

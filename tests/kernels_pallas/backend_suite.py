@@ -18,7 +18,8 @@ import pytest
 
 from kernels_pallas.paged_attention import decode, prefill
 from kernels_pallas.paged_attention.cases import BARS, Case, draw, expected, relative_error
-from kernels_pallas.write_kv import write_quantised
+from kernels_pallas.pages import Pages
+from kernels_pallas.write_kv import write
 
 SEED = int(os.environ.get("KERNELS_SEED", secrets.randbelow(2**31)))
 RUN = {"decode": decode, "prefill": prefill}
@@ -26,12 +27,10 @@ RUN = {"decode": decode, "prefill": prefill}
 
 def compute(case: Case, backend: str, interpret: bool = False, debug: bool = False) -> np.ndarray:
     """The backend's output for the case, through a jitted call."""
-    where = (case.lengths,) if case.kind == "decode" else (case.offsets, case.lengths)
-    arguments = [jnp.asarray(array) for array in (case.q, case.k_pages, case.v_pages, case.tables, *where)]
-    arrays = {name: value for name, value in case.options.items() if isinstance(value, jax.Array)}
-    static = {name: value for name, value in case.options.items() if name not in arrays}
+    static = case.options
+    sinks = static.pop("sinks")
     run = jax.jit(partial(RUN[case.kind], **static, backend=backend, interpret=interpret, debug=debug))
-    return np.asarray(run(*arguments, **arrays))
+    return np.asarray(run(*case.arguments, sinks=sinks))
 
 
 HALF_A_UNIT = 2.0**-4
@@ -44,21 +43,24 @@ def written(case: Case, kv_dtype: str) -> Case:
     The tokens written first are the smallest: scales grow.
     """
     size, used = case.problem.page_size, np.unique(case.tables)
-    cuts, ends = [0, max(1, size // 5), size // 2, size], np.random.default_rng(case.seed)
-    arrays = []
-    for given in (case.k_pages, case.v_pages):
+    cuts, rng = [0, max(1, size // 5), size // 2, size], np.random.default_rng(case.seed)
+    shape = case.pages.keys.shape
+    for given in (case.pages.keys, case.pages.values):
         given[:, :, : cuts[1]] *= 0.1
-        pages = jnp.asarray(ends.integers(-100, 100, given.shape), jnp.int8).astype(kv_dtype)
-        scales = jnp.asarray(ends.uniform(1.0, 9.0, given.shape[:2]), jnp.float32)
-        for begin, end in itertools.pairwise(cuts):
-            slots = (used[:, None] * size + np.arange(begin, end)).reshape(-1).astype(np.int32)
-            new = given[used][:, :, begin:end].transpose(0, 2, 1, 3).reshape(len(slots), *given.shape[1::2])
-            firsts = np.arange(0, len(slots), end - begin, dtype=np.int32)
-            pages, scales = jax.jit(write_quantised)(pages, scales, jnp.asarray(new), slots, firsts)
-        arrays += [np.asarray(pages), np.asarray(scales)]
-    k, k_scales, v, v_scales = arrays
-    problem = replace(case.problem, kv_dtype=kv_dtype)
-    return replace(case, problem=problem, k_pages=k, v_pages=v, k_scales=k_scales, v_scales=v_scales)
+    numbers = [jnp.asarray(rng.integers(-100, 100, shape), jnp.int8).astype(kv_dtype) for _ in range(2)]
+    scales = [jnp.asarray(rng.uniform(1.0, 9.0, shape[:2]), jnp.float32) for _ in range(2)]
+    pages = Pages(*numbers, *scales)
+    for begin, end in itertools.pairwise(cuts):
+        slots = (used[:, None] * size + np.arange(begin, end)).reshape(-1).astype(np.int32)
+        k, v = (
+            jnp.asarray(given[used][:, :, begin:end].transpose(0, 2, 1, 3).reshape(len(slots), shape[1], shape[3]))
+            for given in (case.pages.keys, case.pages.values)
+        )
+        firsts = np.arange(0, len(slots), end - begin, dtype=np.int32)
+        pages = jax.jit(write)(pages, k, v, slots, firsts)
+    return replace(
+        case, problem=replace(case.problem, kv_dtype=kv_dtype), pages=jax.tree.map(np.asarray, pages)
+    )  # fmt: skip
 
 
 class BackendSuite:
@@ -124,8 +126,8 @@ class BackendSuite:
         answer, found = expected(case)[real], compute(rounded, self.backend, self.interpret)[real]
         error, limit = np.linalg.norm(found.astype(np.float64) - answer), HALF_A_UNIT * np.linalg.norm(answer)
         if kv_dtype == "int8":
-            assert rounded.v_scales is not None
-            limit = rounded.v_scales[np.unique(case.tables)].max() * np.sqrt(answer.size)
+            assert rounded.pages.value_scales is not None
+            limit = rounded.pages.value_scales[np.unique(case.tables)].max() * np.sqrt(answer.size)
         print(f"{case}: error {error:.2e} of {limit:.2e} on {kv_dtype} pages")
         assert error <= limit
 

@@ -12,40 +12,43 @@ import pytest
 from kernels_pallas.paged_attention import UnsupportedByBackend, api, choice, decode, prefill
 from kernels_pallas.paged_attention.cases import draw, relative_error
 from kernels_pallas.paged_attention.options import Problem
+from kernels_pallas.pages import Pages
 from tests.kernels_pallas.backend_suite import compute
 
 K, G, H, S, P, W = 2, 3, 16, 8, 48, 6
 N = K * G
-PAGES = {"k_pages": (P, K, S, H), "v_pages": (P, K, S, H)}
+PAGES = {"keys": (P, K, S, H), "values": (P, K, S, H)}
 PROBLEM = Problem(head_dim=128, group=4, page_size=64, dtype="bfloat16", kv_dtype="bfloat16")
 
 
 def given(**change: Any) -> dict[str, Any]:
-    """Arguments of `decode` that fit; `change` gives another shape, or (shape, dtype)."""
-    integers = {"block_tables": (4, W), "lengths": (4,)}
+    """Arguments of `decode` that fit; `change` gives one, or a field of Pages, another shape, or (shape, dtype)."""
+    integers = {"tables": (4, W), "lengths": (4,)}
     shapes: dict[str, Any] = {"q": (4, N, H), **PAGES, **integers} | change
     kinds = {name: jnp.int32 if name in integers else jnp.float32 for name in shapes}
     parts = {name: s if isinstance(s[-1], str) else (s, kinds[name]) for name, s in shapes.items()}
-    return {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in parts.items()}
+    arrays = {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in parts.items()}
+    pages = Pages(**{name: arrays.pop(name) for name in Pages._fields if name in arrays})
+    return arrays | {"pages": pages}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"q": (4, 5, H)}, "heads"), ({"q": (4, N, 32)}, "head dimension"), ({"q": (4, H)}, "q must be"),
-        ({"v_pages": (P, K, S, 32)}, "v_pages"), ({"lengths": (3,)}, "lengths"),
-        ({"block_tables": (3, W)}, "block_tables"), ({"sinks": (2,)}, "sinks"),
+        ({"values": (P, K, S, 32)}, "pages.values"), ({"lengths": (3,)}, "lengths"),
+        ({"tables": (3, W)}, "tables"), ({"sinks": (2,)}, "sinks"),
         ({"q": ((4, N, H), "bfloat16")}, "one floating type"), ({"q": ((4, N, H), "int32")}, "q "),
-        ({"k_scales": (P, K)}, "k_scales are given"), ({"lengths": ((4,), "int16")}, "lengths"),
-        ({"k_pages": ((P, K, S, H), "int8"), "v_pages": ((P, K, S, H), "int8")}, "k_scales are needed"),
-        ({"k_pages": ((P, K, S, H), "int8"), "v_pages": ((P, K, S, H), "int8"), "k_scales": (P, K),
-          "v_scales": (K, P)}, "v_scales must be"),
-        ({"k_pages": (P, S, H), "v_pages": (P, S, H)}, "k_pages must be"), ({"sinks": (1, N)}, "sinks must be"),
-        ({"sinks": ((N,), "int32")}, "sinks must be"), ({"block_tables": ((4, W), "float32")}, "block_tables must be"),
-        ({"q": (0, N, H), "block_tables": (0, W), "lengths": (0,)}, "q .* something in every dimension"),
-        ({"k_pages": (P, 0, S, H), "v_pages": (P, 0, S, H)}, "k_pages .* something in every dimension"),
-        ({"k_pages": (P, K, 0, H), "v_pages": (P, K, 0, H)}, "k_pages .* something in every dimension"),
-        ({"block_tables": (4, 0)}, "block_tables .* something in every dimension"),
+        ({"key_scales": (P, K)}, "pages.key_scales are given"), ({"lengths": ((4,), "int16")}, "lengths"),
+        ({"keys": ((P, K, S, H), "int8"), "values": ((P, K, S, H), "int8")}, "pages.key_scales are needed"),
+        ({"keys": ((P, K, S, H), "int8"), "values": ((P, K, S, H), "int8"), "key_scales": (P, K),
+          "value_scales": (K, P)}, "pages.value_scales must be"),
+        ({"keys": (P, S, H), "values": (P, S, H)}, "pages.keys must be"), ({"sinks": (1, N)}, "sinks must be"),
+        ({"sinks": ((N,), "int32")}, "sinks must be"), ({"tables": ((4, W), "float32")}, "tables must be"),
+        ({"q": (0, N, H), "tables": (0, W), "lengths": (0,)}, "q .* something in every dimension"),
+        ({"keys": (P, 0, S, H), "values": (P, 0, S, H)}, "pages.keys .* something in every dimension"),
+        ({"keys": (P, K, 0, H), "values": (P, K, 0, H)}, "pages.keys .* something in every dimension"),
+        ({"tables": (4, 0)}, "tables .* something in every dimension"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_name(change: dict, words: str) -> None:
@@ -53,16 +56,25 @@ def test_what_does_not_fit_is_refused_by_name(change: dict, words: str) -> None:
         decode(**given(**change))
 
 
-@pytest.mark.parametrize("name", ["q", "k_pages", "v_pages", "block_tables", "lengths", "sinks"])
+@pytest.mark.parametrize("name", ["q", "tables", "lengths", "sinks"])
 @pytest.mark.parametrize("value", [[0.0], 3, "x"])
 def test_what_is_no_array_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(TypeError, match=f"^{name} must be an array"):
         decode(**given() | {name: value})
 
 
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_pages_that_are_no_arrays_are_refused_by_name(name: str) -> None:
+    arguments = given()
+    with pytest.raises(TypeError, match=rf"^pages\.{name} must be an array"):
+        decode(**arguments | {"pages": arguments["pages"]._replace(**{name: [0.0]})})
+    with pytest.raises(TypeError, match=r"^pages must be kernels_pallas\.pages\.Pages, not tuple"):
+        decode(**arguments | {"pages": tuple(arguments["pages"])})
+
+
 def given_to_prefill(**change: Any) -> dict[str, Any]:
     """Arguments of `prefill` that fit, but for `change`."""
-    arguments = given() | {"query_offsets": jnp.zeros(5, jnp.int32), "context_lengths": jnp.zeros(4, jnp.int32)}
+    arguments = given() | {"offsets": jnp.zeros(5, jnp.int32), "context_lengths": jnp.zeros(4, jnp.int32)}
     del arguments["lengths"]
     return arguments | change
 
@@ -70,9 +82,9 @@ def given_to_prefill(**change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"query_offsets": (4,)}, "query_offsets must be"), ({"context_lengths": (5,)}, "context_lengths must be"),
-        ({"block_tables": (0, W)}, "block_tables .* something in every"),
-        ({"block_tables": (4, W, 1)}, "block_tables must be"),
+        ({"offsets": (4,)}, "offsets must be"), ({"context_lengths": (5,)}, "context_lengths must be"),
+        ({"tables": (0, W)}, "tables .* something in every"),
+        ({"tables": (4, W, 1)}, "tables must be"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_a_prefill_is_refused_by_name(change: dict, words: str) -> None:
@@ -81,12 +93,12 @@ def test_what_does_not_fit_a_prefill_is_refused_by_name(change: dict, words: str
         prefill(**given_to_prefill(**wrong))
 
 
-@pytest.mark.parametrize("name", ["query_offsets", "context_lengths"])
+@pytest.mark.parametrize("name", ["offsets", "context_lengths"])
 def test_prefill_refuses_what_is_no_array_or_of_another_type(name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name} must be an array"):
         prefill(**given_to_prefill(**{name: [0] * 5}))
     with pytest.raises(ValueError, match=f"^{name} must be .* float32"):
-        prefill(**given_to_prefill(**{name: jnp.zeros(5 if name == "query_offsets" else 4)}))
+        prefill(**given_to_prefill(**{name: jnp.zeros(5 if name == "offsets" else 4)}))
 
 
 def test_a_prefill_of_no_queries_is_refused() -> None:
@@ -193,19 +205,19 @@ def test_a_cpu_has_no_capability() -> None:
 
 
 WRONG = [
-    ("block_tables", "block_tables.*2 of them"), ("long", "lengths.*1 of them"), ("negative", "lengths.*1 of them"),
+    ("tables", "tables.*2 of them"), ("long", "lengths.*1 of them"), ("negative", "lengths.*1 of them"),
 ]  # fmt: skip
 
 
 def spoilt(what: str) -> dict[str, Any]:
     arguments = given()
     tables, lengths = np.zeros((4, W), np.int32), np.array([0, 1, S, 3 * S + 1], np.int32)
-    if what == "block_tables":
+    if what == "tables":
         tables[3, 3], tables[2, 0] = P, -1
         tables[3, 4] = P + 7  # past the row's tokens: nobody reads it
     elif what != "fine":
         lengths[0] = W * S + 1 if what == "long" else -1
-    return arguments | {"block_tables": jnp.asarray(tables), "lengths": jnp.asarray(lengths)}
+    return arguments | {"tables": jnp.asarray(tables), "lengths": jnp.asarray(lengths)}
 
 
 @pytest.mark.parametrize(("what", "words"), WRONG)
@@ -224,15 +236,13 @@ def test_debug_finds_wrong_tables_inside_a_program(what: str, words: str) -> Non
 
 def test_debug_finds_wrong_offsets() -> None:
     tables, q = jnp.zeros((2, W), jnp.int32), jnp.zeros((4, N, H))
-    pages = jnp.zeros((P, K, S, H))
+    pages = Pages(jnp.zeros((P, K, S, H)), jnp.zeros((P, K, S, H)))
     for offsets, context, words in [
-        ([0, 3, 2], [3, 3], "query_offsets"), ([0, 2, 5], [9, 9], "query_offsets"),
-        ([1, 2, 3], [9, 9], "query_offsets"), ([0, 3, 4], [2, 9], "context_lengths"),
+        ([0, 3, 2], [3, 3], "offsets"), ([0, 2, 5], [9, 9], "offsets"),
+        ([1, 2, 3], [9, 9], "offsets"), ([0, 3, 4], [2, 9], "context_lengths"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
-            prefill(
-                q, pages, pages, tables, jnp.asarray(offsets, jnp.int32), jnp.asarray(context, jnp.int32), debug=True
-            )
+            prefill(q, pages, tables, jnp.asarray(offsets, jnp.int32), jnp.asarray(context, jnp.int32), debug=True)
 
 
 def test_debug_changes_no_answer() -> None:

@@ -27,7 +27,7 @@ def by_the_definition(case: Case) -> np.ndarray:
             keys, values = (
                 x[pages, head // group, offsets].astype(np.float64)
                 * (1.0 if s is None else s[pages, head // group, None].astype(np.float64))
-                for x, s in ((case.k_pages, case.k_scales), (case.v_pages, case.v_scales))
+                for x, s in ((case.pages.keys, case.pages.key_scales), (case.pages.values, case.pages.value_scales))
             )
             scores = keys @ case.q[query, head].astype(np.float64) / np.sqrt(case.problem.head_dim)
             if case.soft_cap is not None:
@@ -57,7 +57,7 @@ def test_rows_pages_and_poison_are_as_promised(kind: str, kv_dtype: str | None) 
     assert len(set(case.tables[row])) == 19, "a page is repeated"
     first = case.tables[case.lengths > 0, 0]
     assert np.all(first == first[0]), "the first page is shared"
-    for pages, scales in ((case.k_pages, case.k_scales), (case.v_pages, case.v_scales)):
+    for pages, scales in ((case.pages.keys, case.pages.key_scales), (case.pages.values, case.pages.value_scales)):
         holds_nan = np.isnan(pages.astype(np.float32)).any(axis=(1, 2, 3))
         if scales is not None:
             holds_nan |= np.isnan(scales).any(axis=1)

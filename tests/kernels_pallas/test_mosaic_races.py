@@ -7,7 +7,6 @@ import types
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,10 +28,7 @@ def run(case: Case, kernel, **how) -> np.ndarray:
     """The output of a kernel module's function for a case."""
     given = case.options
     options = Options(case.problem.head_dim**-0.5, given["sliding_window"], given["soft_cap"], interpret=True)
-    where = (case.lengths,) if case.kind == "decode" else (case.offsets, case.lengths)
-    arrays = [jnp.asarray(x) for x in (case.q, case.k_pages, case.v_pages, case.tables, *where)]
-    arrays += [given["sinks"], given["k_scales"], given["v_scales"]]
-    return np.asarray(jax.jit(lambda *a: kernel(*a, options, **how))(*arrays))
+    return np.asarray(jax.jit(lambda *a: kernel(*a, options, **how))(*case.arguments, given["sinks"]))
 
 
 def check(case: Case, kernel, **how) -> None:
@@ -94,9 +90,9 @@ MUTANTS = {
     "keys are read before they are there": ("decode", "plgpu.barrier_wait(ready.k.at[slot])"),
     "8-bit pages are read before they are there": ("decode", "plgpu.barrier_wait(ready.at[slot])"),
     "queries are read before they are there": ("decode", "plgpu.barrier_wait(q_ready)"),
-    "a slot is refilled that is not free": ("prefill", "wait_free(at, free.at[slot])  # before the copy"),
-    "values are read before they are there": ("prefill", "plgpu.barrier_wait(v_ready.at[slot])"),
-    "arrivals are left unseen": ("prefill", "plgpu.barrier_wait(v_free.at[slot])"),
+    "a slot is refilled that is not free": ("prefill", "wait_free(at, ring.free.at[slot])  # before the copy"),
+    "values are read before they are there": ("prefill", "plgpu.barrier_wait(v.ready.at[slot])"),
+    "arrivals are left unseen": ("prefill", "plgpu.barrier_wait(v.free.at[slot])"),
     "the output is stored without a fence": ("prefill", "plgpu.commit_smem()  # before it is copied out"),
 }  # fmt: skip
 

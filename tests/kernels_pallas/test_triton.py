@@ -8,6 +8,7 @@ import pytest
 from kernels_pallas.paged_attention import UnsupportedByBackend, choice, decode, triton
 from kernels_pallas.paged_attention.cases import draw, relative_error
 from kernels_pallas.paged_attention.options import Problem
+from kernels_pallas.pages import Pages
 from tests.kernels_pallas.backend_suite import BackendSuite, compute
 
 
@@ -51,4 +52,4 @@ def test_every_float8_is_widened_exactly() -> None:
 def test_all_padding_is_zeros() -> None:
     q, pages = jnp.ones((4, 8, 64), jnp.bfloat16), jnp.ones((3, 2, 16, 64), jnp.bfloat16)
     tables, lengths = jnp.zeros((4, 2), jnp.int32), jnp.zeros(4, jnp.int32)
-    assert not np.asarray(decode(q, pages, pages, tables, lengths, backend="triton", interpret=True)).any()
+    assert not np.asarray(decode(q, Pages(pages, pages), tables, lengths, backend="triton", interpret=True)).any()

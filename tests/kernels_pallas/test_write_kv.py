@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.write_kv import write_kv, write_quantised
+from kernels_pallas.pages import Pages
+from kernels_pallas.write_kv import write
 
 K, H, S, P = 2, 16, 8, 48
 
@@ -17,24 +18,35 @@ def test_writes_go_to_their_slots_and_nowhere_else() -> None:
     k, v = (rng.standard_normal((P, K, S, H)).astype(np.float32) for _ in range(2))
     new_k, new_v = (rng.standard_normal((4, K, H)).astype(np.float32) for _ in range(2))
     slots = np.array([0, 17, 8 * 5 + 7, 8 * 47], np.int32)
-    found_k, found_v = write_kv(*(jnp.asarray(array) for array in (k, v, new_k, new_v, slots)))
+    found = write(Pages(jnp.asarray(k), jnp.asarray(v)), *(jnp.asarray(array) for array in (new_k, new_v, slots)))
     for token, slot in enumerate(slots):
         k[slot // S, :, slot % S], v[slot // S, :, slot % S] = new_k[token], new_v[token]
-    np.testing.assert_array_equal(found_k, k)
-    np.testing.assert_array_equal(found_v, v)
+    np.testing.assert_array_equal(found.keys, k)
+    np.testing.assert_array_equal(found.values, v)
+    assert found.key_scales is None and found.value_scales is None
 
 
 def test_donated_pages_are_written_in_place() -> None:
-    pages = jax.ShapeDtypeStruct((64, K, S, H), jnp.float32)
+    pages = Pages(*[jax.ShapeDtypeStruct((64, K, S, H), jnp.float32)] * 2)
     new = jax.ShapeDtypeStruct((4, K, H), jnp.float32)
     slots = jax.ShapeDtypeStruct((4,), jnp.int32)
-    memory = jax.jit(write_kv, donate_argnums=(0, 1)).lower(pages, pages, new, new, slots).compile().memory_analysis()
+    memory = jax.jit(write, donate_argnums=0).lower(pages, new, new, slots).compile().memory_analysis()
     cache = 2 * 64 * K * S * H * 4
     assert memory.alias_size_in_bytes >= cache and memory.temp_size_in_bytes < cache // 4
 
 
 QUANTISED = ["float8_e4m3fn", "int8"]
-write = jax.jit(write_quantised)
+jitted = jax.jit(write)
+
+
+def write_half(
+    pages: jax.Array, scales: jax.Array, x: np.ndarray, slots: np.ndarray, firsts: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """The keys' half of a write of x as keys and as values; both halves are the same."""
+    found = jitted(Pages(pages, pages, scales, scales), x, x, slots, firsts)
+    for key, value in zip(found[::2], found[1::2], strict=True):
+        assert np.asarray(key).tobytes() == np.asarray(value).tobytes()
+    return found.keys, found.key_scales
 
 
 def numbers(pages: jax.Array, scales: jax.Array) -> np.ndarray:
@@ -54,7 +66,7 @@ def test_a_page_that_fills_token_by_token_stays_within_its_type(dtype: str) -> N
     x[3] = 0.0
     pages, scales = empty(dtype)
     for t in range(S):
-        pages, scales = write(pages, scales, x[t : t + 1], np.array([5 * S + t], np.int32), np.zeros(1, np.int32))
+        pages, scales = write_half(pages, scales, x[t : t + 1], np.array([5 * S + t], np.int32), np.zeros(1, np.int32))
     found, scale = numbers(pages, scales)[5], np.asarray(scales)[5, :, None, None]
     wanted = x.transpose(1, 0, 2)
     bound = scale if dtype == "int8" else np.maximum(2.0**-4 * np.abs(wanted), 2.0**-9 * scale)
@@ -75,7 +87,7 @@ def test_float8_pages_do_not_tell_in_how_many_calls_they_were_written() -> None:
     for cuts in ([0, 2 * S], [0, 3, S, S + 1, 2 * S], list(range(2 * S + 1))):
         pages, scales = empty("float8_e4m3fn")
         for begin, end in itertools.pairwise(cuts):
-            pages, scales = write(pages, scales, x[begin:end], slots[begin:end], np.zeros(1, np.int32))
+            pages, scales = write_half(pages, scales, x[begin:end], slots[begin:end], np.zeros(1, np.int32))
         results.append(numbers(pages, scales)[[7, 3]])
     large = np.abs(results[0]) >= 2.0**-4 * np.asarray(results[0]).max() / 448 * 2  # subnormals round twice
     for other in results[1:]:
@@ -88,10 +100,10 @@ def test_rows_of_a_call_do_not_disturb_each_other() -> None:
     pages, scales = empty("int8")
     old = rng.standard_normal((4, K, H)).astype(np.float32)
     first = np.array([2 * S, 2 * S + 1, 9 * S, 9 * S + 1], np.int32)
-    pages, scales = write(pages, scales, old, first, np.array([0, 2], np.int32))
+    pages, scales = write_half(pages, scales, old, first, np.array([0, 2], np.int32))
     new = rng.standard_normal((6, K, H)).astype(np.float32) * np.array([50, 0.1, 1, 1, 7, 7], np.float32)[:, None, None]
     slots = np.array([2 * S + 2, 9 * S + 2, 4 * S, 4 * S + 1, 0, 0], np.int32)
-    pages, scales = write(pages, scales, new, slots, np.array([0, 1, 2, 4, 5, 5], np.int32))
+    pages, scales = write_half(pages, scales, new, slots, np.array([0, 1, 2, 4, 5, 5], np.int32))
     found, scales = numbers(pages, scales), np.asarray(scales)
     for page, rows in ((2, [old[0], old[1], new[0]]), (9, [old[2], old[3], new[1]]), (4, [new[2], new[3]])):
         for at, row in enumerate(rows):
@@ -103,7 +115,7 @@ def test_rows_of_a_call_do_not_disturb_each_other() -> None:
 def test_a_number_that_is_none_spoils_its_own_place_only(bad: float) -> None:
     x = np.ones((2, K, H), np.float32)
     x[0, 0, 0] = bad
-    pages, scales = write(*empty("float8_e4m3fn"), x, np.array([S, S + 1], np.int32), np.zeros(1, np.int32))
+    pages, scales = write_half(*empty("float8_e4m3fn"), x, np.array([S, S + 1], np.int32), np.zeros(1, np.int32))
     found = numbers(pages, scales)[1]
     assert np.isfinite(found[1]).all() and np.isfinite(found[0, :, 1:]).all() and np.all(found[1, 0, :2] == 1.0)
 
@@ -111,8 +123,15 @@ def test_a_number_that_is_none_spoils_its_own_place_only(bad: float) -> None:
 def test_donated_pages_of_8_bits_are_written_in_place() -> None:
     """On the CPU only those of int8; for a GPU tests/bench/compile/test_compile.py looks at both."""
     shape = jax.ShapeDtypeStruct
-    given = shape((512, K, S, H), jnp.int8), shape((512, K), jnp.float32), shape((4, K, H), jnp.float32)
-    given += shape((4,), jnp.int32), shape((4,), jnp.int32)
-    memory = jax.jit(write_quantised, donate_argnums=(0, 1)).lower(*given).compile().memory_analysis()
-    cache = 512 * K * (S * H + 4)
+    pages = Pages(*[shape((512, K, S, H), jnp.int8)] * 2, *[shape((512, K), jnp.float32)] * 2)
+    new, slots = shape((4, K, H), jnp.float32), shape((4,), jnp.int32)
+    memory = jax.jit(write, donate_argnums=0).lower(pages, new, new, slots, slots).compile().memory_analysis()
+    cache = 2 * 512 * K * (S * H + 4)
     assert memory.alias_size_in_bytes >= cache and memory.temp_size_in_bytes < cache // 4
+
+
+def test_pages_of_8_bits_need_to_know_where_rows_begin() -> None:
+    pages, scales = empty("int8")
+    x, slots = jnp.ones((1, K, H)), jnp.zeros(1, jnp.int32)
+    with pytest.raises(ValueError, match="firsts is missing: pages of int8 need"):
+        write(Pages(pages, pages, scales, scales), x, x, slots)

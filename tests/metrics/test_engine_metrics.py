@@ -4,7 +4,7 @@ import pytest
 
 from jaxserve.core.clock import VirtualClock
 from jaxserve.core.errors import QueueFull
-from jaxserve.core.plan import Tier
+from jaxserve.core.plan import MoveKind
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.engine.engine import Engine
 from jaxserve.metrics.engine_metrics import EngineMetrics
@@ -80,7 +80,7 @@ def test_sums_under_pressure(overlap: bool, tiers: tuple[int, int, int]) -> None
     assert metrics.counts.histograms["request_stalled_seconds"][()].count > 0
     planned = [plan for plan in engine.fake.plans if plan.bucket.tokens]
     assert total(metrics, "step_tokens") == sum(plan.bucket.tokens for plan in planned)
-    moves = [move for plan in engine.fake.plans for move in plan.moves if move.target is not Tier.NONE]
+    moves = [move for plan in engine.fake.plans for move in plan.moves if move.kind is not MoveKind.DROP]
     assert total(metrics, "kv_moved_blocks") == len(moves)
     assert not metrics._last_token_s and not metrics._stalled_since and not metrics._stalled_s
     assert counters["preemptions"].keys() <= {("recompute",), ("host",), ("disk",)}

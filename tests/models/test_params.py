@@ -1,9 +1,5 @@
 """Parameter pytrees: random ones, and the check of a user's own."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,32 +93,3 @@ def test_what_is_no_pytree_of_arrays_is_refused():
     for nothing in (None, {}, [], {"params": {}}):
         with pytest.raises(ParamsMismatch, match=r"\['embed'\] is missing"):
             check_params(nothing, CONFIG)
-
-
-ON_TWO_DEVICES = """
-import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxserve.models.params import abstract_like, place_params, random_params
-from tests.models.test_params import CONFIG
-
-def placed(params):
-    return jax.tree.leaves(place_params(params, abstract_like(params, CONFIG)))
-
-first, second = jax.devices()
-params = random_params(CONFIG, 0, np.float32)
-over = jax.device_put(params, second)
-found = placed(over)
-assert {leaf.device for leaf in found} == {second}, "moved from the device that the caller chose"
-pointers = [[leaf.unsafe_buffer_pointer() for leaf in leaves] for leaves in (found, jax.tree.leaves(over))]
-assert pointers[0] == pointers[1], "copied"
-assert {leaf.device for leaf in placed(jax.tree.map(np.asarray, params))} == {first}
-with jax.default_device(second):
-    assert {leaf.device for leaf in placed(jax.tree.map(np.asarray, params))} == {second}
-both = NamedSharding(jax.make_mesh((2,), ("x",)), PartitionSpec())
-assert {leaf.device for leaf in placed(jax.device_put(params, both))} == {first}
-"""
-
-
-def test_a_pytree_stays_on_the_device_that_its_owner_chose():
-    device = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], check=True, env=os.environ | device)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxserve.runtime.kv_cache import KVCache, LayerCache
+from jaxserve.parallel.placement import Placement, abstract
+from jaxserve.runtime.kv_cache import KVCache
+from kernels_pallas.pages import Pages
 
 GROUPS = (16, 4, 1)
 """Blocks that one program gathers or scatters."""
@@ -22,15 +24,13 @@ def mover_keys() -> list[tuple[str, int]]:
     return [(name, size) for name in ("gather", "scatter") for size in GROUPS]
 
 
-def lower_mover(
-    cache: Any, name: str, blocks: int, sharding: jax.sharding.Sharding | None = None
-) -> jax.stages.Lowered:
+def lower_mover(cache: Any, name: str, blocks: int, placement: Placement) -> jax.stages.Lowered:
     """One of the programs, from the cache's shapes."""
-    ids = jax.ShapeDtypeStruct((blocks,), jnp.int32, sharding=sharding)
+    ids = jax.ShapeDtypeStruct((blocks,), jnp.int32, sharding=placement.step_input)
     if name == "gather":
         return jax.jit(gather_blocks).lower(cache, ids)
     block = block_of(cache)
-    contents = tuple(jax.ShapeDtypeStruct(block.shape, block.dtype, sharding=sharding) for _ in range(blocks))
+    contents = (abstract(block, placement.step_blocks),) * blocks
     return jax.jit(scatter_blocks, donate_argnums=0).lower(cache, ids, contents)
 
 
@@ -47,11 +47,11 @@ def scatter_blocks(cache: KVCache, blocks: jax.Array, contents: tuple[jax.Array,
         (keys, key_scales), (values, value_scales) = (
             _put(*part, blocks, stacked[2 * i + j]) for j, part in enumerate(_parts(layer))
         )
-        found[i] = LayerCache(keys, values, key_scales, value_scales)
+        found[i] = Pages(keys, values, key_scales, value_scales)
     return tuple(found)
 
 
-def _parts(layer: LayerCache) -> tuple[tuple[jax.Array, jax.Array | None], ...]:
+def _parts(layer: Pages) -> tuple[tuple[jax.Array, jax.Array | None], ...]:
     return (layer.keys, layer.key_scales), (layer.values, layer.value_scales)
 
 

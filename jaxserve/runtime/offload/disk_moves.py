@@ -1,10 +1,10 @@
 """A plan's moves to and from the disk: jobs for the store's thread, in the plan's order, and what came of them.
 
-save     device -> disk      written to the slot's file                              reported
-fetch    disk -> staged      read into host memory, where it waits to be loaded      reported
-load     staged -> device    `take`: handed out, and the file removed
-back     staged -> disk      forgotten; the file stays
-drop     disk -> none        forgotten, and the file removed
+save       device -> disk            written to the slot's file                              reported
+fetch      disk -> staged            read into host memory, where it waits to be loaded      reported
+load       staged -> device          `take`: handed out, and the file removed
+unstage    staged -> disk            forgotten; the file stays
+drop       disk, staged -> none      forgotten, and the file removed
 """
 
 import queue
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.plan import Move, Moved, MoveKind
 from jaxserve.runtime.offload.disk_store import DiskStore
 
 WAIT_S = 0.02
@@ -59,19 +59,23 @@ class DiskMoves:
         """A move other than a load. `content`: of a save, perhaps still on its way to the host."""
         store, slot = self._store, move.source_block
         fetched, ended = self._fetched, self._ended  # a reset replaces both: a late job then reaches nobody
-        if move.target is Tier.DISK and content is not None:
-            self._written[move.target_block] = move.key
-            self._outstanding += 1
-            store.submit(partial(_save, store, ended, move, content))
-        elif move.target is Tier.STAGED:
-            self._outstanding += 1
-            key = self._written[slot]
-            store.submit(partial(_fetch, store, ended, fetched, move, key, self._block, self._on_host))
-        elif move.target is Tier.DISK:
-            fetched.pop(slot, None)
-        else:
-            self._written.pop(slot, None)
-            store.submit(partial(_drop, store, fetched, slot))
+        match move.kind:
+            case MoveKind.SAVE:
+                assert content is not None
+                self._written[move.target_block] = move.key
+                self._outstanding += 1
+                store.submit(partial(_save, store, ended, move, content))
+            case MoveKind.FETCH:
+                self._outstanding += 1
+                key = self._written[slot]
+                store.submit(partial(_fetch, store, ended, fetched, move, key, self._block, self._on_host))
+            case MoveKind.UNSTAGE:
+                fetched.pop(slot, None)
+            case MoveKind.DROP:
+                self._written.pop(slot, None)
+                store.submit(partial(_drop, store, fetched, slot))
+            case MoveKind.LOAD:
+                raise AssertionError("a load is a `take`")
 
     def take(self, slot: int) -> jax.Array:
         """A fetched block's content, to be loaded; its file goes."""

@@ -11,7 +11,7 @@ block, and a transfer is one long copy.
 What goes to or comes from the disk is the work of `runtime.offload.disk_moves`, beside the steps.
 
 Programs run in order, so that a saved block may be overwritten, and a loaded one used, without waiting. The host's pool
-is pinned memory on a GPU (`memory_kind = "pinned_host"`), where copies then run beside the programs; on the CPU it is
+is pinned memory on a GPU (`Placement.host`), where copies then run beside the programs; on the CPU it is
 plain memory, and a saved block stays where the gather put it. The pool is allocated at the start: each slot's array
 gives its memory to the one that replaces it.
 """
@@ -19,7 +19,6 @@ gives its memory to the one that replaces it.
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,11 @@ import numpy as np
 
 from jaxserve.core.errors import NotEnoughMemory
 from jaxserve.core.move_costs import MoveCosts
-from jaxserve.core.plan import Move, Moved, Tier
+from jaxserve.core.plan import Move, Moved, MoveKind, Tier
 from jaxserve.core.sections import CacheConfig
-from jaxserve.runtime.kv_cache import KVCache
+from jaxserve.parallel.placement import Placement
+from jaxserve.runtime.geometry import Geometry
+from jaxserve.runtime.kv_cache import KVCache, abstract_cache
 from jaxserve.runtime.offload.block_movers import GROUPS, block_of, groups
 from jaxserve.runtime.offload.disk_moves import DiskMoves
 from jaxserve.runtime.programs.table import ProgramTable
@@ -44,31 +45,21 @@ class Offload:
     """The tiers' bytes.
 
     Args:
-      cache: the cache's shapes.
+      config: the disk's folder.
       programs: executables by `mover_keys`.
-      memory_kind: of the host's pool; default: pinned on a GPU.
 
     Raises:
       ConfigError: the disk's folder cannot be used. NotEnoughMemory: the host's pool does not fit.
     """
 
-    def __init__(
-        self,
-        config: CacheConfig,
-        cache: Any,
-        programs: ProgramTable,
-        device: jax.Device,
-        host_blocks: int,
-        disk_blocks: int,
-        memory_kind: str | None = None,
-    ) -> None:
-        self._block = block_of(cache)
+    def __init__(self, geometry: Geometry, placement: Placement, programs: ProgramTable, config: CacheConfig) -> None:
+        self._block = block_of(abstract_cache(geometry))
         self._block_bytes = int(np.prod(self._block.shape)) * jnp.dtype(self._block.dtype).itemsize
-        self._on_device = jax.sharding.SingleDeviceSharding(device)
-        kind = memory_kind or ("pinned_host" if device.platform == "gpu" else None)
-        self._on_host = jax.sharding.SingleDeviceSharding(device, memory_kind=kind)
-        self._host: list[jax.Array] = self._allocate(host_blocks)
-        self._disk = DiskMoves(config.offload_disk_dir, self._block, self._on_host) if disk_blocks else None
+        self._on_device, self._on_host = placement.pages, placement.host
+        self._host: list[jax.Array] = self._allocate(geometry.host_blocks)
+        self._disk = None
+        if geometry.disk_blocks:
+            self._disk = DiskMoves(config.offload_disk_dir, self._block, self._on_host)
         self._programs = programs
         self._leaving: deque[list[jax.Array]] = deque()
 
@@ -110,16 +101,17 @@ class Offload:
     def begin(self, cache: KVCache, moves: Iterable[Move]) -> Loads:
         """Everything but the scatter: before the step's rows are dispatched."""
         moves = tuple(moves)
-        saved = self._gather(cache, [move for move in moves if move.source is Tier.DEVICE])
+        saved = self._gather(cache, [move for move in moves if move.kind is MoveKind.SAVE])
         loads: Loads = []
         for move in moves:  # in order: a slot may be loaded and then saved to
-            if move.target is Tier.DEVICE:
-                loads.append((move.target_block, jax.device_put(self._content(move), self._on_device)))
-            elif move.target is Tier.HOST:
-                self._host[move.target_block] = saved[move.key]
-            else:
-                assert self._disk is not None
-                self._disk.begin(move, saved.get(move.key))
+            match move.kind:
+                case MoveKind.LOAD:
+                    loads.append((move.target_block, jax.device_put(self._content(move), self._on_device)))
+                case MoveKind.SAVE if move.target is Tier.HOST:
+                    self._host[move.target_block] = saved[move.key]
+                case _:
+                    assert self._disk is not None
+                    self._disk.begin(move, saved.get(move.key))
         return loads
 
     def finish(self, cache: KVCache, loads: Loads) -> KVCache:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.core.errors import CompilerMissing
 from jaxserve.core.target import Target
+from jaxserve.parallel.placement import TENSOR, Placement
 
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 _REMEDY = 'make cuda, or pip install "jaxserve[cuda12]" (or cuda13): it needs no GPU'
@@ -29,7 +29,7 @@ def without_gpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-class CompileOnlyDevice:
+class CompileOnlyDevice(Placement):
     """A GPU to lower programs for. CompilerMissing where the CUDA plugin is not installed, or cannot be used."""
 
     def __init__(self, target: Target) -> None:
@@ -37,10 +37,10 @@ class CompileOnlyDevice:
             raise CompilerMissing(f"compiling for {target.name} needs JAX's CUDA plugin: {_REMEDY}")
         try:
             topology = topologies.get_topology_desc(platform="cuda", target_config=target.text, topology="1x1x1")
-            mesh = topologies.make_mesh(topology, (1,), ("x",))
+            mesh = topologies.make_mesh(topology, (1,), (TENSOR,))
         except Exception as error:
             raise CompilerMissing(f"JAX's CUDA plugin cannot compile for {target.name}: {error}") from error
-        self.sharding = NamedSharding(mesh, PartitionSpec())
+        super().__init__(mesh)
         self._mesh = mesh.abstract_mesh
 
     @contextmanager
@@ -50,4 +50,4 @@ class CompileOnlyDevice:
             yield
 
     def shape(self, shape: tuple[int, ...], dtype: object) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.replicated)

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
-from jaxserve.core.sections import CacheConfig, RuntimeConfig
-from jaxserve.models.config import ModelConfig
-from jaxserve.models.decoder import Decoder
+from jaxserve.core.sections import RuntimeConfig
+from jaxserve.models.registry import model_for
+from jaxserve.parallel.placement import Placement, abstract
 from jaxserve.runtime.batch import SAMPLE_FIELDS, packed_size
-from jaxserve.runtime.kv_cache import abstract_cache, pages_dtype
+from jaxserve.runtime.geometry import Geometry
+from jaxserve.runtime.kv_cache import abstract_cache
 from jaxserve.runtime.offload.block_movers import lower_mover
 from jaxserve.runtime.sampling.sampler import Processor, SlotState, Variant, init_slot_state, load_slot
 from jaxserve.runtime.sampling.slots import abstract_row
@@ -30,40 +31,26 @@ class Lowering:
 
     Args:
       params: the parameters, as arrays or as `jax.ShapeDtypeStruct`s.
-      num_blocks: KV blocks, the scratch block included.
-      max_len: tokens of the longest sequence.
-      sharding: where everything lies; None: the state lies where `params` do, and each step's input may lie anywhere.
+      placement: where parameters and state lie.
     """
 
-    def __init__(
-        self,
-        model: Decoder,
-        config: ModelConfig,
-        params: Any,
-        *,
-        cache: CacheConfig,
-        runtime: RuntimeConfig,
-        num_blocks: int,
-        num_slots: int,
-        max_len: int,
-        sharding: jax.sharding.Sharding | None = None,
-    ) -> None:
-        self._model, self._config, self._sharding = model, config, sharding
+    def __init__(self, geometry: Geometry, params: Any, placement: Placement, runtime: RuntimeConfig) -> None:
+        config = geometry.model
+        self._model, self._config, self._placement = model_for(config), config, placement
         self._attention = {
             "backend": runtime.attention_backend,
             "interpret": runtime.attention_interpret,
             "debug": runtime.debug_tables,
         }
-        self._dtype = jax.tree.leaves(params)[0].dtype
-        self.table_width = -(-max_len // cache.block_size)
-        self.context = self.table_width * cache.block_size
-        where = sharding or getattr(jax.tree.leaves(params)[0], "sharding", None)
-        self.params = _place(params, where)
-        tables = jax.ShapeDtypeStruct((num_slots + 1, self.table_width), jnp.int32)
-        pages = abstract_cache(config, num_blocks, cache.block_size, pages_dtype(cache, self._dtype))
-        self.state: ModelState = _place(ModelState(pages, tables), where)
-        slots = jax.eval_shape(partial(init_slot_state, num_slots, self.context, config.vocab_size))
-        self.slots: SlotState = _place(slots, where)
+        self._dtype = geometry.dtype
+        self.table_width, self.context = geometry.table_width, geometry.context
+        self.params = placement.abstract_params(params, self._model.leaf_axes(config))
+        tables = jax.ShapeDtypeStruct(
+            (geometry.num_slots + 1, self.table_width), jnp.int32, sharding=placement.replicated
+        )
+        self.state = ModelState(abstract_cache(geometry, placement.pages), tables)
+        slots = jax.eval_shape(partial(init_slot_state, geometry.num_slots, self.context, config.vocab_size))
+        self.slots: SlotState = abstract(slots, placement.replicated)
 
     def model_program(self, bucket: Bucket) -> jax.stages.Lowered:
         """Raises ConfigError where the attention backend that was asked for cannot compute this model."""
@@ -97,22 +84,18 @@ class Lowering:
         return jax.jit(step).lower(self.params, self.state.cache[-1], prefilled, targets)
 
     def slot_loader(self) -> jax.stages.Lowered:
-        row = _place(abstract_row(self.context), self._sharding)
+        row = abstract(abstract_row(self.context), self._placement.step_input)
         return jax.jit(load_slot, donate_argnums=0).lower(self.slots, self._shape((), jnp.int32), *row)
 
     def block_mover(self, name: str, blocks: int) -> jax.stages.Lowered:
         """ "gather" or "scatter" of so many KV blocks: see `runtime.offload.block_movers`."""
-        return lower_mover(self.state.cache, name, blocks, self._sharding)
+        return lower_mover(self.state.cache, name, blocks, self._placement)
 
     def _shape(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._placement.step_input)
 
 
 def _named(step: partial[Any], name: str) -> partial[Any]:
     """The step under the name that its program has in profiles, where it is `jit_NAME`."""
     step.__name__ = re.sub(r"\W", "_", name)  # type: ignore[attr-defined]
     return step
-
-
-def _place(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

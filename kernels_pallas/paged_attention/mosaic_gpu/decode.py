@@ -29,17 +29,15 @@ from kernels_pallas.paged_attention.mosaic_gpu.splits import LSE_WIDTH, choose_s
 from kernels_pallas.paged_attention.mosaic_gpu.tiles import DecodeTile, decode_tile
 from kernels_pallas.paged_attention.mosaic_gpu.widths import compute_dtype, positive_scale, widen
 from kernels_pallas.paged_attention.options import Options
+from kernels_pallas.pages import Pages
 
 
 class Inputs(NamedTuple):
     q: Any  # [B * N, H]
-    k_pages: Any  # [P, K, S, H]
-    v_pages: Any
+    pages: Pages
     tables: Any  # [B, W]
     lengths: Any  # [B]
     sinks: Any | None  # [N] float32
-    k_scales: Any | None  # [P, K] float32
-    v_scales: Any | None
 
 
 class Both(NamedTuple):
@@ -51,13 +49,10 @@ class Both(NamedTuple):
 
 def decode(
     q: jax.Array,  # [B, N, H]
-    k_pages: jax.Array,  # [P, K, S, H]
-    v_pages: jax.Array,  # [P, K, S, H]
-    block_tables: jax.Array,  # [B, W]
+    pages: Pages,
+    tables: jax.Array,  # [B, W]
     lengths: jax.Array,  # [B]
     sinks: jax.Array | None,  # [N]
-    k_scales: jax.Array | None,  # [P, K]
-    v_scales: jax.Array | None,  # [P, K]
     options: Options,
     *,
     tile: DecodeTile | None = None,
@@ -65,10 +60,10 @@ def decode(
 ) -> jax.Array:  # [B, N, H]
     """See `paged_attention.decode`; `tile` and `splits` are otherwise taken from the table and from the shapes."""
     rows, heads, head_dim = q.shape
-    _, kv_heads, page_size, _ = k_pages.shape
-    tile = tile or decode_tile(head_dim, k_pages.dtype)
-    splits = splits or choose_splits(rows, kv_heads, block_tables.shape[1] * page_size, tile.tokens)
-    dtype = compute_dtype(q.dtype, k_pages.dtype)
+    _, kv_heads, page_size, _ = pages.keys.shape
+    tile = tile or decode_tile(head_dim, pages.keys.dtype)
+    splits = splits or choose_splits(rows, kv_heads, tables.shape[1] * page_size, tile.tokens)
+    dtype = compute_dtype(q.dtype, pages.keys.dtype)
     query, scale = positive_scale(q, options.scale)
     # a row of the staged output must be a multiple of 128 bytes
     out_dtype = q.dtype if splits == 1 and head_dim % 64 == 0 else jnp.dtype(jnp.float32)
@@ -77,15 +72,15 @@ def decode(
     if splits > 1:
         outs.append(jax.ShapeDtypeStruct((*shape, LSE_WIDTH), jnp.float32))
     inputs = Inputs(
-        padded(query.reshape(rows * heads, head_dim).astype(dtype), 8), k_pages, v_pages, block_tables, lengths,
-        None if sinks is None else sinks.astype(jnp.float32), k_scales, v_scales,
+        padded(query.reshape(rows * heads, head_dim).astype(dtype), 8), pages, tables, lengths,
+        None if sinks is None else sinks.astype(jnp.float32),
     )  # fmt: skip
     call = launch(
         _body(inputs, outs, heads, tile, scale, options),
         name="paged_decode", grid={"split": splits, "head": kv_heads, "row": rows}, out_type=outs,
         interpret=options.interpret,
     )  # fmt: skip
-    found = call(*(x for x in inputs if x is not None))
+    found = call(*jax.tree.leaves(inputs))
     return (found[0][0] if splits == 1 else combine(*found)).astype(q.dtype)
 
 
@@ -94,8 +89,9 @@ def _body(
 ):
     """The kernel for inputs of these shapes."""
     ops = operations(options.interpret)
-    _, kv_heads, page_size, head_dim = given.k_pages.shape
-    dtype, kv_dtype, splits = given.q.dtype, given.k_pages.dtype, outs[0].shape[0]
+    structure = jax.tree.structure(given)
+    _, kv_heads, page_size, head_dim = given.pages.keys.shape
+    dtype, kv_dtype, splits = given.q.dtype, given.pages.keys.dtype, outs[0].shape[0]
     group, (tokens, stages) = heads // kv_heads, tile
     # q is read by whole tiles of 8 rows; the group begins `shift` rows into the first
     query_rows = 8 if 8 % group == 0 and heads % 8 == 0 else -(-(group + 7) // 8) * 8
@@ -104,17 +100,16 @@ def _body(
     distance = stages if quantised else stages - 1  # tiles on their way while one is computed
 
     def body(*refs):
-        named = iter(refs)
-        inputs = Inputs(*(None if x is None else next(named) for x in given))
-        out, lse = next(named), next(named, None)
+        inputs: Inputs = jax.tree.unflatten(structure, refs[: structure.num_leaves])
+        out, lse = refs[structure.num_leaves :] if splits > 1 else (refs[-1], None)
         split, head, row = lax.axis_index("split"), lax.axis_index("head"), lax.axis_index("row")
         end = inputs.lengths[row]
         begin = jnp.int32(0)
         if options.sliding_window is not None:
             begin = jnp.maximum(end - options.sliding_window, 0)
-        pages = visible_row(inputs.tables, row, begin, end, page_size, tokens)
-        first = pages.first_tile
-        last = jnp.where(end > 0, pages.last_tile + 1, first)
+        seen = visible_row(inputs.tables, row, begin, end, page_size, tokens)
+        first = seen.first_tile
+        last = jnp.where(end > 0, seen.last_tile + 1, first)
         if splits > 1:
             share = lax.div(last - first + (splits - 1), jnp.int32(splits))
             first = jnp.minimum(first + split * share, last)
@@ -128,12 +123,12 @@ def _body(
 
             def fetch(at, ids):
                 slot = lax.rem(at, jnp.int32(stages))
-                for half, pool in enumerate((inputs.k_pages, inputs.v_pages)):
+                for half, pool in enumerate((inputs.pages.keys, inputs.pages.values)):
                     to = ring.at[slot, pl.ds(half * tokens, tokens)] if quantised else ring[half].at[slot]
-                    pages.copy(pool, head, at, ids, to, (ready if quantised else ready[half]).at[slot])
+                    seen.copy(pool, head, at, ids, to, (ready if quantised else ready[half]).at[slot])
 
             for ahead in range(distance):
-                pl.when(first + ahead < last)(lambda at=first + ahead: fetch(at, pages.ids(at)))
+                pl.when(first + ahead < last)(lambda at=first + ahead: fetch(at, seen.ids(at)))
 
             sink = None
             if inputs.sinks is not None:
@@ -150,8 +145,8 @@ def _body(
                 plgpu.commit_smem()  # the slot to be refilled was read a step ago, by all four warps
                 if not quantised:
                     pl.when(ahead < last)(lambda: fetch(ahead, ids_ahead))
-                ids_next = pages.ids(ahead + 1)  # read a step before they are needed
-                ids = pages.ids(at) if quantised else ()
+                ids_next = seen.ids(ahead + 1)  # read a step before they are needed
+                ids = seen.ids(at) if quantised else ()
                 if quantised:
                     plgpu.barrier_wait(ready.at[slot])
                     for i in range(2 * tokens // M):
@@ -163,19 +158,19 @@ def _body(
                 else:
                     k, v = (half.at[slot] for half in ring)
                     plgpu.barrier_wait(ready.k.at[slot])
-                scores = scaled(ops, ops.scores(q_s, k), inputs.k_scales, ids, head)
+                scores = scaled(ops, ops.scores(q_s, k), inputs.pages.key_scales, ids, head)
                 scores, c = softmax.capped(scores, scale, options.soft_cap)
                 token = ops.index(tokens, 1) + at * tokens
                 visible = token < end
                 if options.sliding_window is not None:
                     visible &= token >= begin
                 state, weights = softmax.weigh(state, jnp.where(visible, scores, softmax.MASKED), c)
-                weights = scaled(ops, weights, inputs.v_scales, ids, head).astype(dtype)
+                weights = scaled(ops, weights, inputs.pages.value_scales, ids, head).astype(dtype)
                 if not quantised:
                     plgpu.barrier_wait(ready.v.at[slot])
                 return state._replace(acc=ops.add_weighted(state.acc, weights, v)), ids_next
 
-            start = softmax.start(ops, head_dim, sink), pages.ids(first + distance)
+            start = softmax.start(ops, head_dim, sink), seen.ids(first + distance)
             state, _ = lax.fori_loop(first, last, step, start)
             plgpu.commit_smem()  # the output is staged where the rings were
             return state
@@ -183,11 +178,11 @@ def _body(
         scratch = {"q_s": swizzled((M, head_dim), dtype, columns), "q_ready": plgpu.Barrier()}
         if quantised:
             scratch["ring"] = plgpu.SMEM((stages, 2 * tokens, head_dim), kv_dtype)
-            scratch["ready"] = plgpu.Barrier(num_arrivals=2 * pages.units, num_barriers=stages)
+            scratch["ready"] = plgpu.Barrier(num_arrivals=2 * seen.units, num_barriers=stages)
             scratch["wide"] = swizzled((2 * tokens, head_dim), dtype, columns)
         else:
             ring = swizzled((stages, tokens, head_dim), dtype, columns)
-            ready = plgpu.Barrier(num_arrivals=pages.units, num_barriers=stages)
+            ready = plgpu.Barrier(num_arrivals=seen.units, num_barriers=stages)
             scratch |= {"ring": Both(ring, ring), "ready": Both(ready, ready)}
         state = pl.run_scoped(stream, **scratch)
 

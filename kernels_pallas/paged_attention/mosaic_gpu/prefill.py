@@ -28,6 +28,7 @@ from kernels_pallas.paged_attention.mosaic_gpu.ragged import ALIGNED, QueryTiles
 from kernels_pallas.paged_attention.mosaic_gpu.tiles import PrefillTile, prefill_tile
 from kernels_pallas.paged_attention.mosaic_gpu.widths import positive_scale, widen
 from kernels_pallas.paged_attention.options import Options
+from kernels_pallas.pages import Pages
 
 REGISTERS = {False: (240, 24), True: (216, 72)}
 """Of a thread of two computing warpgroups and of their producer, which widens pages of 8 bits (True)."""
@@ -35,25 +36,34 @@ REGISTERS = {False: (240, 24), True: (216, 72)}
 
 class Inputs(NamedTuple):
     q: Any  # [T, N, H]
-    k_pages: Any  # [P, K, S, H]
-    v_pages: Any
+    pages: Pages
     tables: Any  # [R, W]
     tiles: Any  # [6, tiles], the fields of QueryTiles
     sinks: Any | None  # [N] float32
-    k_scales: Any | None  # [P, K] float32
-    v_scales: Any | None
+
+
+class Ring(NamedTuple):
+    """Tiles of keys, or of values, in shared memory: the producer fills slots in turn."""
+
+    free: Any | None  # barriers, one a slot: every computing warpgroup has read it
+    ready: Any  # barriers, one a slot: it is filled
+    slots: Any  # [stages, C, H]
+
+
+class Narrow(NamedTuple):
+    """The rings of pages of 8 bits, which the producer alone fills and reads."""
+
+    k: Ring
+    v: Ring
 
 
 def prefill(
     q: jax.Array,  # [T, N, H]
-    k_pages: jax.Array,  # [P, K, S, H]
-    v_pages: jax.Array,  # [P, K, S, H]
-    block_tables: jax.Array,  # [R, W]
-    query_offsets: jax.Array,  # [R + 1]
+    pages: Pages,
+    tables: jax.Array,  # [R, W]
+    offsets: jax.Array,  # [R + 1]
     context_lengths: jax.Array,  # [R]
     sinks: jax.Array | None,  # [N]
-    k_scales: jax.Array | None,  # [P, K]
-    v_scales: jax.Array | None,  # [P, K]
     options: Options,
     *,
     tile: PrefillTile | None = None,
@@ -62,16 +72,15 @@ def prefill(
     real = q.shape[0]
     q = padded(q, ALIGNED)
     tokens, heads, head_dim = q.shape
-    kv_heads = k_pages.shape[1]
+    kv_heads = pages.keys.shape[1]
     group = heads // kv_heads
-    tile = tile or prefill_tile(head_dim, k_pages.dtype)
+    tile = tile or prefill_tile(head_dim, pages.keys.dtype)
     heads_at_once = 2 if group % 2 == 0 and tile.computing == 2 else 1
     query_tile = M * tile.computing // heads_at_once
-    cuts = cut(query_offsets, context_lengths, tokens, query_tile)
+    cuts = cut(offsets, context_lengths, tokens, query_tile)
     query, scale = positive_scale(q, options.scale)
     inputs = Inputs(
-        query, k_pages, v_pages, block_tables, jnp.stack(cuts),
-        None if sinks is None else sinks.astype(jnp.float32), k_scales, v_scales,
+        query, pages, tables, jnp.stack(cuts), None if sinks is None else sinks.astype(jnp.float32)
     )  # fmt: skip
     # a row of the staged output must be a multiple of 128 bytes
     out = jax.ShapeDtypeStruct(q.shape, q.dtype if head_dim % 64 == 0 else jnp.float32)
@@ -81,23 +90,23 @@ def prefill(
         grid={"heads": group // heads_at_once, "kv_head": kv_heads, "tile": inputs.tiles.shape[1]},
         out_type=[out], interpret=options.interpret, warpgroups=tile.computing + 1,
     )  # fmt: skip
-    return call(*(x for x in inputs if x is not None))[0][:real].astype(q.dtype)
+    return call(*jax.tree.leaves(inputs))[0][:real].astype(q.dtype)
 
 
 def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float, options: Options):
     """The kernel for inputs of these shapes."""
     ops = operations(options.interpret)
-    _, kv_heads, page_size, head_dim = given.k_pages.shape
-    dtype, kv_dtype = given.q.dtype, given.k_pages.dtype
+    structure = jax.tree.structure(given)
+    _, kv_heads, page_size, head_dim = given.pages.keys.shape
+    dtype, kv_dtype = given.q.dtype, given.pages.keys.dtype
     group, (tokens, stages, computing) = given.q.shape[1] // kv_heads, kv_tile
     quantised = kv_dtype != dtype
     window, num_tiles = options.sliding_window, given.tiles.shape[1]
     query_tile = M * computing // heads_at_once
 
     def body(*refs):
-        named = iter(refs)
-        inputs = Inputs(*(None if x is None else next(named) for x in given))
-        out = next(named)
+        inputs: Inputs = jax.tree.unflatten(structure, refs[: structure.num_leaves])
+        out = refs[-1]
         warpgroup, kv_head = lax.axis_index("wg"), lax.axis_index("kv_head")
         # the last tiles have the most to do: they start first
         index = num_tiles - 1 - lax.axis_index("tile")
@@ -112,7 +121,7 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
         first = row.first_tile
         last = jnp.where(end > 0, row.last_tile + 1, first)
 
-        def scope(q_s, k_ring, v_ring, staged, q_ready, k_ready, v_ready, k_free, v_free, turn, narrow=None):
+        def scope(q_s, q_ready, k, v, staged, turn, narrow=None):
             def compute():
                 if computing == 2:  # a single one has enough from the start
                     plgpu.set_max_registers(REGISTERS[quantised][0], action="increase")
@@ -126,9 +135,9 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
 
                 def step(at, state, masked):
                     slot = lax.rem(at - first, jnp.int32(stages))
-                    plgpu.barrier_wait(k_ready.at[slot])
-                    scores = ops.scores(q_own, k_ring.at[slot])
-                    ops.free(k_free.at[slot])
+                    plgpu.barrier_wait(k.ready.at[slot])
+                    scores = ops.scores(q_own, k.slots.at[slot])
+                    ops.free(k.free.at[slot])
                     scores, c = softmax.capped(scores, scale, options.soft_cap)
                     if masked:
                         ahead = ops.index(tokens, 1) - ops.index(tokens, 0) + (at * tokens - position)
@@ -137,9 +146,9 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                             visible &= ahead > -window
                         scores = jnp.where(visible, scores, softmax.MASKED)
                     state, weights = softmax.weigh(state, scores, c)
-                    plgpu.barrier_wait(v_ready.at[slot])
-                    acc = ops.add_weighted(state.acc, weights.astype(dtype), v_ring.at[slot])
-                    ops.free(v_free.at[slot])
+                    plgpu.barrier_wait(v.ready.at[slot])
+                    acc = ops.add_weighted(state.acc, weights.astype(dtype), v.slots.at[slot])
+                    ops.free(v.free.at[slot])
                     return state._replace(acc=acc)
 
                 # tiles that every query sees whole need no mask
@@ -186,34 +195,30 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
 
                 def feed(at, ids):
                     slot = lax.rem(at - first, jnp.int32(stages))
-                    for pages, ring, ready, free in (
-                        (inputs.k_pages, k_ring, k_ready, k_free),
-                        (inputs.v_pages, v_ring, v_ready, v_free),
-                    ):
-                        wait_free(at, free.at[slot])  # before the copy
-                        row.copy(pages, kv_head, at, ids, ring.at[slot], ready.at[slot])
+                    for half, ring in ((inputs.pages.keys, k), (inputs.pages.values, v)):
+                        wait_free(at, ring.free.at[slot])  # before the copy
+                        row.copy(half, kv_head, at, ids, ring.slots.at[slot], ring.ready.at[slot])
                     return row.ids(at + 1)
 
                 def widen_tile(at, ids):
                     slot, raw = lax.rem(at - first, jnp.int32(stages)), lax.rem(at - first, jnp.int32(2))
                     pl.when(at + 1 < last)(lambda: fetch(at + 1, ids))
                     ids = row.ids(at + 2)
-                    for raw_ring, raw_ready, ring, ready, free, scales in (
-                        (narrow.k_ring, narrow.k_ready, k_ring, k_ready, k_free, inputs.k_scales),
-                        (narrow.v_ring, narrow.v_ready, v_ring, v_ready, v_free, inputs.v_scales),
-                    ):
+                    for source, ring, scales in (
+                        (narrow.k, k, inputs.pages.key_scales), (narrow.v, v, inputs.pages.value_scales),
+                    ):  # fmt: skip
                         factors = row_factors(ops, scales, row.ids(at), kv_head)
-                        plgpu.barrier_wait(raw_ready.at[raw])
-                        wait_free(at, free.at[slot])
-                        widen(raw_ring.at[raw], ring.at[slot], factors)
+                        plgpu.barrier_wait(source.ready.at[raw])
+                        wait_free(at, ring.free.at[slot])
+                        widen(source.slots.at[raw], ring.slots.at[slot], factors)
                         plgpu.commit_smem()
-                        plgpu.barrier_arrive(ready.at[slot])
+                        plgpu.barrier_arrive(ring.ready.at[slot])
                     return ids
 
                 def fetch(at, ids):
                     raw = lax.rem(at - first, jnp.int32(2))
-                    row.copy(inputs.k_pages, kv_head, at, ids, narrow.k_ring.at[raw], narrow.k_ready.at[raw])
-                    row.copy(inputs.v_pages, kv_head, at, ids, narrow.v_ring.at[raw], narrow.v_ready.at[raw])
+                    for half, ring in ((inputs.pages.keys, narrow.k), (inputs.pages.values, narrow.v)):
+                        row.copy(half, kv_head, at, ids, ring.slots.at[raw], ring.ready.at[raw])
 
                 if quantised:
                     pl.when(first < last)(lambda: fetch(first, row.ids(first)))
@@ -224,8 +229,8 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                 @pl.loop(jnp.maximum(first, last - stages), last)
                 def _(at):  # no barrier is left with an arrival that nobody has seen
                     slot = lax.rem(at - first, jnp.int32(stages))
-                    plgpu.barrier_wait(k_free.at[slot])
-                    plgpu.barrier_wait(v_free.at[slot])
+                    plgpu.barrier_wait(k.free.at[slot])
+                    plgpu.barrier_wait(v.free.at[slot])
 
             pl.when(warpgroup < computing)(compute)
             pl.when(warpgroup == computing)(produce)
@@ -241,31 +246,24 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
     return body
 
 
-class Narrow(NamedTuple):
-    """The rings of pages of 8 bits."""
-
-    k_ring: Any
-    v_ring: Any
-    k_ready: Any
-    v_ready: Any
-
-
 def _scratch(head_dim: int, dtype: Any, kv_dtype: Any, out_dtype: Any, tile: PrefillTile, units: int) -> dict[str, Any]:
     """Shared memory and barriers of a program."""
     quantised = kv_dtype != dtype
-    ring = swizzled((tile.stages, tile.tokens, head_dim), dtype)
-    ready = plgpu.Barrier(num_arrivals=1 if quantised else units, num_barriers=tile.stages)
-    free = plgpu.Barrier(num_arrivals=tile.computing, num_barriers=tile.stages)
+    ring = Ring(
+        free=plgpu.Barrier(num_arrivals=tile.computing, num_barriers=tile.stages),
+        ready=plgpu.Barrier(num_arrivals=1 if quantised else units, num_barriers=tile.stages),
+        slots=swizzled((tile.stages, tile.tokens, head_dim), dtype),
+    )
     scratch = {
-        "q_s": swizzled((tile.computing, M, head_dim), dtype), "k_ring": ring, "v_ring": ring,
+        "q_s": swizzled((tile.computing, M, head_dim), dtype), "k": ring, "v": ring,
         "staged": plgpu.SMEM((1 if head_dim > 128 else tile.computing, M, head_dim), out_dtype),
         "q_ready": plgpu.Barrier(num_barriers=tile.computing), "turn": plgpu.Barrier(),
-        "k_ready": ready, "v_ready": ready, "k_free": free, "v_free": free,
     }  # fmt: skip
     if quantised:
-        raw, raw_ready = (
-            plgpu.SMEM((2, tile.tokens, head_dim), kv_dtype),
-            plgpu.Barrier(num_arrivals=units, num_barriers=2),
+        raw = Ring(
+            free=None,
+            ready=plgpu.Barrier(num_arrivals=units, num_barriers=2),
+            slots=plgpu.SMEM((2, tile.tokens, head_dim), kv_dtype),
         )
-        scratch["narrow"] = Narrow(raw, raw, raw_ready, raw_ready)
+        scratch["narrow"] = Narrow(raw, raw)
     return scratch

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Move, Moved, Tier
 from jaxserve.core.sections import CacheConfig
-from jaxserve.runtime.kv_cache import LayerCache
+from jaxserve.models import ModelConfig
+from jaxserve.parallel.placement import Placement
+from jaxserve.runtime.geometry import Geometry
+from jaxserve.runtime.kv_cache import abstract_cache
 from jaxserve.runtime.offload.block_movers import lower_mover, mover_keys
 from jaxserve.runtime.offload.disk_store import SUFFIX, DiskStore
 from jaxserve.runtime.offload.offload import Offload
 from jaxserve.runtime.programs.table import ProgramTable
+from kernels_pallas.pages import Pages
 
 BLOCKS, LAYERS, PAGE = 40, 3, (2, 8, 4)  # K, S, H
 
@@ -31,22 +37,36 @@ def cache_of(dtype: Any) -> Any:
     if jnp.dtype(dtype).itemsize == 1:
         scales = [jnp.asarray(rng.uniform(size=(BLOCKS, PAGE[0])), jnp.float32) for _ in pages]
     halves = pages[::2], pages[1::2], scales[::2], scales[1::2]
-    return tuple(LayerCache(*layer) for layer in zip(*halves, strict=True))
+    return tuple(Pages(*layer) for layer in zip(*halves, strict=True))
+
+
+MODEL = ModelConfig(
+    architecture="LlamaForCausalLM", vocab_size=64, hidden_size=8, intermediate_size=8, num_layers=LAYERS,
+    num_heads=PAGE[0], num_kv_heads=PAGE[0], head_dim=PAGE[2], max_position_embeddings=4096,
+)  # fmt: skip
+
+
+def geometry_of(dtype: Any, **tiers: int) -> Geometry:
+    geometry = Geometry.of(MODEL, EngineConfig.from_settings(block_size=PAGE[1]), "float32", num_blocks=BLOCKS)
+    return replace(geometry, page_dtype=jnp.dtype(dtype), **tiers)
 
 
 @cache
-def programs_of(dtype: Any) -> tuple[Any, ProgramTable]:
-    """The cache's shapes, and what moves its blocks, compiled once a type."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), cache_of(dtype))
-    programs = ProgramTable(lambda key: lower_mover(shapes, *key).compile(), 1)
+def programs_of(dtype: Any) -> ProgramTable:
+    """What moves a cache's blocks, compiled once a type."""
+    shapes = abstract_cache(geometry_of(dtype))
+    assert jax.tree.map(jnp.shape, cache_of(dtype)) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    programs = ProgramTable(lambda key: lower_mover(shapes, *key, Placement.default()).compile(), 1)
     programs.compile(mover_keys())
-    return shapes, programs
+    return programs
 
 
-def make(folder: Path, dtype: Any = jnp.float32, host: int = 30, disk: int = 30, **options: Any) -> Offload:
-    config = CacheConfig(offload_host_bytes=1, offload_disk_bytes=1, offload_disk_dir=str(folder))
-    shapes, programs = programs_of(dtype)
-    return Offload(config, shapes, programs, jax.devices()[0], host, disk, **options)
+def make(
+    folder: Path, dtype: Any = jnp.float32, host: int = 30, disk: int = 30, memory_kind: str | None = None
+) -> Offload:
+    geometry, config = geometry_of(dtype, host_blocks=host, disk_blocks=disk), CacheConfig(offload_disk_dir=str(folder))
+    placement = Placement(jax.devices()[0], host_memory=memory_kind)
+    return Offload(geometry, placement, programs_of(dtype), config)
 
 
 class Moves:
