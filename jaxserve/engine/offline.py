@@ -35,7 +35,8 @@ def run(engine: Engine, requests: Sequence[Request]) -> Iterator[SequenceOutput]
             while left and (_has_room(engine, left[0]) or not engine.scheduler.num_waiting):
                 request = left.popleft()
                 with interrupts.whole():
-                    open_[request.id] = len(engine.add(request))
+                    engine.add(request)
+                    open_[request.id] = request.params.n
             for output in _own(engine, open_):
                 if output.finish_reason is not None:
                     open_[output.request_id] -= 1
