@@ -17,7 +17,7 @@ from jaxserve.core.tenants import Tenants
 from jaxserve.costs.file import load_cost
 from jaxserve.costs.model import CostModel
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.heap import settle_heap
+from jaxserve.server.serve import settle_heap
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Prompts, Served, drive, made_up
