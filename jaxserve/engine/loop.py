@@ -16,6 +16,7 @@ from jaxserve.core.clock import Clock, MonotonicClock
 from jaxserve.core.decisions import Decision
 from jaxserve.core.errors import DuplicateRequest, EngineStopped, JaxserveError
 from jaxserve.core.sequence import Request
+from jaxserve.engine.client import EngineClient
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.facts import Compilations, Device, EngineFacts, RequestState
 from jaxserve.engine.outputs import SequenceOutput
@@ -31,7 +32,7 @@ PROFILE_PATIENCE_S = 10.0
 """How long a profile waits for the step under way before it counts steps."""
 
 
-class EngineLoop:
+class EngineLoop(EngineClient):
     """Start it inside a running event loop; `open` and `generate` may then be called from that loop by any task.
 
     See `engine.client.EngineClient` for what is not documented here. Without a `device`, what is known of it is 0;
