@@ -34,7 +34,7 @@ from jaxserve.core.progress import progress_bar
 from jaxserve.core.sampling import MAX_LOGPROBS, SamplingParams
 from jaxserve.core.sequence import Request
 from jaxserve.core.settings import require
-from jaxserve.core.tenants import Tenants
+from jaxserve.core.tenants import DEFAULT, Tenants
 from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.limits import Limits
 from jaxserve.engine.offline import run
@@ -175,9 +175,21 @@ class LLM:
     # --- for research -----------------------------------------------------------------------------------------
 
     def make_request(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None, cache_salt: str = ""
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str | None = None,
+        cache_salt: str = "",
+        *,
+        tenant: str = DEFAULT,
+        priority: int | None = None,
+        ttft_slo_s: float | None = None,
+        tpot_slo_s: float | None = None,
     ) -> Request:
-        """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`."""
+        """A request for `engine.add`; then step by hand with `engine.step()` while `engine.has_work`.
+
+        `tenant`, and what the tenant's settings say where it is None: see `Request`.
+        """
         content, salt = content_of(prompt)
         if isinstance(content, str):
             content = self._need_tokenizer("a text prompt").encode(content)
@@ -188,6 +200,10 @@ class LLM:
             arrival_s=self._clock.now(),
             cache_salt=cache_salt or salt,
             eos_token_ids=self._eos_token_ids,
+            tenant=tenant,
+            priority=priority,
+            ttft_slo_s=ttft_slo_s,
+            tpot_slo_s=tpot_slo_s,
         )
 
     def update_params(self, params: Any) -> None:

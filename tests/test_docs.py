@@ -10,9 +10,9 @@ from jaxserve.cli import _parser
 from jaxserve.core.config import all_settings
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sampling import SamplingParams
-from jaxserve.engine.collect import CompletionOutput, RequestMetrics, RequestOutput
+from jaxserve.engine.collect import CompletionOutput, RequestOutput
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.outputs import SequenceOutput
+from jaxserve.engine.outputs import SequenceMetrics, SequenceOutput
 from jaxserve.llm import LLM
 from jaxserve.metrics.catalog import METRICS
 from jaxserve.metrics.page import page
@@ -77,7 +77,7 @@ def test_every_name_of_the_python_api() -> None:
     for kind in (LLM, Engine):
         names = {name for name, _ in inspect.getmembers(kind) if not name.startswith("_")}
         assert sorted(names - known) == [], kind.__name__
-    for kind in (SamplingParams, RequestOutput, CompletionOutput, RequestMetrics, SequenceOutput, TokenLogprobs):
+    for kind in (SamplingParams, RequestOutput, CompletionOutput, SequenceOutput, SequenceMetrics, TokenLogprobs):
         fields = {field.name for field in dataclasses.fields(kind)}
         properties = {name for name, value in vars(kind).items() if isinstance(value, property)}
         missing = fields | (properties if kind is not SamplingParams else set())

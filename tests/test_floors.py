@@ -60,6 +60,20 @@ def test_imports_point_down(path: Path) -> None:
         assert parts[0] not in ("tests", "bench")
 
 
+IN_ANOTHER_PROCESS = ("engine.engine", "engine.loop", "engine.thread", "sched", "cache", "runtime", "assembly", "llm")
+"""What an engine's client may have on its other side."""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jaxserve/server").rglob("*.py")), ids=lambda path: path.name)
+def test_the_server_knows_an_engine_by_its_client(path: Path) -> None:
+    if path.name == "serve.py":  # it wires an engine of its own process
+        return
+    for name in imports(path):
+        inner = name.removeprefix("jaxserve.")
+        assert not any(inner == far or inner.startswith(far + ".") for far in IN_ANOTHER_PROCESS), name
+        assert name not in ("jaxserve.core.sequence.Sequence", "jaxserve.core.plan.StepPlan"), name
+
+
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 

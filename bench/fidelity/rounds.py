@@ -16,8 +16,8 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import JaxserveError
 from jaxserve.costs.fitted import Sample
 from jaxserve.costs.model import CostModel
-from jaxserve.engine.heap import settle_heap
 from jaxserve.metrics.distribution import percentile
+from jaxserve.server.serve import settle_heap
 from jaxserve.sim.arrivals import Arrival, lognormal, poisson, uniform
 from jaxserve.sim.drive import Served
 from jaxserve.sim.record import Record

@@ -30,13 +30,11 @@ from jaxserve.checkpoints import config_from_hf
 from jaxserve.commands.results import write_text
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.server_sections import ServerConfig
-from jaxserve.engine.loop import EngineLoop
 from jaxserve.llm import LLM
 from jaxserve.models.params import random_params
 from jaxserve.server import log
 from jaxserve.server.app import create_app
-from jaxserve.server.serve import Server
-from jaxserve.server.service import Service
+from jaxserve.server.serve import Server, service_of
 
 STREAMS = 64
 
@@ -78,11 +76,9 @@ class Served:
     """The model behind a real server, on a thread; and how much processor time its two threads have used."""
 
     def __init__(self, llm: LLM) -> None:
-        self.loop = EngineLoop(llm.engine)
         config = ServerConfig(log_level="warning")
-        service = Service(
-            self.loop, llm.make_request, llm.tokenizer, "bench", config, max_num_seqs=STREAMS, device=llm.runner
-        )
+        service = service_of(llm, config)
+        self.client = service.client
         log.set_up("warning")
         self._server = Server(create_app(service), config)
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -125,14 +121,14 @@ def over_http(served: Served, pipe: Connection, llm: LLM, seed: int, outputs: in
         ).encode()
         for prompt in prompts(STREAMS, seed, llm.model_config.vocab_size)
     ]
-    before, steps = served.cpu_s(), served.loop.num_steps
+    before, steps = served.cpu_s(), served.client.num_steps
     pipe.send(bodies)
     run: ClientRun = pipe.recv()
     after = served.cpu_s()
     assert run.events == STREAMS * outputs, f"{run.events} events for {STREAMS * outputs} tokens"
     return {
         "tokens_per_s": run.events / run.wall_s,
-        "steps": served.loop.num_steps - steps,
+        "steps": served.client.num_steps - steps,
         "wall_s": run.wall_s,
         "clients_s": run.cpu_s,
         **{name.replace(" ", "_") + "_s": after[name] - before[name] for name in after},

@@ -15,7 +15,7 @@ from jaxserve.core.step_record import StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.costs.file import load_cost
 from jaxserve.costs.model import CostModel
-from jaxserve.engine.heap import settle_heap
+from jaxserve.server.serve import settle_heap
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.drive import Served
 

@@ -118,15 +118,16 @@ def run(given: argparse.Namespace) -> int:
         (llm.encode_chat([{"role": "user", "content": prompt}]), "") if given.chat else (prompt, prompt)
         for prompt in prompts
     ]
-    for prompt, _ in wanted:
-        llm.engine.check(llm.make_request(prompt, params))  # before the first is printed
-    for prompt, shown in wanted:
-        _complete(llm, prompt, shown, params)
+    requests = [llm.make_request(prompt, params) for prompt, _ in wanted]
+    for request in requests:
+        llm.engine.check(request)  # before the first is printed
+    for request, (_, shown) in zip(requests, wanted, strict=True):
+        _complete(llm, list(request.prompt), shown, params)
     return 0
 
 
-def _complete(llm: "LLM", prompt: "Prompt", shown: str, params: SamplingParams) -> None:
-    """One completion streams; several are printed one below the other."""
+def _complete(llm: "LLM", prompt: list[int], shown: str, params: SamplingParams) -> None:
+    """One completion streams; several are printed one below the other. `prompt`: its token ids."""
     if params.n == 1:
         pieces: list[SequenceOutput] = []
         print(shown, end="", flush=True)
@@ -137,16 +138,14 @@ def _complete(llm: "LLM", prompt: "Prompt", shown: str, params: SamplingParams) 
                 raise StepFailed(piece.error)
         print()
         if params.prompt_logprobs is not None:
-            _print_prompt_logprobs(
-                llm, pieces[0].sequence.tokens[0], [entry for piece in pieces for entry in piece.prompt_logprobs]
-            )
+            _print_prompt_logprobs(llm, prompt[0], [entry for piece in pieces for entry in piece.prompt_logprobs])
             if params.logprobs is not None:
                 print("--- output")
         _print_logprobs(llm, [entry for piece in pieces for entry in piece.logprobs])
         return
     (output,) = llm.generate([prompt], params)
     if output.prompt_logprobs is not None:
-        _print_prompt_logprobs(llm, output.prompt_token_ids[0], [entry for entry in output.prompt_logprobs if entry])
+        _print_prompt_logprobs(llm, prompt[0], [entry for entry in output.prompt_logprobs if entry])
     for completion in output.outputs:
         if completion.error is not None:
             raise StepFailed(completion.error)

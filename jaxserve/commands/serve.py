@@ -13,6 +13,7 @@ from jaxserve.sim.recorder import open_recording, record_engine
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
+    from jaxserve.server.service import Service
 
 _EXAMPLES = """\
 examples:
@@ -49,16 +50,14 @@ def run(given: argparse.Namespace) -> int:
     if given.record_tokens and not given.record:
         raise ConfigError("record_tokens: there is no record: give --record FILE beside it")
     try:
-        from jaxserve.server.serve import serve
-        from jaxserve.server.service import Service
+        from jaxserve.server.serve import serve, service_of
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install starlette uvicorn httptools pydantic") from error
 
     recording = open_recording(given.record) if given.record else None
     stop_recording: list[Callable[[], None]] = []
 
-    def load() -> Service:
-        from jaxserve.engine.loop import EngineLoop
+    def load() -> "Service":
         from jaxserve.llm import LLM
 
         llm = LLM(config=config)
@@ -66,17 +65,7 @@ def run(given: argparse.Namespace) -> int:
             recorder = record_engine(llm.engine, recording, llm.config, llm.tenants, tokens=given.record_tokens)
             stop_recording.append(lambda: recorder.close(llm.engine.scheduler.live()))
         _greet(llm, config)
-        return Service(
-            EngineLoop(llm.engine),
-            llm.make_request,
-            llm.tokenizer,
-            llm.model_name,
-            config.server,
-            device=llm.runner,
-            cache=config.cache,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            sampling_defaults=llm.sampling_defaults,
-        )
+        return service_of(llm, config.server)
 
     try:
         return serve(load, config.server, config.batches, tenants)

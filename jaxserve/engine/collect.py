@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from jaxserve.core.plan import TokenLogprobs
-from jaxserve.core.sequence import FinishReason, Request, Sequence
-from jaxserve.engine.outputs import SequenceOutput
+from jaxserve.core.sequence import FinishReason, Request
+from jaxserve.engine.outputs import SequenceMetrics, SequenceOutput
 
 
 @dataclass(slots=True)
@@ -26,22 +26,6 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
-class RequestMetrics:
-    """Of the request's first completion, seconds on the engine's clock."""
-
-    arrival_s: float
-    first_scheduled_s: float | None = None
-    first_token_s: float | None = None
-    finished_s: float | None = None
-    cached_tokens: int = 0
-    preemptions: int = 0
-
-    @property
-    def ttft_s(self) -> float | None:
-        return None if self.first_token_s is None else self.first_token_s - self.arrival_s
-
-
-@dataclass(slots=True)
 class RequestOutput:
     request_id: str
     prompt_token_ids: list[int]
@@ -49,7 +33,8 @@ class RequestOutput:
     prompt: str | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     """One entry a prompt token, None for the first, which has no context; when asked for."""
-    metrics: RequestMetrics | None = None
+    metrics: SequenceMetrics | None = None
+    """Of the first completion; None: it has had no output."""
 
     @property
     def finished(self) -> bool:
@@ -67,7 +52,6 @@ class Collector:
             [CompletionOutput(i, logprobs=None if params.logprobs is None else []) for i in range(params.n)],
             prompt=prompt,
             prompt_logprobs=None if params.prompt_logprobs is None else [None],
-            metrics=RequestMetrics(request.arrival_s),
         )
 
     def add(self, piece: SequenceOutput) -> bool:
@@ -81,13 +65,6 @@ class Collector:
             self.output.prompt_logprobs += piece.prompt_logprobs
         completion.finish_reason = piece.finish_reason
         completion.stop_reason, completion.error = piece.stop_reason, piece.error
-        if piece.index == 0:
-            self._note_times(piece.sequence)
+        if piece.index == 0 and piece.metrics is not None:
+            self.output.metrics = piece.metrics
         return self.output.finished
-
-    def _note_times(self, sequence: Sequence) -> None:
-        metrics = self.output.metrics
-        assert metrics is not None
-        metrics.first_scheduled_s, metrics.first_token_s = sequence.first_scheduled_s, sequence.first_token_s
-        metrics.finished_s, metrics.preemptions = sequence.finished_s, sequence.preemptions
-        metrics.cached_tokens = sequence.num_cached

@@ -179,12 +179,13 @@ class Engine:
             self._show(StepRecord(outside, self._clock.now()))
             self._events += outside
         events, self._events = self._events, []
-        outputs = self._outputs.process(events)
+        now = self._clock.now()
+        outputs = self._outputs.process(events, now)
         for sequence in self._outputs.stopped():
-            self.scheduler.finish(sequence, FinishReason.STOP, self._clock.now())
+            self.scheduler.finish(sequence, FinishReason.STOP, now)
         for output in outputs:
             if output.finish_reason is not None:
-                self._forget(output.sequence)
+                self._forget(output.request_id)
         kept, self._kept = self._kept, []
         return kept + outputs
 
@@ -210,10 +211,10 @@ class Engine:
         for observer in self.observers:
             observer.observe(record)
 
-    def _forget(self, sequence: Sequence) -> None:
-        siblings = self._live.get(sequence.request.id)
+    def _forget(self, request_id: str) -> None:
+        siblings = self._live.get(request_id)
         if siblings is not None and all(s.finished for s in siblings):
-            del self._live[sequence.request.id]
+            del self._live[request_id]
 
     # --- between steps ----------------------------------------------------------------------------------------
 

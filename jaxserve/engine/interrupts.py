@@ -1,7 +1,7 @@
 """Ctrl-C between two steps and not within one: in a notebook the engine outlives the cell that was interrupted.
 
-An interrupt is raised wherever Python happens to be. In the middle of a step that is a plan that nobody commits, or a
-block that nobody gives back; at its end it is nothing.
+An interrupt is raised wherever Python happens to be. In the middle of a step it would leave a plan without its commit,
+or lose a block; at the end of a step it does no harm.
 """
 
 import signal
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def whole() -> Generator[None]:
-    """Ctrl-C in this block is raised at its end; a second one at once, where the device hangs, say.
+def deferred_sigint() -> Generator[None]:
+    """Raise Ctrl-C in this block at its end; a second one at once, for a device that hangs.
 
-    Only where Ctrl-C would raise KeyboardInterrupt here: in the main thread, and if nobody gave it another meaning.
+    It defers only what would raise KeyboardInterrupt here: in the main thread, without a signal handler of the caller.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 from jaxserve.core.errors import JaxserveError
 from jaxserve.core.sequence import Request
-from jaxserve.engine import interrupts
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.interrupts import deferred_sigint
 from jaxserve.engine.outputs import SequenceOutput
 
 
@@ -34,8 +34,9 @@ def run(engine: Engine, requests: Sequence[Request]) -> Iterator[SequenceOutput]
         while left or open_:
             while left and (_has_room(engine, left[0]) or not engine.scheduler.num_waiting):
                 request = left.popleft()
-                with interrupts.whole():
-                    open_[request.id] = len(engine.add(request))
+                with deferred_sigint():
+                    engine.add(request)
+                    open_[request.id] = request.params.n
             for output in _own(engine, open_):
                 if output.finish_reason is not None:
                     open_[output.request_id] -= 1
@@ -59,7 +60,7 @@ def _has_room(engine: Engine, request: Request) -> bool:
 def _own(engine: Engine, ids: Collection[str]) -> list[SequenceOutput]:
     """What the next step brings for these requests; the rest goes back."""
     busy = engine.under_way
-    with interrupts.whole():
+    with deferred_sigint():
         outputs = engine.step()
         engine.give_back([output for output in outputs if output.request_id not in ids])
     own = [output for output in outputs if output.request_id in ids]

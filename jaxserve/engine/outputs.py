@@ -2,6 +2,9 @@
 
 One `SequenceOutput` a sequence and step: what is new since the one before. Text is detokenized here, on the host, while
 the device runs the next step; stop strings are found here too, and end the sequence from outside (`stopped`).
+
+An output is plain data (ids, counts, reasons, times): it can be kept, pickled, and sent to another process. An output
+after which more is known of the whole sequence brings it as `SequenceMetrics`.
 """
 
 from dataclasses import dataclass, field
@@ -15,11 +18,53 @@ from jaxserve.text.stop import StopMatcher
 from jaxserve.text.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceMetrics:
+    """What is known of a sequence so far. Times are seconds on the engine's clock; None: it has not come to that."""
+
+    arrival_s: float
+    """When the request was received, as its maker says."""
+    queued_s: float
+    """When the engine queued it."""
+    prompt_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache at the last admission."""
+    preemptions: int = 0
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    predicted_ttft_s: float = 0.0
+    """What the scheduler forecast when it was queued, and what 9 of 10 such forecasts stay within; 0: no forecast."""
+    predicted_p90_s: float = 0.0
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_token_s is None else self.first_token_s - self.arrival_s
+
+    @classmethod
+    def of(cls, sequence: Sequence, finished_s: float | None = None) -> "SequenceMetrics":
+        """`finished_s`: when it ended, if the sequence does not say so yet."""
+        return cls(
+            arrival_s=sequence.request.arrival_s,
+            queued_s=sequence.queued_s,
+            prompt_tokens=sequence.num_prompt,
+            cached_tokens=sequence.num_cached,
+            preemptions=sequence.preemptions,
+            first_scheduled_s=sequence.first_scheduled_s,
+            first_token_s=sequence.first_token_s,
+            finished_s=finished_s if sequence.finished_s is None else sequence.finished_s,
+            predicted_ttft_s=sequence.predicted_ttft_s,
+            predicted_p90_s=sequence.predicted_p90_s,
+        )
+
+
 @dataclass(slots=True)
 class SequenceOutput:
     """What is new of one sequence. The pieces of a sequence, in order, are the whole."""
 
-    sequence: Sequence
+    request_id: str
+    index: int
+    """Which of the request's n completions this is."""
     text: str = ""
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
@@ -29,14 +74,9 @@ class SequenceOutput:
     stop_reason: int | str | None = None
     """The stop token (other than the model's own) or stop string that ended it."""
     error: str | None = None
-
-    @property
-    def request_id(self) -> str:
-        return self.sequence.request.id
-
-    @property
-    def index(self) -> int:
-        return self.sequence.index
+    metrics: SequenceMetrics | None = None
+    """With the first output, the first token, the last output, and when `cached_tokens` or `preemptions` have changed;
+    None: as in the output before."""
 
 
 class _Stream:
@@ -49,6 +89,17 @@ class _Stream:
             self.detokenizer = IncrementalDetokenizer(tokenizer, sequence.request.prompt, params.skip_special_tokens)
         self.stops = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
         self.num_scored = 0
+        self.reported: SequenceMetrics | None = None
+
+    def has_news(self, sequence: Sequence) -> bool:
+        """Whether the metrics that were reported last no longer hold."""
+        known = self.reported
+        return (
+            known is None
+            or known.cached_tokens != sequence.num_cached
+            or known.preemptions != sequence.preemptions
+            or (known.first_token_s is None and sequence.first_token_s is not None)
+        )
 
     def push(self, token: int, heed_stops: bool) -> tuple[str, str | None]:
         """(new text, stop string found in it)"""
@@ -78,21 +129,31 @@ class OutputProcessor:
     def open(self, sequence: Sequence) -> None:
         self._streams[sequence] = _Stream(sequence, self._tokenizer)
 
-    def process(self, events: list[Event]) -> list[SequenceOutput]:
-        """Outputs in the order of the events; a sequence that has ended yields none."""
+    def process(self, events: list[Event], now: float) -> list[SequenceOutput]:
+        """Outputs in the order of the events; a sequence that has ended yields none.
+
+        `now`: when a sequence ends whose text holds a stop string.
+        """
         outputs: dict[Sequence, SequenceOutput] = {}
         for event in events:
-            if isinstance(event, Preempted | Refused) or event.sequence not in self._streams:
+            if isinstance(event, Preempted | Refused) or (stream := self._streams.get(event.sequence)) is None:
                 continue
-            output = outputs.setdefault(event.sequence, SequenceOutput(event.sequence))
+            sequence = event.sequence
+            output = outputs.get(sequence)
+            if output is None:
+                output = outputs[sequence] = SequenceOutput(sequence.request.id, sequence.index)
             match event:
                 case TokenSampled():
-                    self._take_token(event, output)
+                    self._take_token(event, stream, output)
                 case PromptScored():
-                    self._take_scores(event, output)
+                    self._take_scores(event, stream, output)
                 case Finished():
-                    self._close(output, event.reason)
+                    self._close(sequence, stream, output, event.reason)
                     output.error = event.error
+            if output.finish_reason is not None:
+                output.metrics = SequenceMetrics.of(sequence, finished_s=now)
+            elif stream.has_news(sequence):
+                output.metrics = stream.reported = SequenceMetrics.of(sequence)
         return list(outputs.values())
 
     def stopped(self) -> list[Sequence]:
@@ -100,16 +161,15 @@ class OutputProcessor:
         stopped, self._stopped = self._stopped, []
         return stopped
 
-    def _take_token(self, event: TokenSampled, output: SequenceOutput) -> None:
+    def _take_token(self, event: TokenSampled, stream: _Stream, output: SequenceOutput) -> None:
         sequence, params = event.sequence, event.sequence.params
-        stream = self._streams[sequence]
         output.tokens.append(event.token)
         if event.logprobs is not None:
             output.logprobs.append(event.logprobs)
         by_token = event.finish is FinishReason.STOP
         if by_token and not params.include_stop_str_in_output:
             output.stop_reason = event.token if event.token in params.stop_token_ids else None
-            self._close(output, FinishReason.STOP)
+            self._close(sequence, stream, output, FinishReason.STOP)
             return
         text, found = stream.push(event.token, heed_stops=sequence.num_outputs > params.min_tokens)
         output.text += text
@@ -122,16 +182,16 @@ class OutputProcessor:
         elif event.finish is not None:
             if by_token and event.token in params.stop_token_ids:
                 output.stop_reason = event.token
-            self._close(output, event.finish)
+            self._close(sequence, stream, output, event.finish)
 
-    def _take_scores(self, event: PromptScored, output: SequenceOutput) -> None:
+    def _take_scores(self, event: PromptScored, stream: _Stream, output: SequenceOutput) -> None:
         """A preempted prompt is computed, and scored, again: what is known already is left out."""
-        stream = self._streams[event.sequence]
         known = stream.num_scored + 1 - event.start
         fresh = event.logprobs[max(known, 0) :]
         stream.num_scored += len(fresh)
         output.prompt_logprobs.extend(fresh)
 
-    def _close(self, output: SequenceOutput, reason: FinishReason) -> None:
-        output.text += self._streams.pop(output.sequence).flush()
+    def _close(self, sequence: Sequence, stream: _Stream, output: SequenceOutput, reason: FinishReason) -> None:
+        del self._streams[sequence]
+        output.text += stream.flush()
         output.finish_reason = reason

@@ -21,7 +21,6 @@ from jaxserve.server import (
     debug_routes,
     files,
     generate,
-    metrics_routes,
     openapi,
     profile,
     status,
@@ -57,7 +56,7 @@ ROUTES = [
     Route("/health", status.health, methods=["GET"]),
     Route("/ready", status.ready, methods=["GET"]),
     Route("/version", status.version, methods=["GET"]),
-    Route("/metrics", metrics_routes.metrics, methods=["GET"]),
+    Route("/metrics", status.metrics, methods=["GET"]),
     *dashboard.ROUTES,
     Route("/debug/timeline", debug_routes.timeline, methods=["GET"]),
     Route("/debug/decisions", debug_routes.decisions, methods=["GET"]),
@@ -117,8 +116,7 @@ async def open_service(app: Starlette, service: Service) -> None:
     """From now on the application serves; on its event loop."""
     app.state.service = service
     app.state.server.open(service)
-    app.state.running.callback(app.state.server.telemetry.leave)
-    app.state.running.push_async_callback(service.loop.stop)
+    app.state.running.push_async_callback(service.client.stop)
     if app.state.batches is not None:
         await app.state.running.enter_async_context(
             app.state.batches.running(service, app.state.server, app.state.traces)

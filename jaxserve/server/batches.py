@@ -50,8 +50,8 @@ class Batches:
         if state.phase != "ready" or state.trouble():
             return 0
         running = self.runner.num_running if self.runner is not None else 0
-        others = max(0, service.loop.num_open - running)  # a line that waits to try again has none open
-        return max(0, min(self.config.batch_concurrency, service.max_num_seqs - others))
+        others = max(0, service.client.num_open - running)  # a line that waits to try again has none open
+        return max(0, min(self.config.batch_concurrency, service.facts.max_num_seqs - others))
 
     @property
     def num_lines(self) -> int:

@@ -55,6 +55,7 @@ class CompletionAnswer(OpenAIAnswer):
         super().__init__(service, body, requests, id, "text_completion")
         self._service, self._body, self._params = service, body, params
         self._place = {request.id: i for i, request in enumerate(requests)}
+        self._prompts = [request.prompt for request in requests]
         self._begun: dict[int, int] = {}  # choice -> characters that its log-probabilities have covered
         self._scored: dict[str, list[TokenLogprobs]] = {}
 
@@ -115,7 +116,7 @@ class CompletionAnswer(OpenAIAnswer):
             "stop_reason": output.stop_reason,
         }
         tokens, entries = output.tokens, list[TokenLogprobs | None](output.logprobs)
-        prompt = list(output.sequence.request.prompt) if first else []
+        prompt = list(self._prompts[self._place[output.request_id]]) if first else []
         scored: list[TokenLogprobs | None] = [None, *self._scored.pop(f"{output.request_id}/{output.index}", [])]
         if first and self._body.echo:
             choice["text"] = self._prompt_text(output.request_id, prompt) + output.text

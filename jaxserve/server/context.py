@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxserve.core.sequence import FinishReason, Request, Sequence
+from jaxserve.core.sequence import FinishReason, Request
 from jaxserve.engine.outputs import SequenceOutput
 
 
@@ -50,8 +50,8 @@ class Call:
     finish_reasons: list[str] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     """What it asked of the engine."""
-    sequences: set[Sequence] = field(default_factory=set)
-    """Those that have answered."""
+    completions: dict[tuple[str, int], SequenceOutput] = field(default_factory=dict)
+    """Of each completion that has answered, by request and index, the last output that brought metrics."""
     stream: bool = False
     response_id: str | None = None
     trace_id: str | None = None
@@ -62,11 +62,13 @@ class Call:
     text: LoggedText | None = None
 
     def count(self, output: SequenceOutput) -> None:
-        self.sequences.add(output.sequence)
+        if output.metrics is not None:
+            self.completions[output.request_id, output.index] = output
         self.output_tokens += len(output.tokens)
         if self.first_token_s is None and output.tokens:
             self.first_token_s = time.monotonic()
-            self.cached_tokens = output.sequence.num_cached
+            if output.metrics is not None:  # as with every output that brings a first token
+                self.cached_tokens = output.metrics.cached_tokens
         if self.text is not None:
             self.text.add(output)
         if output.finish_reason is not None:

@@ -12,10 +12,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from jaxserve.engine.engine import Engine
+from jaxserve.engine.facts import RequestState
 from jaxserve.metrics.decision_record import to_json
 from jaxserve.metrics.timeline import chrome_trace
-from jaxserve.sched.journal import Account
 from jaxserve.server.service import Service
 
 PATIENCE_S = 10.0
@@ -24,46 +23,38 @@ PATIENCE_S = 10.0
 
 async def timeline(request: Request) -> Response:
     service: Service = request.app.state.service
-    decisions = await service.loop.ask(lambda engine: engine.scheduler.journal.decisions(), PATIENCE_S)
-    return JSONResponse(chrome_trace(decisions))
+    return JSONResponse(chrome_trace(await service.client.decisions(PATIENCE_S)))
 
 
 async def decisions(request: Request) -> Response:
     service: Service = request.app.state.service
-    return JSONResponse(await service.loop.ask(lambda e: to_json(e.scheduler.journal.decisions()), PATIENCE_S))
+    return JSONResponse(to_json(await service.client.decisions(PATIENCE_S)))
 
 
 async def one_request(request: Request) -> Response:
     service: Service = request.app.state.service
     name = request.path_params["request_id"]
-
-    def look(engine: Engine) -> dict[str, Account]:
-        found: dict[str, Account] = {}
-        for request_id in service.names.ids(name):
-            found |= engine.scheduler.journal.accounts_of(request_id, engine.now)
-        return found
-
-    found = await service.loop.ask(look, PATIENCE_S)
+    found = await service.client.request_states(service.names.ids(name), PATIENCE_S)
     if not found:
         message = (
             f"request {name!r} is not known: it never came, or ended too long ago; give an answer's id or X-Request-Id"
         )
         body = {"message": message, "type": "invalid_request_error", "param": "request_id", "code": 404}
         return JSONResponse({"error": body}, 404)
-    return JSONResponse({"id": name, "sequences": [_told(sequence, account) for sequence, account in found.items()]})
+    return JSONResponse({"id": name, "sequences": [_told(sequence, one) for sequence, one in found.items()]})
 
 
-def _told(sequence: str, account: Account) -> dict[str, Any]:
-    first = account.first_token
+def _told(sequence: str, one: RequestState) -> dict[str, Any]:
+    first = one.first_token
     return {
         "id": sequence,
-        "state": account.ended or str(account.part),
-        "total_s": sum(account.seconds.values()),
-        "seconds": account.seconds,
+        "state": one.state,
+        "total_s": sum(one.seconds.values()),
+        "seconds": one.seconds,
         "ttft_s": None if first is None else sum(first.values()),
         "ttft_parts_s": first,
         "preemptions": [
             {"for": entry.claimant, "fate": entry.fate, "prices_s": dict(entry.prices)}
-            for entry in account.preemptions
+            for entry in one.preemptions
         ],
     }  # fmt: skip

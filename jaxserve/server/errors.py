@@ -15,6 +15,7 @@ from jaxserve.core.errors import (
     TooBusy,
     UnknownModel,
 )
+from jaxserve.engine.profile import ProfileRunning
 
 CLIENT_CLOSED_REQUEST = 499
 """What nginx calls the status of a call whose client has left; no client sees it."""
@@ -52,10 +53,6 @@ class NotServing(JaxserveError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-class ProfileRunning(JaxserveError):
-    """A process has one profiler, and it is in use (HTTP 409)."""
 
 
 class NothingToProfile(JaxserveError):

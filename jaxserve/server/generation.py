@@ -59,7 +59,7 @@ async def respond(request: Request, service: Service, job: Job, stream: bool) ->
     if not stream:
         return JSONResponse(await unless_left(request, whole(service, job, call)))
     backlog = service.config.max_stream_backlog
-    outputs = service.loop.open(job.requests, timeout_s=job.timeout_s, max_backlog=backlog)
+    outputs = service.client.open(job.requests, timeout_s=job.timeout_s, max_backlog=backlog)
     first = await unless_left(request, _first(outputs))
     return EventStream(outputs, _payloads(first, outputs, job, call))
 
@@ -81,7 +81,7 @@ async def whole(service: Service, job: Job, call: Call) -> dict[str, Any]:
     Raises:
       StepFailed: the engine's step failed under it. All that `OutputStream.next` raises.
     """
-    stream = service.loop.open(job.requests, timeout_s=job.timeout_s)
+    stream = service.client.open(job.requests, timeout_s=job.timeout_s)
     collectors = {wanted.id: Collector(wanted) for wanted in job.requests}
     try:
         while outputs := await stream.next():

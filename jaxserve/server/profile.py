@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import time
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import pydantic
@@ -17,48 +16,20 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from jaxserve.core.errors import ConfigError, EngineStopped
-from jaxserve.core.step_record import StepRecord
-from jaxserve.engine.engine import Engine
-from jaxserve.engine.loop import EngineLoop
+from jaxserve.core.errors import ConfigError
 from jaxserve.server.body import read_body
-from jaxserve.server.errors import NothingToProfile, ProfileRunning
+from jaxserve.server.errors import NothingToProfile
 from jaxserve.server.schemas.base import Body
 from jaxserve.server.service import Service
 
 MAX_STEPS = 1000
 MAX_S = 300.0
-PATIENCE_S = 10.0
-"""A step under way may take as long; the question is put after it."""
 
 
 class ProfileBody(Body):
     steps: int = pydantic.Field(20, ge=1, le=MAX_STEPS)
     timeout_s: float = pydantic.Field(30.0, gt=0.0, le=MAX_S, strict=False)
     """However few steps have run by then."""
-
-
-class StepCount:
-    """An observer that tells an event loop when so many steps have run that were planned after `since_s`."""
-
-    def __init__(self, steps: int) -> None:
-        self.reached = asyncio.Event()
-        self.count, self._steps = 0, steps
-        self._since_s = float("inf")
-        self._loop = asyncio.get_running_loop()
-
-    def begin(self, engine: Engine) -> None:
-        self._since_s = engine.now
-        engine.observers.append(self)
-
-    def end(self, engine: Engine) -> None:
-        engine.observers.remove(self)
-
-    def observe(self, record: StepRecord) -> None:
-        if record.step is not None and record.step.planned_s >= self._since_s:
-            self.count += 1
-            if self.count == self._steps:
-                self._loop.call_soon_threadsafe(self.reached.set)
 
 
 async def profile(request: Request) -> Response:
@@ -69,8 +40,11 @@ async def profile(request: Request) -> Response:
     folder = Path(tempfile.mkdtemp(prefix="jaxserve-profile-")) if kept is None else _named_folder(kept)
     try:
         began_s = time.monotonic()
-        steps = await _take(service.loop, body, folder)
+        steps = await service.client.profile(folder, body.steps, body.timeout_s)
         seconds = time.monotonic() - began_s
+        if not steps:
+            waited = f"no step ended within {body.timeout_s:g} s"
+            raise NothingToProfile(f"{waited}: send requests meanwhile, or wait longer")
         if kept is not None:
             files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
             return JSONResponse({"folder": str(folder), "files": files, "steps": steps, "seconds": seconds})
@@ -82,29 +56,6 @@ async def profile(request: Request) -> Response:
     headers = {"x-profile-steps": str(steps)}
     return FileResponse(packed, media_type="application/zip", filename=f"{folder.name}.zip", headers=headers,
                         background=gone)  # fmt: skip
-
-
-async def _take(loop: EngineLoop, body: ProfileBody, folder: Path) -> int:
-    """The number of steps in the trace that was written to `folder`."""
-    from jaxserve.runtime import profile as profiler  # with JAX, which is loaded after the doors have opened
-
-    try:
-        await asyncio.to_thread(profiler.start, folder)
-    except RuntimeError as error:
-        raise ProfileRunning("a profile is being taken: wait for its end") from error
-    try:
-        steps = StepCount(body.steps)
-        await loop.ask(steps.begin, PATIENCE_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(body.timeout_s):
-                await steps.reached.wait()
-        with suppress(TimeoutError, EngineStopped):  # a step that hangs: then that is what the trace shows
-            await loop.ask(steps.end, PATIENCE_S)
-    finally:
-        await asyncio.to_thread(profiler.stop, folder)
-    if not steps.count:
-        raise NothingToProfile(f"no step ended within {body.timeout_s:g} s: send requests meanwhile, or wait longer")
-    return steps.count
 
 
 def _named_folder(parent: str) -> Path:

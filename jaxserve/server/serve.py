@@ -6,6 +6,7 @@ A second signal ends the process at once.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,7 +26,7 @@ from jaxserve.batches.store import Store
 from jaxserve.core.errors import ConfigError, EngineStopped
 from jaxserve.core.server_sections import BatchConfig, ServerConfig
 from jaxserve.core.tenants import Tenants
-from jaxserve.engine.heap import settle_heap
+from jaxserve.engine.loop import EngineLoop
 from jaxserve.server import log
 from jaxserve.server.app import create_app, open_service
 from jaxserve.server.batches import Batches
@@ -35,6 +36,9 @@ from jaxserve.server.service import Service
 from jaxserve.server.state import ServerState
 from jaxserve.server.traces import open_traces
 from jaxserve.server.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM
 
 Load = Callable[[], Service]
 FLUSH_S = 5.0
@@ -65,6 +69,21 @@ def serve(load: Load, config: ServerConfig, batches: BatchConfig, tenants: Tenan
     if loader.error is not None:
         raise loader.error
     return server.exit_code
+
+
+def service_of(llm: "LLM", config: ServerConfig) -> Service:
+    """An `LLM` as the routes see it: the one place where the server meets an engine of its own process."""
+    from jaxserve.runtime import profile  # JAX: this module must be importable before the model is loaded
+
+    return Service(
+        EngineLoop(llm.engine, device=llm.runner, profiler=profile),
+        llm.make_request,
+        llm.tokenizer,
+        llm.model_name,
+        config,
+        cache=llm.config.cache,
+        sampling_defaults=llm.sampling_defaults,
+    )
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -131,12 +150,23 @@ class Server(uvicorn.Server):
             self._signal = None
         if self._drain_until is not None and not self.should_exit:
             if self._state.open_calls and time.monotonic() > self._drain_until and self._state.service is not None:
-                self._state.service.loop.fail_open(EngineStopped("the server is shutting down"))
+                self._state.service.client.fail_open(EngineStopped("the server is shutting down"))
                 await asyncio.sleep(0.2)  # long enough for the errors to be told
                 self.should_exit = True
             elif not self._state.open_calls:
                 self.should_exit = True
         return await super().on_tick(counter)
+
+
+def settle_heap() -> None:
+    """Let the garbage collector skip everything that is alive now: modules, programs, the tokenizer, the engine.
+
+    A full collection stops every thread, in the middle of a step: with the 218,000 objects of an engine that has just
+    loaded it took 105 ms (2 cores of an EPYC), with those frozen under a millisecond. For a process that keeps its
+    engine: a cycle that is frozen while it lives is never freed after it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Loader:

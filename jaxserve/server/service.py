@@ -1,9 +1,8 @@
-"""What the routes need of an engine, whoever made it."""
+"""What the routes need: an engine's client, the tokenizer, the served model's name and the settings."""
 
 import asyncio
-import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,8 +11,8 @@ from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Request
 from jaxserve.core.server_sections import ServerConfig
-from jaxserve.core.step_record import Compilation
-from jaxserve.engine.loop import EngineLoop
+from jaxserve.engine.client import EngineClient
+from jaxserve.engine.facts import EngineFacts
 from jaxserve.server.context import Call
 from jaxserve.server.errors import NotAllowed
 from jaxserve.server.request_names import RequestNames
@@ -21,50 +20,49 @@ from jaxserve.server.schemas.sampling import SamplingFields
 from jaxserve.text.prompts import content_of
 from jaxserve.text.tokenizer import Tokenizer
 
-MakeRequest = Callable[..., Request]
 LONG_TEXT = 20_000
 """Characters, or tokens, from which on a text is encoded or decoded on a thread: the event loop serves others
 meanwhile."""
 
 
-class DeviceFacts(Protocol):
-    """What metrics ask of an executor; `runtime.runner.ModelRunner` is one."""
+class MakeRequest(Protocol):
+    """`LLM.make_request` is one."""
 
-    @property
-    def compilations_after_warmup(self) -> int: ...
-
-    @property
-    def compilations(self) -> Sequence[Compilation]:
-        """The last of these, oldest first."""
-        ...
-
-    @property
-    def kv_bytes(self) -> int:
-        """K/V pages together."""
-        ...
+    def __call__(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        request_id: str,
+        cache_salt: str,
+        *,
+        tenant: str,
+        priority: int | None,
+        ttft_slo_s: float | None,
+        tpot_slo_s: float | None,
+    ) -> Request: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`make_request`: (token ids, params, request id, cache salt) -> an engine request."""
-
-    loop: EngineLoop
+    client: EngineClient
     make_request: MakeRequest
     tokenizer: Tokenizer | None
     model_name: str
     config: ServerConfig = field(default_factory=ServerConfig)
-    device: DeviceFacts | None = None
-    """None: metrics of the device's side are 0."""
     cache: CacheConfig | None = None
-    max_num_seqs: int = 64
+    """For the labels of `cache_config_info`."""
     sampling_defaults: Mapping[str, float | int] = field(default_factory=dict[str, float | int])
     """Of the model's generation_config.json, for what a body leaves open."""
     names: RequestNames = field(default_factory=RequestNames)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
+    def facts(self) -> EngineFacts:
+        return self.client.facts
+
+    @property
     def max_model_len(self) -> int:
-        return self.loop.engine.limits.max_len[0]
+        return self.facts.limits.max_len[0]
 
     def check_model(self, model: str | None) -> None:
         """Raises UnknownModel unless it is the served one, or none is named."""
@@ -95,20 +93,23 @@ class Service:
         """
         if body.tenant is not None:
             self._take_tenant(body.tenant, call)
-        request = self.make_request(tokens, params, request_id, body.cache_salt or "")
-        call.received_s = call.received_s or time.monotonic()
-        return dataclasses.replace(
-            request,
+        request = self.make_request(
+            tokens,
+            params,
+            request_id,
+            body.cache_salt or "",
             tenant=call.tenant,
             priority=body.priority,
             ttft_slo_s=body.ttft_slo_s,
             tpot_slo_s=body.tpot_slo_s,
         )
+        call.received_s = call.received_s or time.monotonic()
+        return request
 
     def check_count(self, requests: Sequence[Request]) -> None:
-        """Raises InvalidRequest for more completions in a body than may ever wait: to come back would not help."""
+        """Raises InvalidRequest for more completions in a body than may ever wait: retrying cannot succeed."""
         count = sum(request.params.n for request in requests)
-        most, limit = self.loop.engine.scheduler.bounds.most_of(requests[0].tenant)
+        most, limit = self.facts.most_waiting_of(requests[0].tenant)
         if count > most:
             asked = f"{count} completions in one request, and at most {most} may wait ({limit})"
             raise InvalidRequest(f"prompt: {asked}: send several requests", "prompt")
@@ -119,7 +120,7 @@ class Service:
             if named != call.tenant:
                 raise NotAllowed(f"tenant: {call.tenant_by} is of {call.tenant!r}: leave tenant out", "tenant")
             return
-        known = [tenant.name for tenant in self.loop.engine.scheduler.tenants]
+        known = [tenant.name for tenant in self.facts.tenants]
         if named not in known:
             raise InvalidRequest(
                 f"tenant: nobody is called {named[:80]!r}; known: {', '.join(sorted(known))}", "tenant"
@@ -136,7 +137,7 @@ class Service:
         tokenizer = self.need_tokenizer("a text prompt")
         at_least = len(prompt) // tokenizer.max_token_chars
         if at_least > self.max_model_len and keep_last is None:
-            raise PromptTooLong(at_least, self.max_model_len - 1, self.loop.engine.limits.max_len[1])
+            raise PromptTooLong(at_least, self.max_model_len - 1, self.facts.limits.max_len[1])
         if len(prompt) < LONG_TEXT:
             tokens = tokenizer.encode(prompt, add_special_tokens)
         else:

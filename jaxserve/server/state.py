@@ -29,7 +29,7 @@ class ServerState:
         """The model is there. Starts its engine's thread, unless the server is already on its way out."""
         self.service = service
         self.telemetry.watch(service)
-        service.loop.start()
+        service.client.start()
         if self.phase == "starting":
             self.phase = "ready"
 
@@ -54,9 +54,9 @@ class ServerState:
         """What keeps the engine from serving, in a sentence."""
         if self.service is None:
             return None
-        loop = self.service.loop
-        if not loop.alive:
-            return f"the engine has stopped: {loop.failure or 'it was told to'}"
-        if loop.step_age_s > self.config.watchdog_s:
-            return f"a step has been running for {loop.step_age_s:.0f} s: the device may hang"
+        client = self.service.client
+        if not client.alive:
+            return f"the engine has stopped: {client.failure or 'it was told to'}"
+        if client.step_age_s > self.config.watchdog_s:
+            return f"a step has been running for {client.step_age_s:.0f} s: the device may hang"
         return None

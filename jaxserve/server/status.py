@@ -1,4 +1,4 @@
-"""What can be asked of the server itself: is it alive, is it ready, which model, which version."""
+"""What can be asked of the server itself: is it alive, is it ready, which model, which version, and its metrics."""
 
 import platform
 from typing import Any
@@ -50,3 +50,12 @@ async def model(request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_model(request.path_params["model"])
     return JSONResponse(model_card(service))
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format or OpenMetrics, as the scraper asks; while the model loads, of the process alone."""
+    state: ServerState = request.app.state.server
+    kept = request.app.state.batches
+    lines = 0 if kept is None else kept.num_lines
+    body, content_type = await state.telemetry.scrape(request.headers.get("accept", ""), state.open_calls, lines)
+    return Response(body, headers={"content-type": content_type})

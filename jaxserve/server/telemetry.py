@@ -1,7 +1,7 @@
-"""What the server knows of itself: it watches the engine's steps, counts its own answers, and reads both for a scrape.
+"""What the server knows of itself: it counts its own answers, and reads them and the engine's counts for a scrape.
 
-Everything is asked of the engine between two of its steps. While a step takes longer than a scrape may wait, the last
-reading stands in for gauges; counters are always current.
+Gauges are asked of the engine between two of its steps. While a step takes longer than a scrape may wait, the last
+reading stands in for them; counters are always current.
 """
 
 import dataclasses
@@ -16,13 +16,11 @@ from prometheus_client.registry import CollectorRegistry
 from jaxserve import __version__
 from jaxserve.core.errors import EngineStopped
 from jaxserve.core.server_sections import ServerConfig
-from jaxserve.engine.engine import Engine
 from jaxserve.metrics.catalog import BOUNDS
 from jaxserve.metrics.counts import Counts
-from jaxserve.metrics.engine_metrics import EngineMetrics
 from jaxserve.metrics.prometheus import Exporter, Reading, render
-from jaxserve.metrics.snapshot import Snapshot, take
-from jaxserve.metrics.view import Seen, view
+from jaxserve.metrics.snapshot import Snapshot
+from jaxserve.metrics.view import Seen
 from jaxserve.metrics.window import LOOK_S
 from jaxserve.server.context import Call
 from jaxserve.server.service import Service
@@ -41,12 +39,11 @@ class CallFact(NamedTuple):
 
 
 class Telemetry:
-    """One writer: the event loop; what it adds to the engine's observers is the engine's thread's."""
+    """One writer: the event loop."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._prefix = config.metrics_prefix
         self._http = Counts(BOUNDS)
-        self._engine = EngineMetrics()
         self._snapshot = Snapshot()
         self._service: Service | None = None
         self._open_calls = self._open_lines = 0
@@ -56,15 +53,9 @@ class Telemetry:
             collector(registry=self._registry)
 
     def watch(self, service: Service) -> None:
-        """Count the steps of a service's engine, which has not begun."""
+        """Scrapes and views show this service's engine from now on."""
         self._service = service
-        service.loop.engine.observers.append(self._engine)
         self._registry.register(Exporter(self._prefix, service.model_name, self._read))
-
-    def leave(self) -> None:
-        """The service's loop has ended; its engine may be served by another."""
-        if self._service is not None:
-            self._service.loop.engine.observers.remove(self._engine)
 
     def refused(self, reason: str) -> None:
         self._http.add("admission_rejections", labels=(reason,))
@@ -87,35 +78,29 @@ class Telemetry:
         self._open_calls, self._open_lines = open_calls, open_lines
         if self._service is not None:
             with suppress(TimeoutError, EngineStopped):  # a long step, or none any more: step_age_seconds tells
-                self._snapshot = await self._service.loop.ask(_gauges, PATIENCE_S)
+                self._snapshot = await self._service.client.snapshot(PATIENCE_S)
         return render(self._registry, accept)
 
     async def view(self, seen: Seen) -> tuple[dict[str, Any], Seen]:
         """(what the dashboard shows, what its reader will have seen); of the last moment that could be asked for."""
         if self._service is None:
             return {"model": None}, seen
-        service = self._service
-
-        def look(engine: Engine) -> tuple[dict[str, Any], Seen]:
-            shot = take(engine.scheduler, engine.now, with_map=True)
-            scheduler = engine.scheduler
-            return view(shot, self._engine.history, self._engine.counts, scheduler.journal, scheduler.tenants, seen)
-
-        device = service.device
+        service, client = self._service, self._service.client
+        compilations = client.compilations
         about = {
             "model": service.model_name,
             "version": __version__,
             "uptime_s": time.time() - service.created,
-            "max_num_seqs": service.loop.engine.scheduler.max_num_seqs,
-            "max_num_batched_tokens": service.loop.engine.scheduler.max_num_batched_tokens,
-            "compilations_after_warmup": device.compilations_after_warmup if device else 0,
-            "compilations": [done._asdict() for done in device.compilations] if device else [],
+            "max_num_seqs": service.facts.max_num_seqs,
+            "max_num_batched_tokens": service.facts.max_num_batched_tokens,
+            "compilations_after_warmup": compilations.after_warmup,
+            "compilations": [done._asdict() for done in compilations.last],
             "http": self._lately(),
-            "step_age_s": service.loop.step_age_s,
-            "alive": service.loop.alive,
+            "step_age_s": client.step_age_s,
+            "alive": client.alive,
         }
         try:
-            content, seen = await service.loop.ask(look, PATIENCE_S)
+            content, seen = await client.view(seen, PATIENCE_S)
         except (TimeoutError, EngineStopped):
             return about, seen
         return about | content, seen
@@ -133,29 +118,23 @@ class Telemetry:
     def _read(self) -> Reading:
         service = self._service
         assert service is not None
-        scheduler = service.loop.engine.scheduler
-        device = service.device
+        client, facts = service.client, service.facts
         return Reading(
-            counts=(self._engine.counts, self._http),
+            counts=(client.counts, self._http),
             snapshot=self._snapshot,
-            tenants=scheduler.tenants,
-            block_bytes=device.kv_bytes // scheduler.blocks.pool.num_blocks if device else 0,
-            compilations_after_warmup=device.compilations_after_warmup if device else 0,
-            engine_up=service.loop.failure is None,
-            step_age_s=service.loop.step_age_s,
+            tenants=facts.tenants,
+            block_bytes=facts.block_bytes,
+            compilations_after_warmup=client.compilations.after_warmup,
+            engine_up=client.failure is None,
+            step_age_s=client.step_age_s,
             open_calls=self._open_calls,
             open_lines=self._open_lines,
-            cache_info=_cache_info(service, scheduler.blocks.pool.capacity),
+            cache_info=_cache_info(service),
         )
 
 
-def _gauges(engine: Engine) -> Snapshot:
-    return take(engine.scheduler, engine.now)
-
-
-def _cache_info(service: Service, num_blocks: int) -> dict[str, str]:
+def _cache_info(service: Service) -> dict[str, str]:
     """vLLM's label names are its settings' names, and so are these."""
     settings: dict[str, Any] = dataclasses.asdict(service.cache) if service.cache else {}
-    block_size = service.loop.engine.scheduler.blocks.block_size
-    shown = settings | {"block_size": block_size, "num_gpu_blocks": num_blocks}
+    shown = settings | {"block_size": service.facts.block_size, "num_gpu_blocks": service.facts.num_blocks}
     return {name: str(value) for name, value in shown.items() if name != "offload_disk_dir"}

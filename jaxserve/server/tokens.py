@@ -38,7 +38,7 @@ async def detokenize(request: Request) -> Response:
     body = DetokenizeBody.parse(await read_body(request))
     service.check_model(body.model)
     tokenizer = service.need_tokenizer("detokenize")
-    vocab_size = service.loop.engine.limits.vocab_size
+    vocab_size = service.facts.limits.vocab_size
     for token in body.tokens:
         if not 0 <= token < vocab_size:
             raise TokenOutOfRange(token, vocab_size, "tokens")

@@ -23,7 +23,7 @@ from jaxserve import __version__
 from jaxserve.batches.lines import Line
 from jaxserve.batches.records import Batch
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.sequence import Sequence
+from jaxserve.engine.outputs import SequenceMetrics
 from jaxserve.server.context import Call
 
 OPERATIONS = {
@@ -189,11 +189,13 @@ def _answered(call: Call, model: str | None) -> dict[str, Any]:
     """Waits and times of several completions: the longest. A completion that has not ended is about to be aborted."""
     first_s = None if call.first_token_s is None else call.first_token_s - call.began_s
     places = {request.id: place for place, request in enumerate(call.requests)}
-    sequences = sorted(call.sequences, key=lambda sequence: (places[sequence.request.id], sequence.index))
+    ordered = sorted(call.completions, key=lambda completion: (places[completion[0]], completion[1]))
+    last = [call.completions[completion] for completion in ordered]
+    known = [output.metrics for output in last if output.metrics is not None]
     return {
         "gen_ai.response.model": model,
         "gen_ai.response.id": call.response_id,
-        "gen_ai.response.finish_reasons": [str(s.finish_reason or "abort") for s in sequences] or None,
+        "gen_ai.response.finish_reasons": [str(output.finish_reason or "abort") for output in last] or None,
         "gen_ai.response.time_to_first_chunk": first_s if call.stream else None,
         "gen_ai.output.type": "text",
         "gen_ai.usage.input_tokens": call.prompt_tokens,
@@ -203,16 +205,16 @@ def _answered(call: Call, model: str | None) -> dict[str, Any]:
         "gen_ai.usage.completion_tokens": call.output_tokens,
         "gen_ai.usage.num_sequences": len(call.requests) * call.requests[0].params.n,
         "gen_ai.latency.time_to_first_token": first_s,
-        "gen_ai.latency.time_in_queue": _longest(sequences, "queued_s", "first_scheduled_s"),
-        "gen_ai.latency.time_in_model_prefill": _longest(sequences, "first_scheduled_s", "first_token_s"),
-        "gen_ai.latency.time_in_model_decode": _longest(sequences, "first_token_s", "finished_s"),
-        "gen_ai.latency.time_in_model_inference": _longest(sequences, "first_scheduled_s", "finished_s"),
-        "jaxserve.preemptions": sum(sequence.preemptions for sequence in sequences),
+        "gen_ai.latency.time_in_queue": _longest(known, "queued_s", "first_scheduled_s"),
+        "gen_ai.latency.time_in_model_prefill": _longest(known, "first_scheduled_s", "first_token_s"),
+        "gen_ai.latency.time_in_model_decode": _longest(known, "first_token_s", "finished_s"),
+        "gen_ai.latency.time_in_model_inference": _longest(known, "first_scheduled_s", "finished_s"),
+        "jaxserve.preemptions": sum(metrics.preemptions for metrics in known),
     }
 
 
-def _longest(sequences: Iterable[Sequence], since: str, until: str) -> float | None:
-    times = [(getattr(sequence, since), getattr(sequence, until)) for sequence in sequences]
+def _longest(known: Iterable[SequenceMetrics], since: str, until: str) -> float | None:
+    times = [(getattr(metrics, since), getattr(metrics, until)) for metrics in known]
     return max((end - begin for begin, end in times if begin is not None and end is not None), default=None)
 
 

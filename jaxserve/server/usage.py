@@ -19,8 +19,8 @@ class Usage:
 
     def count(self, output: SequenceOutput) -> None:
         self._output += len(output.tokens)
-        if output.index == 0:
-            self._cached[output.request_id] = output.sequence.num_cached
+        if output.index == 0 and output.metrics is not None:
+            self._cached[output.request_id] = output.metrics.cached_tokens
 
     def body(self) -> dict[str, Any]:
         return {

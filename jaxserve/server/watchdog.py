@@ -13,7 +13,7 @@ class Watchdog:
         """Call it every second or so; it costs two reads of a clock."""
         trouble = self._state.trouble()
         if trouble is not None and not self._told and self._state.service is not None:
-            logger.error(trouble, extra={"fields": {"stack": self._state.service.loop.stack()}})
+            logger.error(trouble, extra={"fields": {"stack": self._state.service.client.stack()}})
         elif trouble is None and self._told:
             logger.warning("the engine goes on")
         self._told = trouble is not None

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from jaxserve.core.clock import Clock
 from jaxserve.core.errors import InvalidRequest, TooBusy
-from jaxserve.core.sequence import Sequence
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.metrics.latency import e2e_s, tpot_s, ttft_s
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.gauges import Gauges
@@ -132,7 +132,7 @@ class Lane:
         self.engine = engine
         self._clock, self._prompts, self._gauges = clock, prompts, gauges
         self._start_s = clock.now()
-        self._live: dict[str, tuple[Served, Sequence]] = {}
+        self._live: dict[str, Served] = {}
         self._asleep = False
 
     @property
@@ -164,14 +164,14 @@ class Lane:
         try:
             self.engine.limits.check_length(arrival.prompt_tokens)  # before a prompt of that length is made
             request = arrival.request(str(number), self._prompts(arrival, number), self._start_s)
-            sequence = self.engine.add(request)[0]
+            self.engine.add(request)
         except TooBusy as error:
             served.refused, served.why = error.reason, str(error)
             return served
         except InvalidRequest as error:
             served.refused, served.why = "cannot_fit", str(error)
             return served
-        self._live[sequence.request.id] = served, sequence
+        self._live[request.id] = served
         return None
 
     def step(self) -> list[Served]:
@@ -185,7 +185,7 @@ class Lane:
         ended: list[Served] = []
         tokens = 0
         for output in outputs:
-            served, sequence = self._live[output.sequence.request.id]
+            served = self._live[output.request_id]
             count = len(output.tokens)
             tokens += count
             if count == 1:
@@ -193,8 +193,8 @@ class Lane:
             else:
                 served.token_s.extend([now_s] * count)
             if output.finish_reason is not None:
-                del self._live[sequence.request.id]
-                ended.append(self._ended(served, sequence, output.error))
+                del self._live[output.request_id]
+                ended.append(self._ended(served, output))
         if self._gauges is not None:
             scheduler = self.engine.scheduler
             self._gauges.sample(
@@ -205,12 +205,14 @@ class Lane:
     def _wait_until(self, at_s: float) -> None:
         self._clock.sleep_until(self._start_s + at_s)
 
-    def _ended(self, served: Served, sequence: Sequence, error: str | None) -> Served:
-        served.predicted_ttft_s, served.predicted_p90_s = sequence.predicted_ttft_s, sequence.predicted_p90_s
-        served.preemptions, served.cached_tokens = sequence.preemptions, sequence.num_cached
-        if sequence.first_scheduled_s is not None:
-            served.first_scheduled_s = sequence.first_scheduled_s - self._start_s
-        served.failed = error or ("" if len(served.token_s) == served.arrival.output_tokens else "cut short")
+    def _ended(self, served: Served, output: SequenceOutput) -> Served:
+        metrics = output.metrics
+        assert metrics is not None, "the last output of a sequence brings its metrics"
+        served.predicted_ttft_s, served.predicted_p90_s = metrics.predicted_ttft_s, metrics.predicted_p90_s
+        served.preemptions, served.cached_tokens = metrics.preemptions, metrics.cached_tokens
+        if metrics.first_scheduled_s is not None:
+            served.first_scheduled_s = metrics.first_scheduled_s - self._start_s
+        served.failed = output.error or ("" if len(served.token_s) == served.arrival.output_tokens else "cut short")
         return served
 
 

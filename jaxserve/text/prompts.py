@@ -68,7 +68,7 @@ def text_of(prompt: Prompt) -> str | None:
 
 
 def token_ids(prompt: Any) -> Sequence[Any]:
-    """The ids as Python's own integers where they are integers at all; which of them exist is checked on admission.
+    """The ids as Python's own integers where they are integers at all; `engine.limits` checks which exist.
 
     Raises:
       InvalidRequest: not one flat row of ids.

@@ -102,7 +102,7 @@ def test_two_streams_read_in_turn(engine: Engine) -> None:
     a, b = run(engine, [request("a", [1, 2])]), run(engine, [request("b", [3] * 9, max_tokens=12)])
     found_a, found_b = [], []
     for _ in range(12):
-        found_a += tokens(iter([next(a, SequenceOutput(None))]))  # type: ignore[arg-type]
+        found_a += tokens(iter([next(a, SequenceOutput("none", 0))]))
         found_b += tokens(iter([next(b)]))
     assert next(a, None) is None and next(b, None) is None
     assert found_a == alone([1, 2]) and found_b == alone([3] * 9, max_tokens=12)

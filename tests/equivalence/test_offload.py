@@ -184,7 +184,7 @@ def test_displaced_for_a_higher_class_is_undisturbed(
                 llm.engine.add(dataclasses.replace(request, priority=0 if late else 1))
         for output in llm.engine.step():
             found[output.request_id] += output.tokens
-            if output.sequence.preemptions:
+            if output.metrics is not None and output.metrics.preemptions:
                 displaced.add(output.request_id)
         if step > 12 and not llm.engine.has_work:
             break

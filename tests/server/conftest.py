@@ -21,11 +21,12 @@ from jaxserve.core.server_sections import BatchConfig, ServerConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.llm import LLM
+from jaxserve.runtime import profile
 from jaxserve.server.app import create_app
 from jaxserve.server.batches import Batches
 from jaxserve.server.keys import Keys
 from jaxserve.server.log import JsonFormatter, logger
-from jaxserve.server.serve import Server
+from jaxserve.server.serve import Server, service_of
 from jaxserve.server.service import Service
 from jaxserve.server.traces import RequestTraces
 from tests.engine.conftest import build_engine
@@ -80,11 +81,12 @@ class Background:
 
 
 def fake_service(engine: Engine, device: Any = None, **settings: Any) -> Service:
-    def make_request(prompt: Any, params: Any, request_id: str, salt: str) -> Request:
-        return Request(id=request_id, prompt=tuple(prompt), params=params, cache_salt=salt)
+    def make_request(prompt: Any, params: Any, request_id: str, salt: str, **asked: Any) -> Request:
+        return Request(id=request_id, prompt=tuple(prompt), params=params, cache_salt=salt, **asked)
 
     config = ServerConfig(**({"max_body_bytes": 4000} | settings))
-    return Service(EngineLoop(engine), make_request, Letters(), "fake", config, device=device)  # type: ignore[arg-type]
+    loop = EngineLoop(engine, device=device, profiler=profile)
+    return Service(loop, make_request, Letters(), "fake", config)  # type: ignore[arg-type]
 
 
 def serve(
@@ -96,7 +98,7 @@ def serve(
     app = create_app(service, keys=keys, kept=kept, traces=traces)
     background = Background(app)
     with httpx.Client(base_url=background.url, timeout=PATIENCE_S) as client:
-        yield Running(client, service.loop.engine if service else None, background.url, app)
+        yield Running(client, service.client.engine if service else None, background.url, app)
     background.stop()
 
 
@@ -111,18 +113,7 @@ def llm(compilation_cache: str) -> LLM:
 
 
 def llm_service(llm: LLM, **settings: Any) -> Service:
-    config = ServerConfig(**settings)
-    return Service(
-        EngineLoop(llm.engine),
-        llm.make_request,
-        llm.tokenizer,
-        llm.model_name,
-        config,
-        max_num_seqs=8,
-        device=llm.runner,
-        cache=llm.config.cache,
-        sampling_defaults=llm.sampling_defaults,
-    )
+    return service_of(llm, ServerConfig(**settings))
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_events_that_are_ready_together_leave_in_one_write(running: Running) -> 
                  "query_string": b"", "scheme": "http", "root_path": "", "http_version": "1.1"}  # fmt: skip
         await running.app(scope, receive, send)
 
-    asyncio.run_coroutine_threadsafe(call(), running.app.state.service.loop._loop).result(PATIENCE_S)
+    asyncio.run_coroutine_threadsafe(call(), running.app.state.service.client._thread._loop).result(PATIENCE_S)
     assert b"".join(writes).count(b"data: {") == 200 and len(writes) <= 4
 
 

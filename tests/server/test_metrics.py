@@ -94,7 +94,7 @@ def test_a_long_step_does_not_keep_the_scraper_waiting() -> None:
     for running in serve(fake_service(engine)):
         client = threading.Thread(target=generate, args=(running,))
         client.start()
-        wait_for(lambda: running.app.state.service.loop.step_age_s > 0)  # noqa: B023
+        wait_for(lambda: running.app.state.service.client.step_age_s > 0)  # noqa: B023
         found = scrape(running)
         assert found["jaxserve_step_age_seconds",] > 0
         release.set()

@@ -306,14 +306,14 @@ def test_the_sampler_is_asked_what_the_body_says(embedded: Running, llm: LLM) ->
 
     async def direct() -> list[int]:
         request = llm.make_request(PROMPT, params, "direct")
-        return [token async for output in service.loop.generate(request) for token in output.tokens]
+        return [token async for output in service.client.generate(request) for token in output.tokens]
 
     assert answer["choices"][0]["token_ids"] == run_on(embedded, direct())
 
 
 def run_on(running: Running, work):
     """Run a coroutine on the server's own event loop."""
-    return asyncio.run_coroutine_threadsafe(work, running.app.state.service.loop._loop).result(60)
+    return asyncio.run_coroutine_threadsafe(work, running.app.state.service.client._thread._loop).result(60)
 
 
 @pytest.mark.parametrize("where", ["README.md", "examples/openai_stream.py"])

@@ -32,9 +32,9 @@ def asked() -> list[SamplingParams]:
 def client(asked: list[SamplingParams]) -> Iterator[httpx.Client]:
     service = fake_service(build_engine())
 
-    def make_request(prompt: Any, params: SamplingParams, request_id: str, salt: str) -> Any:
+    def make_request(prompt: Any, params: SamplingParams, request_id: str, salt: str, **said: Any) -> Any:
         asked.append(params)
-        return service.make_request(prompt, params, request_id, salt)
+        return service.make_request(prompt, params, request_id, salt, **said)
 
     changed = dataclasses.replace(
         service, make_request=make_request, sampling_defaults=DEFAULTS, tokenizer=Talker()  # type: ignore[arg-type]

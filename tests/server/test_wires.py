@@ -53,7 +53,7 @@ def test_the_role_comes_with_the_first_token_and_not_before(embedded: Running) -
         while b"data: " not in first:
             first += raw.recv(65536)
         assert first.count(b"data: ") >= 2, "the role and the first token leave in one write"
-    assert service.loop.engine is not None
+    assert service.client.engine is not None
 
 
 @pytest.mark.parametrize(("path", "body"), PATHS[:2])
