@@ -1,1 +1,1 @@
-"""One workload under several configurations: what `bench.buckets`, `bench.chunks` and `bench.strategies` share."""
+"""One workload under several configurations: `python -m bench.buckets`, `bench.chunks` and `bench.strategies`."""

@@ -1,4 +1,4 @@
-"""The Llama of `bench.shared.workload` with random weights as a Hugging Face directory, for the peers that read one."""
+"""The Llama of `shared/workload.py` with random weights as a Hugging Face directory, for the peers that read one."""
 
 from pathlib import Path
 
