@@ -15,7 +15,7 @@ computes the rest again. What is on its way to or from the disk lies in host mem
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 
 from jaxserve.core.plan import Move, Moved, Tier
 from jaxserve.core.sequence import Sequence
@@ -135,7 +135,7 @@ class TierLedger:
         else:
             self.counts.saved_to_host += len(blocks)
 
-    def passed_over(self) -> None:
+    def disk_was_not_tried(self) -> None:
         """A sequence was preempted and not parked on the disk: one preemption nearer to trying a failed disk again."""
         self._backoff = max(self._backoff - 1, 0)
 
@@ -193,28 +193,26 @@ class TierLedger:
             self._emit(Tier.DEVICE, block, Tier.HOST, slot)
             self.counts.prefixes_kept += 1
 
-    def borrow_prefixes(self, links: Seq[bytes]) -> dict[bytes, int]:
-        """Slots of the leading links that are kept; nobody else is given them until they are returned or loaded."""
-        slots: dict[bytes, int] = {}
-        for link in links:
-            if link not in self._prefixes:
-                break
-            slots[link] = self._prefixes.pop(link)
-        return slots
+    def find_prefixes(self, links: Seq[bytes]) -> list[bytes]:
+        """The leading links whose blocks are kept. To be looked for counts as use: these are dropped last."""
+        found = list(takewhile(self._prefixes.__contains__, links))
+        for link in found:
+            self._prefixes.move_to_end(link)
+        return found
 
-    def return_prefixes(self, slots: dict[bytes, int]) -> None:
-        for link, slot in slots.items():
-            if link in self._prefixes:  # the device has evicted the same prefix meanwhile
+    def claim_prefixes(self, links: Seq[bytes]) -> dict[bytes, int]:
+        """Slots of kept links. Their content stays until they are loaded, which must follow in the same plan."""
+        return {link: self._prefixes.pop(link) for link in links}
+
+    def load_prefixes(self, sequence: Sequence, slots: dict[bytes, int], blocks: Seq[int]) -> None:
+        """Load claimed prefix blocks into the first of `blocks`; they stay kept as well."""
+        for (link, slot), block in zip(slots.items(), blocks, strict=False):
+            self._emit(Tier.HOST, slot, Tier.DEVICE, block)
+            self._loading.add(sequence)
+            if link in self._prefixes:  # the device has evicted the same prefix since it was claimed
                 self._free[Tier.HOST].append(slot)
             else:
                 self._prefixes[link] = slot
-
-    def load_prefixes(self, sequence: Sequence, slots: dict[bytes, int], blocks: Seq[int]) -> None:
-        """Bring borrowed prefix blocks back, into the first of `blocks`; they are kept on as well."""
-        for slot, block in zip(slots.values(), blocks, strict=False):
-            self._emit(Tier.HOST, slot, Tier.DEVICE, block)
-            self._loading.add(sequence)
-        self.return_prefixes(slots)
         self.counts.prefixes_loaded += len(slots)
 
     def drop_prefixes(self) -> None:

@@ -206,7 +206,8 @@ class Lane:
         self._clock.sleep_until(self._start_s + at_s)
 
     def _ended(self, served: Served, sequence: Sequence, error: str | None) -> Served:
-        served.predicted_ttft_s, served.predicted_p90_s = sequence.predicted_ttft_s, sequence.predicted_p90_s
+        if sequence.forecast is not None:
+            served.predicted_ttft_s, served.predicted_p90_s = sequence.forecast.expected_s, sequence.forecast.p90_s
         served.preemptions, served.cached_tokens = sequence.preemptions, sequence.num_cached
         if sequence.first_scheduled_s is not None:
             served.first_scheduled_s = sequence.first_scheduled_s - self._start_s
