@@ -69,9 +69,6 @@ def explain(draft: Draft, roster: Roster, slots: int, journal: Journal) -> None:
     if head is not None and head not in reasons:
         at_limit = draft.limits.admit < slots and len(draft.admitted) >= draft.limits.admit
         reasons[head] = Reason.BLOCKS if draft.short else Reason.GATE if at_limit else Reason.BUDGET
-    if not draft.prefills:
-        for sequence in roster.in_prefill():
-            reasons.setdefault(sequence, Reason.BUDGET)
     chunks = list(draft.chunks)
     for sequence in chunks:
         reasons.pop(sequence, None)

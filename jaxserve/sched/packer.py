@@ -52,12 +52,16 @@ class Packer:
                 self._in_turn(draft)
 
     def _in_turn(self, draft: Draft) -> None:
-        if not self._prefilled_last:
+        prompts_first = not self._prefilled_last
+        if prompts_first:
             self._prefills(draft)
         if not draft.prefills:
             self._decodes(draft)
         if not draft.decodes and not draft.prefills:
             self._prefills(draft)
+        elif not prompts_first:
+            for sequence in self._roster.in_prefill():
+                draft.reasons.setdefault(sequence, Reason.BUDGET)
         self._prefilled_last = bool(draft.prefills)
 
     # --- decodes ----------------------------------------------------------------------------------------------
