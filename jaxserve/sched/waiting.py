@@ -10,8 +10,12 @@ from collections.abc import Callable, Collection, Iterator
 from jaxserve.core.sequence import Sequence
 from jaxserve.sched.orderings.ordering import Ordering
 
-_Entry = tuple[float, int, int, Sequence]
-"""(key, arrival number, serial number of the entry, sequence): no two are equal before the last field."""
+_Entry = tuple[float, int, int, Sequence, int]
+"""(key, arrival number, serial number of the entry, sequence, tokens): no two are equal before the sequence.
+
+`tokens`: what the sequence counts in `WaitingQueue.tokens`. Its own may grow while it waits: it was preempted while its
+next token was being sampled.
+"""
 
 
 class WaitingQueue:
@@ -25,7 +29,7 @@ class WaitingQueue:
         self._serial = 0
         self._counts: Counter[str] = Counter()
         self.tokens = 0
-        """Known tokens of all waiting sequences: their prompts, and outputs from before a preemption."""
+        """Known tokens of all sequences when they began to wait: prompts, and outputs from before a preemption."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -42,17 +46,18 @@ class WaitingQueue:
 
     def push(self, sequence: Sequence) -> None:
         self._serial += 1
-        if sequence not in self._entries:
+        known = self._entries.get(sequence)
+        tokens = len(sequence.tokens) if known is None else known[4]
+        if known is None:
             self._counts[sequence.tenant] += 1
-            self.tokens += len(sequence.tokens)
-        entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence)
+            self.tokens += tokens
+        entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence, tokens)
         self._entries[sequence] = entry
         heapq.heappush(self._heaps.setdefault(sequence.tenant, []), entry)
 
     def remove(self, sequence: Sequence) -> None:
-        del self._entries[sequence]
+        self.tokens -= self._entries.pop(sequence)[4]
         self._counts[sequence.tenant] -= 1
-        self.tokens -= len(sequence.tokens)
 
     def count(self, tenant: str) -> int:
         """How many sequences of a tenant wait."""
