@@ -116,7 +116,6 @@ class Packer:
         tokens = sequence.num_computed + chunk
         # a step without any row must not be: then others are preempted
         if self._preempter.grow(sequence, tokens, draft, preempt=alone and not draft.decodes):
-            draft.guard.takes(sequence)
             self._add_chunk(sequence, chunk, draft)
             return True
         draft.reasons.setdefault(sequence, Reason.BLOCKS)
@@ -139,7 +138,6 @@ class Packer:
         elif self._blocks.tiers.loading(head):
             draft.reasons[head] = Reason.TIER
         else:
-            draft.guard.takes(head)
             self._add_chunk(head, self._chunk(head, draft, alone=True), draft)
         return True
 
@@ -174,6 +172,7 @@ class Packer:
         return chunk
 
     def _add_chunk(self, sequence: Sequence, chunk: int, draft: Draft) -> None:
+        draft.guard.takes(sequence)
         draft.chunks[sequence] = chunk
         draft.budget -= chunk
 
