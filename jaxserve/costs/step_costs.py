@@ -33,7 +33,7 @@ class StepCosts:
 
     @property
     def ready(self) -> bool:
-        """Predictions mean something."""
+        """Whether the model has learnt enough to predict."""
         return not isinstance(self.model, FittedCost) or self.model.num_observed >= 2 * REFIT_STEPS
 
     def seconds(self, features: StepFeatures) -> float:

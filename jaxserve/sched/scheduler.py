@@ -1,4 +1,4 @@
-"""The scheduler: who runs in the next step, with how many tokens, in which bucket.
+"""The scheduler: which sequences run in the next step, with how many tokens, in which bucket.
 
 `plan(now)` packs a step; `commit(result, now)` takes in what the oldest step in flight brought. In between the
 scheduler plans ahead on what it knows (see `core.sequence`), so that the device never waits for the host. A plan is
