@@ -26,7 +26,7 @@ from jaxserve.sched.journal import Journal
 from jaxserve.sched.scheduler import Scheduler
 
 STEP_S = 0.005
-HEARD = ("queued", "displaced", "waited", "filled", "first_token", "ended", "packed", "planned", "committed")
+HEARD = ("queued", "preempted", "waited", "filled", "first_token", "ended", "packed", "planned", "committed")
 """What the scheduler tells its journal."""
 
 

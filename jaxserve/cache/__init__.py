@@ -1,1 +1,1 @@
-"""The host's ledger of KV blocks: who holds which block, and which blocks hold a known prefix. It owns no bytes."""
+"""The host's ledger of KV blocks: which sequences hold each block, and which prefix is in it. It owns no bytes."""

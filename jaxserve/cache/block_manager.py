@@ -1,8 +1,8 @@
 """Gives blocks to sequences and takes them back; finds shared prefixes.
 
-The only writer of `Sequence.blocks`. It is a ledger: the bytes live with the executor, which is handed block tables
-in every plan. A full block is registered with the prefix cache when the step that fills it is *planned*: steps run in
-order on the device, so whoever finds it there later reads it after it was written.
+The only writer of `Sequence.blocks`. It is a ledger: the executor has the bytes, and is handed block tables in every
+plan. A full block is registered with the prefix cache when the step that fills it is *planned*: steps run in
+order on the device, so a sequence that finds it there later reads it after it was written.
 
 With tiers (`cache.tiers`) a preempted sequence's blocks can be parked in host memory or on the disk instead of given
 up, and prefix blocks that are evicted are kept in host memory. Both come back on admission; the sequence then has its
@@ -20,18 +20,21 @@ from jaxserve.core.sequence import Sequence
 
 
 class _Known(NamedTuple):
-    """What need not be computed of a sequence: blocks on the device, then host slots by link, or what was parked."""
+    """What need not be computed of a sequence."""
 
     blocks: list[int]
-    kept: dict[bytes, int]
+    """On the device, in the prefix cache."""
+    kept: list[bytes]
+    """Links of the blocks after those, which are in host memory as kept prefixes."""
     tokens: int
+    """In both, or of what was parked."""
 
 
 class BlockManager:
     """Blocks for `num_blocks` x `block_size` tokens, the scratch block included.
 
     Deterministic mode aligns chunks and keeps apart what prefill and decode computed: `share_multiple` cuts a shared
-    prefix down to a multiple of so many tokens, `share_outputs = False` shares nothing that a decode step wrote.
+    prefix down to a multiple of this many tokens, `share_outputs = False` shares nothing that a decode step wrote.
     """
 
     def __init__(
@@ -78,33 +81,31 @@ class BlockManager:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
-    def shortage(self, sequence: Sequence, chunk: int, reserve: int = 0, share: bool = True) -> int:
-        """Blocks that are missing for `admit` with the same arguments; at most 0: it would succeed."""
-        known = self._survey(sequence, share)
-        self.tiers.return_prefixes(known.kept)
-        return self._missing(sequence, known, chunk, reserve)
+    def shortage(self, sequence: Sequence, chunk: int, reserve: int = 0) -> int:
+        """Blocks that are missing for `admit` with the same arguments; 0 or less: it would succeed."""
+        return self._missing(sequence, self._known(sequence), chunk, reserve)
 
-    def admit(self, sequence: Sequence, chunk: int, reserve: int = 0, share: bool = True) -> int | None:
+    def admit(self, sequence: Sequence, chunk: int, reserve: int = 0) -> int | None:
         """Blocks for what is known of the sequence (a shared prefix, or what was parked) and the next `chunk` tokens.
 
-        Returns the known tokens (0 if there are none), or None, and nothing is changed, when the blocks do not suffice
-        with the watermark left free. `reserve`: hold blocks for this many tokens from the start. A parked sequence must
-        be `ready`.
+        Returns the number of known tokens, or None, and nothing is changed, when the blocks do not suffice with the
+        watermark left free. `reserve`: hold blocks for this many tokens from the start. A parked sequence must be
+        `ready`.
         """
         assert not sequence.blocks
-        known, parked = self._survey(sequence, share), self.tiers.parked(sequence)
+        known, parked = self._known(sequence), self.tiers.parked(sequence)
         if self._missing(sequence, known, chunk, reserve) > 0:
-            self.tiers.return_prefixes(known.kept)
             return None
         for block in known.blocks:
             self._pool.share(block)
-        fresh = self._wanted(sequence, known, chunk, reserve)
-        sequence.blocks = known.blocks + [self._pool.take() for _ in range(fresh)]
+        kept = self.tiers.claim_prefixes(known.kept)  # before `take`, which may evict prefixes into host memory
+        fresh = [self._pool.take() for _ in range(self._wanted(sequence, known, chunk, reserve))]
+        sequence.blocks = known.blocks + fresh
         sequence.num_registered = len(known.blocks)
         if parked is not None:
             self.tiers.unpark(sequence, len(known.blocks), sequence.blocks)
-        self.tiers.load_prefixes(sequence, known.kept, sequence.blocks[len(known.blocks) :])
-        if self._caching and share and parked is None:
+        self.tiers.load_prefixes(sequence, kept, fresh)
+        if self._caching and sequence.shares_prefix and parked is None:
             self.prefix_queries += len(sequence.tokens)
             self.prefix_hits += known.tokens
         return known.tokens
@@ -140,12 +141,12 @@ class BlockManager:
         sequence.num_registered = 0
 
     def park(self, sequence: Sequence, tier: Tier | None) -> None:
-        """Take all blocks of a preempted sequence back, and save what is computed in a tier that has room, if any.
+        """Take all blocks of a preempted sequence back, and save its computed K/V in `tier`, which must have room.
 
-        It may have no row in the plan that is being made.
+        `tier` None: they are dropped. The sequence must have no row in the plan that is being made.
         """
         if tier is not Tier.DISK:
-            self.tiers.passed_over()
+            self.tiers.disk_was_not_tried()
         if tier is not None and sequence.num_computed:
             held = sequence.blocks[: self.blocks_for(sequence.num_computed)]
             self.tiers.park(sequence, held, sequence.num_computed, tier)
@@ -164,23 +165,22 @@ class BlockManager:
 
     def num_cached(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that the prefix cache would give it now."""
-        if not self._caching or sequence.params.prompt_logprobs is not None:
-            return 0
-        return len(self._prefixes.match(self._prefixes.links(sequence))) * self.block_size
+        return len(self._prefixes.match(self._links(sequence))) * self.block_size
 
-    def _survey(self, sequence: Sequence, share: bool) -> _Known:
-        """What need not be computed of a waiting sequence. The kept prefixes are borrowed: return or load them."""
-        parked = self.tiers.parked(sequence)
-        links = self._prefixes.links(sequence) if self._caching and share else []
-        found = self._prefixes.match(links)
-        kept = self.tiers.borrow_prefixes(links[len(found) :]) if parked is None else {}
-        tokens = (len(found) + len(kept)) * self.block_size // self._share_multiple * self._share_multiple
-        count = tokens // self.block_size
-        surplus = dict(list(kept.items())[max(count - len(found), 0) :])
-        self.tiers.return_prefixes(surplus)
+    def _links(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of the blocks that it may share; none if it shares nothing."""
+        return self._prefixes.links(sequence) if self._caching and sequence.shares_prefix else []
+
+    def _known(self, sequence: Sequence) -> _Known:
+        """What need not be computed of a waiting sequence."""
+        parked, links = self.tiers.parked(sequence), self._links(sequence)
+        blocks = self._prefixes.match(links)
+        kept = self.tiers.find_prefixes(links[len(blocks) :]) if parked is None else []
+        tokens = (len(blocks) + len(kept)) * self.block_size // self._share_multiple * self._share_multiple
+        shared = tokens // self.block_size
         if parked is not None:
             tokens = max(tokens, min(parked.tokens, parked.intact * self.block_size))
-        return _Known(found[:count], {link: slot for link, slot in kept.items() if link not in surplus}, tokens)
+        return _Known(blocks[:shared], kept[: max(shared - len(blocks), 0)], tokens)
 
     def _wanted(self, sequence: Sequence, known: _Known, chunk: int, reserve: int) -> int:
         """Fresh blocks that its admission takes."""

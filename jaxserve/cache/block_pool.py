@@ -1,14 +1,14 @@
-"""Which blocks are free, and how many hold each block that is not.
+"""Which blocks are free, and how many sequences hold each block that is not.
 
     free, unknown     taken first: nothing is lost by overwriting them
-    free, cached      nobody holds them, but their content is known to the prefix cache: reused on a hit, evicted
+    free, cached      no sequence holds them, but their content is known to the prefix cache: reused on a hit, evicted
                       (least recently freed first) when no unknown block is left
     held              by one sequence or, a shared prefix, by several: `references` counts them
 
-Block 0 is the scratch block: padding writes there, it always holds finite numbers, and nobody is ever given it.
+Block 0 is the scratch block: padding writes there, it always holds finite numbers, and no sequence ever holds it.
 
-Blocks are first taken in the order of their numbers, and those that were never taken are not written down: a simulated
-pool may have more of them than this machine has memory for a list.
+Blocks are first taken in the order of their numbers, and those that were never taken are not stored: a simulated pool
+may have more of them than this machine has memory for a list.
 
     0   1   2   3  |  4   5   6  ...
     references     |  never taken: as unknown as what `unknown` holds
@@ -21,7 +21,7 @@ SCRATCH_BLOCK = 0
 
 
 class BlockPool:
-    """`num_blocks` counts the scratch block. `on_evict(block)` is told when a cached block loses its content."""
+    """`num_blocks` counts the scratch block. `on_evict(block)` is called when a cached block loses its content."""
 
     def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
         assert num_blocks >= 2, "a pool needs the scratch block and one more"

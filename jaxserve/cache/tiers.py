@@ -1,21 +1,21 @@
 """Which blocks are away from the device, and where: in host memory, or on the disk.
 
 Two kinds of content leave the device. A preempted sequence is *parked*: all its computed K/V, until it runs again. A
-prefix block that is evicted is *kept* in host memory, until it is asked for again or the room is needed.
+prefix block that is evicted is *kept* in host memory, until a request needs it again or its room is needed.
 
-    device --save--> host --load--> device            in step with the plans: there when it is needed
+    device --save--> host --load--> device            in the order of the plans: done when it is needed
     device --save--> disk --fetch--> staged --load--> device        may take long, and may fail: reported
 
-Like the block manager this is a ledger: it says what to move (`take_moves`) and is told what came of it (`settle`).
-Host slots never fail. A disk slot whose save or fetch failed is *lost*: the sequence keeps the blocks before it and
-computes the rest again. What is on its way to or from the disk lies in host memory beside the pool, at most
-`staging_blocks` of it, or one sequence.
+Like the block manager this is a ledger: it says what to move (`take_moves`) and takes in the results (`settle`). Host
+slots never fail. A disk slot whose save or fetch failed is *lost*: the sequence keeps the blocks before it and computes
+the rest again. Blocks in transit to or from the disk use separate host memory: at most `staging_blocks`, or one
+sequence if larger.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 
 from jaxserve.core.plan import Move, Moved, MoveKind, Tier
 from jaxserve.core.sequence import Sequence
@@ -26,7 +26,7 @@ MAX_BACKOFF = 256
 
 @dataclass(slots=True, eq=False)
 class Parked:
-    """A sequence's K/V away from the device: block i of it is in `slots[i]` of `tier`."""
+    """A sequence's K/V away from the device: its block i is in `slots[i]` of `tier`."""
 
     tier: Tier
     slots: list[int]
@@ -66,7 +66,7 @@ class TierLedger:
         self.reset()
 
     def reset(self) -> None:
-        """Everything away is lost: the executor was reset. Moves under way are no longer waited for."""
+        """All content away from the device is lost: the executor was reset. Moves in progress are not waited for."""
         self._free = {tier: list(range(size - 1, -1, -1)) for tier, size in self.capacity.items()}
         self._parked: dict[Sequence, Parked] = {}
         self._prefixes: OrderedDict[bytes, int] = OrderedDict()
@@ -91,7 +91,7 @@ class TierLedger:
         return len(self._prefixes)
 
     def room(self, tier: Tier) -> int:
-        """Blocks that a sequence could park in a tier now. Kept prefixes give way."""
+        """Blocks that a sequence could park in a tier now. Kept prefixes are dropped for it."""
         free = len(self._free[tier])
         if tier is Tier.HOST:
             return free + len(self._prefixes)
@@ -113,7 +113,7 @@ class TierLedger:
         return self._parked.get(sequence)
 
     def loading(self, sequence: Sequence) -> bool:
-        """Its blocks are loaded behind the step that is being planned: it has no row in that step."""
+        """Whether its blocks are loaded after the step that is being planned: it has no row in that step."""
         return sequence in self._loading
 
     # --- sequences --------------------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ class TierLedger:
         else:
             self.counts.saved_to_host += len(blocks)
 
-    def passed_over(self) -> None:
-        """A sequence was preempted and not parked on the disk: one preemption nearer to trying a failed disk again."""
+    def disk_was_not_tried(self) -> None:
+        """A sequence was preempted and not parked on the disk. A failed disk is tried again after some of these."""
         self._backoff = max(self._backoff - 1, 0)
 
     def ready(self, sequence: Sequence) -> bool:
@@ -171,7 +171,7 @@ class TierLedger:
         return max(parked.intact, first)
 
     def forget(self, sequence: Sequence) -> None:
-        """A parked sequence has ended, or is to be computed again."""
+        """A parked sequence has ended, or will be computed again."""
         parked = self._parked.pop(sequence, None)
         if parked is None:
             return
@@ -185,7 +185,10 @@ class TierLedger:
     # --- prefixes ---------------------------------------------------------------------------------------------
 
     def keep_prefix(self, link: bytes, block: int) -> None:
-        """The device is about to overwrite a block of a known prefix: keep it, in place of the one longest unused."""
+        """The device is about to overwrite a block of a known prefix: keep it in host memory.
+
+        Without a free slot it replaces the least recently used prefix.
+        """
         if link in self._prefixes:
             self._prefixes.move_to_end(link)
         elif self._free[Tier.HOST] or self._prefixes:
@@ -193,28 +196,26 @@ class TierLedger:
             self._emit(Tier.DEVICE, block, Tier.HOST, slot)
             self.counts.prefixes_kept += 1
 
-    def borrow_prefixes(self, links: Seq[bytes]) -> dict[bytes, int]:
-        """Slots of the leading links that are kept; nobody else is given them until they are returned or loaded."""
-        slots: dict[bytes, int] = {}
-        for link in links:
-            if link not in self._prefixes:
-                break
-            slots[link] = self._prefixes.pop(link)
-        return slots
+    def find_prefixes(self, links: Seq[bytes]) -> list[bytes]:
+        """The leading links whose blocks are kept. To be looked for counts as use: these are dropped last."""
+        found = list(takewhile(self._prefixes.__contains__, links))
+        for link in found:
+            self._prefixes.move_to_end(link)
+        return found
 
-    def return_prefixes(self, slots: dict[bytes, int]) -> None:
-        for link, slot in slots.items():
-            if link in self._prefixes:  # the device has evicted the same prefix meanwhile
+    def claim_prefixes(self, links: Seq[bytes]) -> dict[bytes, int]:
+        """Slots of kept links, which are not reused until they are loaded. That must follow in the same plan."""
+        return {link: self._prefixes.pop(link) for link in links}
+
+    def load_prefixes(self, sequence: Sequence, slots: dict[bytes, int], blocks: Seq[int]) -> None:
+        """Load claimed prefix blocks into the first of `blocks`; they stay kept as well."""
+        for (link, slot), block in zip(slots.items(), blocks, strict=False):
+            self._emit(Tier.HOST, slot, Tier.DEVICE, block)
+            self._loading.add(sequence)
+            if link in self._prefixes:  # the device has evicted the same prefix since it was claimed
                 self._free[Tier.HOST].append(slot)
             else:
                 self._prefixes[link] = slot
-
-    def load_prefixes(self, sequence: Sequence, slots: dict[bytes, int], blocks: Seq[int]) -> None:
-        """Bring borrowed prefix blocks back, into the first of `blocks`; they are kept on as well."""
-        for slot, block in zip(slots.values(), blocks, strict=False):
-            self._emit(Tier.HOST, slot, Tier.DEVICE, block)
-            self._loading.add(sequence)
-        self.return_prefixes(slots)
         self.counts.prefixes_loaded += len(slots)
 
     def drop_prefixes(self) -> None:
@@ -224,7 +225,7 @@ class TierLedger:
     # --- moves ------------------------------------------------------------------------------------------------
 
     def take_moves(self) -> tuple[Move, ...]:
-        """What has to be moved in the step being planned. From the next plan on, what it loads is there."""
+        """The moves of the step being planned. What it loads is on the device from the next step on."""
         moves = tuple(self._outbox)
         self._outbox.clear()
         self._loading.clear()
@@ -258,10 +259,10 @@ class TierLedger:
             self._backoff = min(2 ** (self._failures - 1), MAX_BACKOFF)
 
     def _start_fetch(self, parked: Parked) -> bool:
-        """Begin to read a sequence's blocks. False: what is on its way leaves no room yet.
+        """Begin to read a sequence's blocks. False: blocks in transit leave no room yet.
 
-        Blocks that were fetched for a sequence which has not been loaded since go back, so that two which wait for
-        each other's room cannot wait for ever.
+        Blocks that were fetched for another sequence and not loaded since are dropped from the staging memory, so that
+        two sequences cannot wait for each other's room for ever.
         """
         wanted = len(parked.slots)
         if self._staged and self._staged + wanted > self._staging_blocks:

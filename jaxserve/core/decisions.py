@@ -1,4 +1,7 @@
-"""What the scheduler decided in a step and why, as plain data: /debug shows it, `metrics.timeline` draws it."""
+"""What the scheduler decided in a step and why, as plain data: /debug shows it, `metrics.timeline` draws it.
+
+The names of the fields of `Decision` are keys of `/debug/decisions` and stay as they are.
+"""
 
 import enum
 from collections.abc import Mapping
@@ -12,17 +15,17 @@ class Reason(enum.StrEnum):
     """Why a sequence has no row in a step. It has exactly one in every step."""
 
     BLOCKS = "blocks"
-    """It is next, and the KV blocks do not suffice."""
+    """It is next, and there are not enough KV blocks."""
     BUDGET = "budget"
-    """It is next, and the step has no tokens, no rows or no slot left for it."""
+    """It is next, and the step has no tokens, no rows or no slot left."""
     SHARE = "share"
     """Its tenant is at its share of the blocks."""
     ORDER = "order"
-    """Others go first."""
+    """Others go before it."""
     GATE = "gate"
-    """The batch policy lets nobody join in this step."""
+    """The batch policy admits no sequence in this step."""
     TIER = "tier"
-    """Its blocks are on their way back from the host's memory or the disk."""
+    """Its blocks are being loaded from host memory or disk."""
 
 
 class Part(NamedTuple):
@@ -60,24 +63,24 @@ class Chunk(NamedTuple):
     length: int
 
 
-class Displaced(NamedTuple):
-    """A sequence that gave way."""
+class Preemption(NamedTuple):
+    """A sequence was preempted so that `claimant` could be admitted or grow; it may be the claimant itself."""
 
     sequence: str
     claimant: str
     fate: str
     prices: Mapping[str, float]
-    """Device seconds that each option would have cost; empty while nothing has been learnt about them."""
+    """Device seconds that each option would have cost; empty while the cost model has not learnt enough."""
 
 
 class Waited(NamedTuple):
-    """A sequence that waits for blocks until somebody ends, which was cheaper than to displace anybody."""
+    """A sequence waits for blocks until another one ends, which is cheaper than a preemption."""
 
     claimant: str
     spared: str
-    """Who would have given way: another one, or itself."""
+    """The sequence that would have been preempted: another one, or the claimant."""
     prices: Mapping[str, float]
-    """Device seconds: "wait", and by what ways the spared one could have given way."""
+    """Device seconds: of "wait", and of each way to preempt the spared one."""
 
 
 @dataclass(slots=True)
@@ -87,7 +90,7 @@ class Decision:
     step: int
     planned_s: float
     bucket: Bucket
-    """Zeros: nothing was computed, only moves were made or waited for."""
+    """Zeros: the step computed nothing, it only made moves or waited for some."""
     decode_rows: int
     chunks: tuple[Chunk, ...]
     admitted: tuple[str, ...]
@@ -99,13 +102,13 @@ class Decision:
     """Of the pool: held by sequences, free but of known content, all."""
     host_blocks: int
     disk_blocks: int
-    displaced: tuple[Displaced, ...] = ()
+    displaced: tuple[Preemption, ...] = ()
     waited: tuple[Waited, ...] = ()
     held: dict[str, Reason] = field(default_factory=dict[str, Reason])
-    """Sequences without a row, by name: whoever is not named and waits has the reason `others`."""
+    """Why a sequence, by name, has no row. A waiting sequence that is not in it has the reason `others`."""
     waiting: dict[Reason, int] = field(default_factory=dict[Reason, int])
     others: Reason = Reason.ORDER
     changes: list[Change] = field(default_factory=list[Change])
     """Since the step before was planned, until the next one is."""
     ended_s: float | None = None
-    """None: under way, or lost."""
+    """None: in flight, or lost."""

@@ -95,10 +95,6 @@ class SamplingParams:
                 raise InvalidParameter(name, value, "true or false")
 
     @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    @property
     def penalized(self) -> bool:
         """Whether the tokens so far change the logits."""
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0

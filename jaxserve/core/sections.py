@@ -105,7 +105,7 @@ class SchedulerConfig:
     ttft_slo_s: float | None = setting(None, "objective for the first token, of requests and tenants that bring none")
     tpot_slo_s: float | None = setting(None, "objective for the mean time between output tokens, likewise")
     cost_model: str | None = setting(None, "JSON file of step costs to begin with; `jaxserve calibrate` makes one")
-    preempt_for_admission: bool = setting(True, "a higher class, or a tenant below its share, may displace others")
+    preempt_for_admission: bool = setting(True, "a higher class, or a tenant below its share, may preempt others")
     batch_size: int = setting(4, "requests in a batch", only_with=("policy", "static"), at_most="max_num_seqs")
     max_batch_size: int = setting(
         8, "most requests in a batch", only_with=("policy", "dynamic"), at_most="max_num_seqs"

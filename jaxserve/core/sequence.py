@@ -3,13 +3,13 @@
 A `Request` is what a caller asked for and never changes. Each of its `n` completions is a `Sequence`: the record that
 the scheduler moves through its life.
 
-    waiting --admitted--> running --stop, length, abort--> finished
-       ^                     |
-       +-----preempted-------+
+    waiting --admit--> running --finish (stop, length, abort, error)--> finished
+       ^                  |
+       +-----preempt------+
 
-Only the scheduler writes a sequence, and only the block manager its `blocks` and `hashes`. With overlapped steps the
-host runs ahead of the device: `num_computed` counts tokens whose K/V are in the cache *or in a step under way*, and
-`num_pending` the tokens being sampled there, whose values the host does not know yet.
+`sched.Roster` makes these transitions and no other class does. With overlapped steps the host runs ahead of the
+device: `num_computed` counts tokens whose K/V are in the cache *or in a step in flight*, and `num_pending` the tokens
+being sampled there, whose values the host does not know yet.
 
     tokens      [p p p p p p | o o o]  ?            prompt, known outputs, one pending
     num_computed ----------------->|
@@ -17,6 +17,7 @@ host runs ahead of the device: `num_computed` counts tokens whose K/V are in the
 
 import enum
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jaxserve.core.plan import ONE_TOKEN, Wants
 from jaxserve.core.sampling import SamplingParams
@@ -42,7 +43,7 @@ class Request:
     """One prompt and what to do with it.
 
     `prompt` holds token ids. `cache_salt` isolates the prefix cache: only requests with an equal salt share blocks.
-    `priority`: smaller goes first, with orderings that heed it. What is None, the tenant's settings say.
+    `priority`: smaller goes first, with orderings that use it. A field that is None takes the tenant's setting.
     """
 
     id: str
@@ -54,9 +55,9 @@ class Request:
     tenant: str = "default"
     priority: int | None = None
     ttft_slo_s: float | None = None
-    """The first token is to come within this time after the arrival."""
+    """Objective: longest time from the arrival to the first token."""
     tpot_slo_s: float | None = None
-    """Mean time between output tokens that is wanted at most."""
+    """Objective: longest mean time between output tokens."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -65,58 +66,88 @@ class Request:
         return frozenset(ends) | frozenset(self.params.stop_token_ids)
 
 
+class TtftForecast(NamedTuple):
+    """When a sequence's first token was expected, as it was queued."""
+
+    model_s: float
+    """From the queue to the first token, as the cost model says, uncorrected."""
+    expected_s: float
+    """From the arrival on, corrected by the median error of earlier forecasts."""
+    p90_s: float
+    """The same, long enough for 9 of 10 requests."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One completion of a request, on its way."""
+    """One completion of a request, from the queue to its end.
 
+    The fields are grouped by the class that writes them; every other class only reads. `tests/core/test_sequence.py`
+    has the same table and finds every assignment.
+    """
+
+    # --- set once, by the maker. `TenantLedger` lowers `max_len` to the tenant's limit before the sequence is queued
     request: Request
     index: int
     """Which of the request's n completions this is."""
     max_len: int
     """Prompt plus output never exceed this many tokens."""
     seed: int
+
+    # --- Scheduler
     tokens: list[int] = field(default_factory=list[int])
+    """The prompt, and the outputs that the host knows."""
+    arrival: int = 0
+    """Arrival number. A preempted sequence keeps it, and so its place."""
+    queued_s: float = 0.0
+    """When it came to the scheduler."""
+    first_token_s: float | None = None
+    stop_token: int | None = None
+
+    # --- Roster: admit, preempt, finish
     status: Status = Status.WAITING
     slot: int = -1
     """Row of the per-slot device state while running, else -1."""
-    num_computed: int = 0
-    num_pending: int = 0
+    preemptions: int = 0
     num_cached: int = 0
     """Prompt tokens found in the prefix cache at the last admission."""
+    first_scheduled_s: float | None = None
+    finish_reason: FinishReason | None = None
+    finished_s: float | None = None
+
+    # --- progress: `Packer` advances it, `Roster` sets it at admission and preemption, `Scheduler.commit` lowers
+    # `num_pending`
+    num_computed: int = 0
+    num_pending: int = 0
     decoding: bool = False
     """Its next input is the token sampled last, which the device already holds."""
-    preemptions: int = 0
+
+    # --- BlockManager; of `hashes`: its PrefixCache
     blocks: list[int] = field(default_factory=list[int])
-    hashes: list[bytes] = field(default_factory=list[bytes])
     num_registered: int = 0
     """Leading blocks that the prefix cache knows."""
-    finish_reason: FinishReason | None = None
-    stop_token: int | None = None
-    first_scheduled_s: float | None = None
-    first_token_s: float | None = None
-    finished_s: float | None = None
-    arrival: int = 0
-    """Arrival number: a preempted sequence keeps its place."""
-    queued_s: float = 0.0
-    """When it came to the scheduler."""
+    hashes: list[bytes] = field(default_factory=list[bytes])
+
+    # --- TenantLedger: the request's own settings, or else its tenant's, or else the engine's
     tenant: str = "default"
     priority: int = 0
-    """Smaller goes first. This and what follows: the request's, or else its tenant's."""
+    """Smaller goes first."""
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     booked_blocks: int = 0
-    """KV blocks that it is expected to need, while it runs."""
-    forecast_s: float = 0.0
-    """Predicted time from the queue to the first token, before it is corrected; 0: none was made."""
-    predicted_ttft_s: float = 0.0
-    """The same from the arrival on, corrected by what forecasts have been worth; and what 9 of 10 stay within."""
-    predicted_p90_s: float = 0.0
+    """KV blocks that it is expected to need while it runs."""
+
+    # --- TtftForecasts
+    forecast: TtftForecast | None = None
+    """None: there was no objective, or no cost model yet."""
+
+    # --- WeightedFair
     num_charged: int = 0
     """Leading tokens that were counted as served to its tenant."""
-    stop_ids: frozenset[int] = frozenset()
-    """The request's, at hand: each token is looked up in it."""
+
+    # --- derived from the request, stored because each step reads them
+    stop_ids: frozenset[int] = field(init=False)
     decode_wants: Wants = ONE_TOKEN
-    """What its decode rows want, at hand."""
+    """What its decode rows want."""
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -132,6 +163,11 @@ class Sequence:
     @property
     def params(self) -> SamplingParams:
         return self.request.params
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether it may start from cached blocks: not if log-probabilities of the whole prompt were asked for."""
+        return self.request.params.prompt_logprobs is None
 
     @property
     def num_prompt(self) -> int:

@@ -78,8 +78,8 @@ class FittedCost:
         """One more recorded step; it counts from the next `fit` on.
 
         Its error counts relative to `scale`, by default to what is predicted: relative to its own time, the fastest
-        steps of a noisy machine would weigh the most, and every prediction would be too low. Whoever says a scale has
-        looked for outliers; otherwise it is done here.
+        steps of a noisy machine would weigh the most, and every prediction would be too low. A caller that gives a
+        scale has removed outliers; otherwise it is done here.
         """
         assert seconds > 0.0
         if scale is None and self.num_observed >= 32:
@@ -95,7 +95,7 @@ class FittedCost:
         self.num_observed += 1
 
     def fit(self, sweeps: int = 8) -> None:
-        """Bring the weights nearer to the least squares, by so many rounds over all of them."""
+        """Bring the weights nearer to the least squares, by `sweeps` rounds over all of them."""
         self._take_in()
         gram = self._gram.copy()
         count = len(_NAMES)
@@ -113,7 +113,7 @@ class FittedCost:
         self._weight_list = w.tolist()
 
     def scale(self, factor: float) -> None:
-        """Every step so many times as expensive, as if all that was observed had been."""
+        """Multiply all predictions by `factor`, as if all observed steps had taken that much longer."""
         self._take_in()
         self._moment *= factor
         self._weights *= factor

@@ -55,7 +55,7 @@ class StepFeatures(NamedTuple):
 
     @classmethod
     def of_chunk(cls, start: int, tokens: int, bucket: Bucket) -> "StepFeatures":
-        """Of a step that holds so many tokens of one prompt, after `start` others."""
+        """Of a step that holds `tokens` tokens of one prompt, after `start` others."""
         return cls(tokens, tokens * (start + 0.5 * tokens), 1, 0, 0, bucket, prefill_longest=start + tokens)
 
 

@@ -1,4 +1,4 @@
-"""A cost model from a machine's two rates and a model's size, for machines that nobody has measured yet.
+"""A cost model from a machine's two rates and a model's size, for machines that have not been measured.
 
     weights   bytes of the weights / bandwidth              a step reads them once ...
     token     2 x parameters in matmuls / matmul rate       ... or is bound by its matmuls (Williams, Waterman,

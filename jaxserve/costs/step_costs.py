@@ -1,6 +1,6 @@
 """The cost model at work: predicts steps, times the ones that run, and learns from them.
 
-A step runs from when it was planned, or from the end of the one before if that was still under way, to its commit.
+A step runs from when it was planned, or from the end of the one before if that was still running, to its commit.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ class StepCosts:
     def __init__(self, model: CostModel | None = None, learns: bool = True) -> None:
         self.model: CostModel = model if model is not None else FittedCost()
         self._fitted = self.model if learns and isinstance(self.model, FittedCost) else None
-        self._flying: deque[tuple[StepFeatures, float, float]] = deque()  # features, planned at, predicted seconds
+        self._in_flight: deque[tuple[StepFeatures, float, float]] = deque()  # features, planned at, predicted seconds
         self._committed_s = float("-inf")
         self._ratios: deque[float] = deque(maxlen=WINDOW)  # measured over predicted
         self._margin: float | None = None
@@ -33,7 +33,7 @@ class StepCosts:
 
     @property
     def ready(self) -> bool:
-        """Predictions mean something."""
+        """Whether the model has learnt enough to predict."""
         return not isinstance(self.model, FittedCost) or self.model.num_observed >= 2 * REFIT_STEPS
 
     def seconds(self, features: StepFeatures) -> float:
@@ -53,20 +53,20 @@ class StepCosts:
         errors = sorted(abs(ratio - 1.0) for ratio in self._ratios)
         return errors[len(errors) // 2] if errors else None
 
-    def under_way_s(self, now: float) -> float:
-        """Predicted time until all that was planned is done."""
-        if not self._flying:
+    def in_flight_s(self, now: float) -> float:
+        """Predicted time until all planned steps have ended."""
+        if not self._in_flight:
             return 0.0
-        began = max(self._flying[0][1], self._committed_s)
-        return max(sum(predicted for _, _, predicted in self._flying) - (now - began), 0.0)
+        began = max(self._in_flight[0][1], self._committed_s)
+        return max(sum(predicted for _, _, predicted in self._in_flight) - (now - began), 0.0)
 
     def planned(self, plan: StepPlan, now: float) -> None:
         features = StepFeatures.of(plan)
-        self._flying.append((features, now, self.model.seconds(features) if self.ready else 0.0))
+        self._in_flight.append((features, now, self.model.seconds(features) if self.ready else 0.0))
 
     def committed(self, now: float) -> None:
         """The oldest planned step is back."""
-        features, planned_s, predicted = self._flying.popleft()
+        features, planned_s, predicted = self._in_flight.popleft()
         seconds = now - max(planned_s, self._committed_s)
         self._committed_s = now
         self.last_predicted_s = predicted
@@ -85,5 +85,5 @@ class StepCosts:
             self._margin = None
 
     def lost(self) -> None:
-        """A step failed: nothing under way will be committed."""
-        self._flying.clear()
+        """A step failed: no step in flight will be committed."""
+        self._in_flight.clear()

@@ -44,6 +44,7 @@ class SequenceMetrics:
     @classmethod
     def of(cls, sequence: Sequence, finished_s: float | None = None) -> "SequenceMetrics":
         """`finished_s`: when it ended, if the sequence does not say so yet."""
+        forecast = sequence.forecast
         return cls(
             arrival_s=sequence.request.arrival_s,
             queued_s=sequence.queued_s,
@@ -53,8 +54,8 @@ class SequenceMetrics:
             first_scheduled_s=sequence.first_scheduled_s,
             first_token_s=sequence.first_token_s,
             finished_s=finished_s if sequence.finished_s is None else sequence.finished_s,
-            predicted_ttft_s=sequence.predicted_ttft_s,
-            predicted_p90_s=sequence.predicted_p90_s,
+            predicted_ttft_s=forecast.expected_s if forecast is not None else 0.0,
+            predicted_p90_s=forecast.p90_s if forecast is not None else 0.0,
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from jaxserve.core.decisions import Change, Chunk, Decision, Displaced, Part, Reason, Waited
+from jaxserve.core.decisions import Change, Chunk, Decision, Part, Preemption, Reason, Waited
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.plan import Bucket
 
@@ -44,7 +44,7 @@ def _decision(entry: dict[str, Any]) -> Decision:
     entry["bucket"] = Bucket(*entry["bucket"])
     entry["chunks"] = tuple(Chunk(*chunk) for chunk in entry["chunks"])
     entry["admitted"] = tuple(entry["admitted"])
-    entry["displaced"] = tuple(Displaced(*displaced) for displaced in entry["displaced"])
+    entry["displaced"] = tuple(Preemption(*displaced) for displaced in entry["displaced"])
     entry["waited"] = tuple(Waited(*waited) for waited in entry.get("waited", ()))
     entry["held"] = {name: Reason(reason) for name, reason in entry["held"].items()}
     entry["waiting"] = {Reason(reason): count for reason, count in entry["waiting"].items()}

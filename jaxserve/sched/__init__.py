@@ -1,1 +1,1 @@
-"""Who runs in the next step, with how many tokens, in which bucket."""
+"""Which sequences run in the next step, with how many tokens, in which bucket."""

@@ -1,28 +1,43 @@
-"""When will its first token come? The live queue rolled forward through the cost model.
+"""Seconds until a prompt's first token: the queue taken step by step through the cost model.
 
-Step by step, as the policy would pack them: prompt tokens in order of arrival, as many of one prompt as it gives one,
-beside the decodes, which grow by one as each prompt ends and shrink as outputs end, a share of 1 / mean output length a
-step. Slots are waited for when there are none. The forecast stops at a horizon: what takes longer is told as longer
-than that.
+Each step is packed about as the policy would: prompt tokens in the queue's order, at most the policy's share of one
+prompt, beside the decodes. A prompt that ends becomes a decode; of the decodes a share of 1 / mean output length ends
+in each step. Prompts wait while all slots are taken. The forecast stops at a horizon and extrapolates from there.
 
-Each forecast is compared with what happens. The median of the ratios corrects the next one; their 0.9 quantile makes
-the P90 forecast.
+The median of measured over predicted time corrects later forecasts; the 0.9 quantile makes the P90 forecast.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.costs.model import StepFeatures
 from jaxserve.costs.step_costs import StepCosts
+from jaxserve.sched.chunking import PROMPTS_SEEN
 from jaxserve.sched.policies.policy import BatchPolicy
-from jaxserve.sched.prompt_mix import SEEN
 
 WINDOW = 256
+"""Forecasts whose errors are remembered."""
 ENOUGH = 20
+"""Errors from which on forecasts are corrected."""
+
+
+@dataclass(slots=True)
+class _Chunks:
+    """The prompt chunks of one step."""
+
+    tokens: int = 0
+    rows: int = 0
+    ended: int = 0
+    """Rows that end their prompts."""
+    last_ends: bool = False
+    """The queue's last prompt is one of them."""
+    pairs: float = 0.0
+    """As `StepFeatures.prefill_pairs`."""
 
 
 class Forecast:
@@ -41,48 +56,57 @@ class Forecast:
         """
         queue = deque(ahead)
         queue.append(own_tokens)  # stays the last
-        spent, live, held = 0.0, float(rows), float(context)
-        prefill_rows, slots = self._buckets.prefill_rows, self._config.max_num_seqs
+        spent, decodes, held = 0.0, float(rows), float(context)
+        stay = 1.0 - 1.0 / outputs
         while spent < horizon_s:
-            budget = self._policy.prefill_tokens(min(round(live), slots), round(held))
-            most = max(self._policy.most_of_one(islice(queue, SEEN), budget), 1)
-            taken, taking, pairs, ended = 0, 0, 0.0, 0
-            cut: list[int] = []
-            is_there = False
-            while queue and taken < budget and taking < prefill_rows and live + taking + ended < slots:
-                left = queue.popleft()
-                chunk = min(left, most, budget - taken)
-                taken += chunk
-                pairs += 0.5 * chunk * chunk
-                taking += 1
-                if chunk < left:
-                    cut.append(left - chunk)
-                else:
-                    ended += 1
-                    is_there = not queue
-            queue.extendleft(reversed(cut))
-            spent += self._step_s(taken, pairs, taking, taken // max(taking, 1), round(live), round(held))
-            if is_there:
+            chunks = self._take_chunks(queue, decodes, held)
+            spent += self._step_s(chunks, round(decodes), round(held))
+            if chunks.last_ends:
                 return spent
-            stay = 1.0 - 1.0 / outputs
-            held = held * stay + live * stay + ended * taken / max(taking, 1)
-            live = live * stay + ended
-            if not taken and live < 0.5:
+            held = held * stay + decodes * stay + chunks.ended * chunks.tokens / max(chunks.rows, 1)
+            decodes = decodes * stay + chunks.ended
+            if not chunks.tokens and decodes < 0.5:
                 return spent + horizon_s
         return spent * (1.0 + sum(queue) / max(self._config.max_num_batched_tokens, 1))
 
-    def _step_s(self, tokens: int, pairs: float, rows: int, seen: int, decodes: int, context: int) -> float:
-        """A step with both, or one of each where none holds both. `seen`: the most that a chunk sees."""
-        if tokens and decodes and not self._buckets.mixes:
-            return self._step_s(tokens, pairs, rows, seen, 0, 0) + self._step_s(0, 0.0, 0, 0, decodes, context)
-        bucket = self._buckets.fit(min(decodes, self._config.max_num_seqs), tokens)
-        mean = context // max(decodes, 1)
-        return self._costs.seconds(StepFeatures(tokens, pairs, rows, decodes, context, bucket, mean, seen))
+    def _take_chunks(self, queue: deque[int], decodes: float, held: float) -> _Chunks:
+        """Take one step's prompt tokens off the queue; a prompt with tokens left keeps its place."""
+        slots = self._config.max_num_seqs
+        budget = self._policy.prefill_tokens(min(round(decodes), slots), round(held))
+        most = max(self._policy.most_of_one(islice(queue, PROMPTS_SEEN), budget), 1)
+        found, cut = _Chunks(), list[int]()
+        while (
+            queue
+            and found.tokens < budget
+            and found.rows < self._buckets.prefill_rows
+            and decodes + found.rows + found.ended < slots
+        ):
+            left = queue.popleft()
+            chunk = min(left, most, budget - found.tokens)
+            found.tokens += chunk
+            found.pairs += 0.5 * chunk * chunk
+            found.rows += 1
+            if chunk < left:
+                cut.append(left - chunk)
+            else:
+                found.ended += 1
+                found.last_ends = not queue
+        queue.extendleft(reversed(cut))
+        return found
+
+    def _step_s(self, chunks: _Chunks, decodes: int, context: int) -> float:
+        """A step with both, or one of each if no program takes both. Context lengths are taken as equal."""
+        if chunks.tokens and decodes and not self._buckets.mixes:
+            return self._step_s(chunks, 0, 0) + self._step_s(_Chunks(), decodes, context)
+        bucket = self._buckets.fit(min(decodes, self._config.max_num_seqs), chunks.tokens)
+        mean, chunk = context // max(decodes, 1), chunks.tokens // max(chunks.rows, 1)
+        features = StepFeatures(chunks.tokens, chunks.pairs, chunks.rows, decodes, context, bucket, mean, chunk)
+        return self._costs.seconds(features)
 
     # --- how good it is ---------------------------------------------------------------------------------------
 
-    def note(self, predicted_s: float, measured_s: float) -> None:
-        """A forecast, uncorrected, has come true or not."""
+    def observe(self, predicted_s: float, measured_s: float) -> None:
+        """Note what a forecast, uncorrected, said and what happened."""
         if predicted_s <= 0.0:
             return
         ratio = measured_s / predicted_s
@@ -92,13 +116,7 @@ class Forecast:
             del self._ratios[bisect_left(self._ratios, self._recent.popleft())]
 
     def quantile(self, share: float) -> float:
-        """What forecasts have to be multiplied by so that this share of them covers what happens: the nearest rank."""
+        """The factor with which this share of the forecasts covers what happened: the nearest rank."""
         if len(self._ratios) < ENOUGH:
             return 1.0
         return self._ratios[min(int(share * len(self._ratios)), len(self._ratios) - 1)]
-
-    @property
-    def mean_error(self) -> float | None:
-        """Mean of |forecast / measured - 1| over the last forecasts; None before there are any."""
-        errors = [abs(1.0 / ratio - 1.0) for ratio in self._ratios if ratio > 0.0]
-        return sum(errors) / len(errors) if errors else None

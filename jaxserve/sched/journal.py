@@ -4,15 +4,15 @@ A sequence is in one part at any moment (queued for a reason, in a prefill chunk
 begins the next at the same time, so that the parts of a request add up to its time, and those until its first token to
 its time to first token, exactly.
 
-Thousands may wait, and a step must not touch them all: those who wait for the common reason (others go first, or the
-gate is shut) share one running total a reason, and only who changes reason is looked at.
+Thousands may wait, and a step must not touch them all: those that wait for a common reason (others go first, or the
+policy admits none) share one running total for each reason, and only a sequence whose reason changes is touched.
 """
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from jaxserve.core.decisions import DECODE, ENDED, INTAKE, PREFILL, Change, Decision, Displaced, Part, Reason, Waited
+from jaxserve.core.decisions import DECODE, ENDED, INTAKE, PREFILL, Change, Decision, Part, Preemption, Reason, Waited
 from jaxserve.core.sequence import Sequence
 
 KEPT_ACCOUNTS = 512
@@ -21,7 +21,10 @@ KEPT_ACCOUNTS = 512
 
 @dataclass(slots=True)
 class Account:
-    """Seconds by part, until `since_s`; then its time goes to `part`. `shared`: the totals when it joined the many."""
+    """Seconds by part, until `since_s`; then its time goes to `part`.
+
+    `shared`: it waits for a common reason, and these are the common totals at the time when it began to.
+    """
 
     request: str
     part: Part
@@ -32,7 +35,7 @@ class Account:
     """It was preempted and has not come back."""
     first_token: dict[str, float] | None = None
     """The parts of its time to first token."""
-    preemptions: list[Displaced] = field(default_factory=list[Displaced])
+    preemptions: list[Preemption] = field(default_factory=list[Preemption])
     ended: str = ""
 
     @property
@@ -41,15 +44,15 @@ class Account:
 
 
 class Journal:
-    """Its writer is the scheduler. `capacity`: steps that are remembered."""
+    """Written by the scheduler's parts. `capacity`: steps that are remembered."""
 
     def __init__(self, capacity: int) -> None:
         self._ring: deque[Decision] = deque(maxlen=capacity)
-        self._under_way: deque[Decision] = deque()
+        self._in_flight: deque[Decision] = deque()
         self._live: dict[Sequence, Account] = {}
         self._past: OrderedDict[str, Account] = OrderedDict()
         self._changes: list[Change] = []
-        self._displaced: list[Displaced] = []
+        self._preemptions: list[Preemption] = []
         self._waited: list[Waited] = []
         self._others = Reason.ORDER
         self._totals: dict[Reason, float] = {Reason.ORDER: 0.0, Reason.GATE: 0.0}
@@ -57,7 +60,7 @@ class Journal:
         self._held: dict[Sequence, Reason] = {}
         self._waiting: dict[Reason, int] = {}
         self.filling: set[Sequence] = set()
-        """Sequences whose last chunk is under way: their next token ends the prefill."""
+        """Sequences whose last chunk is in flight: their next token ends the prefill."""
 
     # --- what can be asked ------------------------------------------------------------------------------------
 
@@ -108,16 +111,16 @@ class Journal:
             self._changes.append(Change(arrival_s, sequence.id, INTAKE))
         self._join_others(sequence, account, now)
 
-    def displaced(self, sequence: Sequence, claimant: Sequence, fate: str, prices: Mapping[str, float]) -> None:
-        entry = Displaced(sequence.id, claimant.id, fate, prices)
-        self._displaced.append(entry)
+    def preempted(self, sequence: Sequence, claimant: Sequence, fate: str, prices: Mapping[str, float]) -> None:
+        entry = Preemption(sequence.id, claimant.id, fate, prices)
+        self._preemptions.append(entry)
         account = self._live[sequence]
         account.preemptions.append(entry)
         account.away = True
         self.filling.discard(sequence)
 
     def waited(self, claimant: Sequence, spared: Sequence, prices: Mapping[str, float]) -> None:
-        """In the step that is being packed nobody gives way for it."""
+        """In the step that is being packed the claimant waits, and `spared` is not preempted for it."""
         self._waited.append(Waited(claimant.id, spared.id, prices))
 
     def filled(self, sequence: Sequence, now: float) -> None:
@@ -144,7 +147,7 @@ class Journal:
     def packed(
         self, now: float, held: dict[Sequence, Reason], others: Reason, chunks: Iterable[Sequence], num_waiting: int
     ) -> None:
-        """Who has a chunk in the step that was packed, who was held up by what, and why all the others wait."""
+        """The step that was packed: `held` has reasons of sequences without a row, `others` that of all the rest."""
         self._advance(now)
         self._others = others
         for sequence in chunks:
@@ -154,8 +157,9 @@ class Journal:
                 self._enter(sequence, account, PREFILL, now)
             if sequence.decoding:
                 self.filling.add(sequence)
-        for sequence in self._held.keys() - held.keys():
-            self._let_go(sequence, now)
+        for sequence in self._held:
+            if sequence not in held:
+                self._release(sequence, now)
         for sequence, reason in held.items():
             account = self._live[sequence]
             part = Part("running" if sequence.slot >= 0 else account.waits, reason)
@@ -167,8 +171,8 @@ class Journal:
         self._waiting = {reason: count for reason, count in counts.items() if count}
 
     def planned(self, decision: Decision) -> None:
-        """The step gets a record, if it became one."""
-        decision.displaced, self._displaced = tuple(self._displaced), []
+        """A step was planned: add its record."""
+        decision.displaced, self._preemptions = tuple(self._preemptions), []
         decision.waited, self._waited = tuple(self._waited), []
         decision.held = {sequence.id: reason for sequence, reason in self._held.items()}
         decision.waiting, decision.others = dict(self._waiting), self._others
@@ -177,19 +181,19 @@ class Journal:
             self._changes = [c for c in self._changes if c.at_s >= decision.planned_s]
         decision.changes, self._changes = self._changes, []
         self._ring.append(decision)
-        self._under_way.append(decision)
+        self._in_flight.append(decision)
 
     def committed(self, now: float) -> None:
-        """The oldest step under way is back."""
-        self._under_way.popleft().ended_s = now
+        """The oldest step in flight has ended."""
+        self._in_flight.popleft().ended_s = now
         self._flush()
 
     def lost(self) -> None:
-        """A step failed: nothing under way will be committed."""
-        self._under_way.clear()
+        """A step failed: no step in flight will be committed."""
+        self._in_flight.clear()
 
     def _flush(self) -> None:
-        """What has changed since the last step was planned belongs to it."""
+        """Changes since the last step was planned belong to that step."""
         if self._ring and self._changes:
             self._ring[-1].changes += self._changes
             self._changes = []
@@ -209,8 +213,8 @@ class Journal:
             self._totals[self._others] += max(now - self._total_s, 0.0)
         self._total_s = now if self._total_s is None else max(now, self._total_s)
 
-    def _let_go(self, sequence: Sequence, now: float) -> None:
-        """What held it up is over: it waits with the others, or goes on."""
+    def _release(self, sequence: Sequence, now: float) -> None:
+        """Its own reason is gone: it waits with the others, or runs."""
         account = self._live[sequence]
         if sequence.slot < 0:
             self._join_others(sequence, account, now)

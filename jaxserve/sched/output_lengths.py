@@ -1,6 +1,6 @@
-"""How long outputs are likely to be, by tenant: what admission reckons with before anybody knows.
+"""How long outputs are likely to be, by tenant: for bookings and forecasts, which are made before an output is known.
 
-Until a tenant has finished a few requests, the most it may produce; from then on a quantile of its last ones.
+Until a tenant has finished `ENOUGH` requests, the most that it may produce; then a quantile of its last `WINDOW` ones.
 """
 
 from bisect import bisect_left, insort
@@ -17,7 +17,7 @@ class OutputLengths:
         self._sum: dict[str, int] = {}
 
     def note(self, tenant: str, outputs: int) -> None:
-        """A request of the tenant has ended with so many output tokens."""
+        """A request of the tenant has ended with `outputs` output tokens."""
         recent = self._recent.setdefault(tenant, deque())
         ordered = self._sorted.setdefault(tenant, [])
         recent.append(outputs)
@@ -29,9 +29,9 @@ class OutputLengths:
             self._sum[tenant] -= oldest
 
     def quantile(self, tenant: str, share: float, most: int) -> int:
-        """So many output tokens suffice for this share of the tenant's requests; never over `most`.
+        """Output tokens that suffice for this share of the tenant's requests; at most `most`.
 
-        The nearest rank, a length that has occurred: `metrics.distribution`, for people, takes what lies between two.
+        The nearest rank, a length that has occurred, while `metrics.distribution` interpolates between two.
         """
         ordered = self._sorted.get(tenant, [])
         if len(ordered) < ENOUGH:

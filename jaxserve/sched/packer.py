@@ -4,7 +4,7 @@
                      PREFILL_FIRST    chunks alone while any can go, else every decode
                      ALTERNATE        one kind a step, in turn
 
-Whoever is left without a row gets its reason here, in `Draft.held`.
+Before rows are made, `Preempter` frees blocks. A sequence that gets no row has its reason in `Draft.reasons`.
 """
 
 from jaxserve.cache.block_manager import BlockManager
@@ -13,17 +13,16 @@ from jaxserve.core.decisions import Reason
 from jaxserve.core.plan import NOTHING, ONE_TOKEN, Row, Wants
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence, Status
+from jaxserve.sched.chunking import LongPromptGuard, fill_to_edge
 from jaxserve.sched.draft import Draft
-from jaxserve.sched.long_prompts import LongPromptGuard
-from jaxserve.sched.packing import fill_to_edge
 from jaxserve.sched.policies.policy import Mode
-from jaxserve.sched.preemption import Displacement
+from jaxserve.sched.preemption import Preempter
 from jaxserve.sched.roster import Roster
 from jaxserve.sched.tenant_ledger import TenantLedger
 
 
 class Packer:
-    """Says how far sequences are computed. `aligned_chunk`: see `Scheduler`."""
+    """Advances `Sequence.num_computed`, `num_pending` and `decoding`. `aligned_chunk`: see `Scheduler`."""
 
     def __init__(
         self,
@@ -33,15 +32,14 @@ class Packer:
         roster: Roster,
         ledger: TenantLedger,
         blocks: BlockManager,
-        displacement: Displacement,
+        preempter: Preempter,
     ) -> None:
         self._config, self._buckets, self._aligned_chunk = config, buckets, aligned_chunk
-        self._roster, self._ledger, self._blocks = roster, ledger, blocks
-        self._displacement = displacement
+        self._roster, self._ledger, self._blocks, self._preempter = roster, ledger, blocks, preempter
         self._prefilled_last = False
 
     def pack(self, draft: Draft) -> None:
-        self._displacement.make_way(draft)
+        self._preempter.for_admission(draft)
         match draft.limits.mode:
             case Mode.MIXED if self._buckets.mixes:
                 self._decodes(draft)
@@ -54,156 +52,129 @@ class Packer:
                 self._in_turn(draft)
 
     def _in_turn(self, draft: Draft) -> None:
-        if not self._prefilled_last:
+        prompts_first = not self._prefilled_last
+        if prompts_first:
             self._prefills(draft)
         if not draft.prefills:
             self._decodes(draft)
         if not draft.decodes and not draft.prefills:
             self._prefills(draft)
+        elif not prompts_first:
+            for sequence in self._roster.in_prefill():
+                draft.reasons.setdefault(sequence, Reason.BUDGET)
         self._prefilled_last = bool(draft.prefills)
 
     # --- decodes ----------------------------------------------------------------------------------------------
 
     def _decodes(self, draft: Draft) -> None:
-        block_size, rows, decoding = self._blocks.block_size, draft.decodes, draft.decoding
-        self._grow_decodes(draft)
-        for sequence in self._roster.running:
-            if not sequence.decoding:
-                continue  # still in its prompt
+        block_size, rows = self._blocks.block_size, draft.decodes
+        draft.decoding = self._preempter.for_decodes(draft)
+        for sequence in draft.decoding:
             start = sequence.num_computed
-            if start + 1 >= sequence.max_len or start == len(sequence.blocks) * block_size:
-                continue  # its last token is being sampled, or it waits for a block
             sequence.num_computed = start + 1
             sequence.num_pending += 1
             index, offset = divmod(start, block_size)
             if offset <= 1:  # a block has filled, and its tokens are known by now
                 self._blocks.note_computed(sequence)
             rows.append(Row(sequence.slot, start, 1, sequence.decode_wants, (), (sequence.blocks[index],)))
-            decoding.append(sequence)
-
-    def _grow_decodes(self, draft: Draft) -> None:
-        """Blocks for the decodes that have filled theirs; before any row is made, so that no victim has one."""
-        block_size = self._blocks.block_size
-        going = [s for s in self._roster.running if s.decoding and s.num_computed + 1 < s.max_len]
-        full = [s for s in going if s.num_computed == len(s.blocks) * block_size]
-        moves = len(full) < len(going)
-        for sequence in full:
-            if sequence.status is not Status.RUNNING:
-                continue
-            if self._displacement.make_room(sequence, sequence.num_computed + 1, draft, must=not moves):
-                moves = True
-            elif sequence.status is Status.RUNNING:
-                draft.stalled = True
-                draft.held[sequence] = Reason.BLOCKS
 
     # --- prompts ----------------------------------------------------------------------------------------------
 
     def _prefills(self, draft: Draft) -> None:
-        """Chunks of the prompts that are under way and of those that wait, merged in the ordering's order."""
+        """Chunks of the prompts in progress and of waiting ones, merged in the ordering's order."""
         limits, roster, chunks = draft.limits, self._roster, draft.chunks
         draft.budget = min(limits.tokens - len(draft.decodes), self._buckets.max_prefill_tokens)
-        begun = roster.begun()
+        begun = roster.in_prefill()
         draft.guard = LongPromptGuard(self._config, begun, draft.budget)
-        places = draft.places
+        admitting = True
         while draft.budget > 0 and len(chunks) < self._buckets.prefill_rows:
-            head = roster.waiting.first(draft.passed) if places > len(draft.admitted) else None
+            head = roster.waiting.first(draft.skipped_tenants) if admitting and draft.admissions_left > 0 else None
             if begun and (head is None or not roster.precedes(head, begun[-1])):
-                open_to_others = self._go_on(begun.pop(), draft)
+                admitting = self._continue_prompt(begun.pop(), draft) and admitting
             elif head is not None:
-                open_to_others = self._take_in(head, draft)
+                admitting = self._admit_next(head, draft)
             else:
                 break
-            if not open_to_others or draft.way_is_done:
-                places = 0
-        if chunks and self._config.fill_buckets and not self._aligned_chunk and not limits.whole:
+        if chunks and self._config.fill_buckets and not self._aligned_chunk and not limits.no_split:
             fill_to_edge(chunks, draft.budget, self._buckets, self._blocks)
         for sequence in begun:
-            draft.held.setdefault(sequence, Reason.BUDGET)
+            draft.reasons.setdefault(sequence, Reason.BUDGET)
         draft.prefills += [self._prefill_row(sequence, length) for sequence, length in chunks.items()]
 
-    def _go_on(self, sequence: Sequence, draft: Draft) -> bool:
-        """The next chunk of a prompt under way; False: it waits for blocks, and nobody may take them away from it."""
+    def _continue_prompt(self, sequence: Sequence, draft: Draft) -> bool:
+        """Add the next chunk of a prompt in progress.
+
+        False: it waits for blocks, so no other sequence may be admitted and take them.
+        """
         if sequence.status is not Status.RUNNING:
-            return True  # it has given way a moment ago
+            return True  # it was preempted for one before it
         alone = not draft.chunks
         chunk = self._chunk(sequence, draft, alone)
         if not chunk:
-            draft.held[sequence] = Reason.BUDGET
-        elif self._grow_prefill(sequence, chunk, draft, alone):
-            draft.guard.takes(sequence)
+            draft.reasons[sequence] = Reason.BUDGET
+            return True
+        tokens = sequence.num_computed + chunk
+        # a step without any row must not be: then others are preempted
+        if self._preempter.grow(sequence, tokens, draft, preempt=alone and not draft.decodes):
             self._add_chunk(sequence, chunk, draft)
-        else:
-            draft.held.setdefault(sequence, Reason.BLOCKS)
-            return False
-        return True
+            return True
+        draft.reasons.setdefault(sequence, Reason.BLOCKS)
+        return False
 
-    def _take_in(self, head: Sequence, draft: Draft) -> bool:
-        """The first chunk of who is next of those that wait; False: it has no blocks or no slot, and nobody passes."""
+    def _admit_next(self, head: Sequence, draft: Draft) -> bool:
+        """Admit the next waiting sequence and add its first chunk, or skip its tenant, which is at a limit of its own.
+
+        False: blocks, a slot or tokens are missing, and no other sequence is admitted before it.
+        """
         if not draft.guard.allows(head):
-            draft.held[head] = Reason.BUDGET
-            draft.passed.add(head.tenant)
+            draft.reasons[head] = Reason.BUDGET
+            draft.skipped_tenants.add(head.tenant)
         elif not self._ledger.may_join(head, self._roster.running):
-            draft.held[head] = Reason.SHARE
-            draft.passed.add(head.tenant)
-        elif not self._admit(head, draft, alone=not draft.chunks):
+            draft.reasons[head] = Reason.SHARE
+            draft.skipped_tenants.add(head.tenant)
+        elif (reason := self._admit(head, draft)) is not None:
+            draft.reasons[head] = reason
             return False
         elif self._blocks.tiers.loading(head):
-            draft.held[head] = Reason.TIER
+            draft.reasons[head] = Reason.TIER
         else:
-            draft.guard.takes(head)
             self._add_chunk(head, self._chunk(head, draft, alone=True), draft)
         return True
 
-    def _add_chunk(self, sequence: Sequence, chunk: int, draft: Draft) -> None:
-        draft.chunks[sequence] = chunk
-        draft.budget -= chunk
+    def _admit(self, head: Sequence, draft: Draft) -> Reason | None:
+        """None: the sequence has a slot and blocks for its first chunk. Else why it has to wait."""
+        tiers, most = self._blocks.tiers, min(draft.limits.chunk, draft.budget)
+        if not tiers.ready(head):
+            return Reason.TIER
+        if not self._roster.has_slot or head.num_pending:
+            return Reason.BUDGET
+        parked = tiers.parked(head)
+        uncomputed = head.num_uncomputed - (parked.tokens if parked else 0)
+        if draft.limits.no_split and draft.chunks and uncomputed > most:
+            return Reason.BUDGET
+        if not self._roster.admit(head, most, draft.now):
+            return Reason.BLOCKS
+        draft.reasons.pop(head, None)
+        draft.admitted.append(head)
+        return None
 
     def _chunk(self, sequence: Sequence, draft: Draft, alone: bool) -> int:
-        """Tokens of its prompt in this step. `alone`: nobody is in the step's prefill yet, so it may be split."""
+        """Tokens of its prompt in this step. `alone`: it may be split, as no other prompt is in the step."""
         if not draft.guard.allows(sequence):
             return 0
         left, limits = sequence.num_uncomputed, draft.limits
         wanted = draft.guard.cap(sequence, min(left, limits.chunk))
         chunk = min(wanted, draft.budget)
-        if limits.whole and not alone and chunk < wanted:
+        if limits.no_split and not alone and chunk < wanted:
             return 0
         if self._aligned_chunk:
             chunk = min(chunk, self._aligned_chunk - sequence.num_computed % self._aligned_chunk)
         return chunk
 
-    def _grow_prefill(self, sequence: Sequence, chunk: int, draft: Draft, alone: bool) -> bool:
-        tokens = sequence.num_computed + chunk
-        if alone and not draft.decodes:  # nothing else moves: somebody has to give way
-            return self._displacement.make_room(sequence, tokens, draft)
-        return self._displacement.grow(sequence, tokens)
-
-    def _admit(self, sequence: Sequence, draft: Draft, alone: bool) -> bool:
-        """Give a waiting sequence a slot and blocks for its first chunk; False, and it waits on."""
-        limits, parked = draft.limits, self._blocks.tiers.parked(sequence)
-        if not self._blocks.tiers.ready(sequence):
-            draft.held[sequence] = Reason.TIER
-            return False
-        draft.held[sequence] = Reason.BUDGET
-        if not self._roster.has_slot or sequence.num_pending:
-            return False
-        most = min(limits.chunk, draft.budget)
-        uncomputed = sequence.num_uncomputed - (parked.tokens if parked else 0)
-        if limits.whole and not alone and uncomputed > most:
-            return False
-        share = sequence.params.prompt_logprobs is None
-        shared = self._blocks.admit(sequence, most, self._displacement.reserve(sequence), share)
-        if shared is None:
-            draft.held[sequence] = Reason.BLOCKS
-            return False
-        del draft.held[sequence]
-        self._roster.join(sequence)
-        sequence.num_computed = shared
-        if parked is None:
-            sequence.num_cached = shared
-        if sequence.first_scheduled_s is None:
-            sequence.first_scheduled_s = draft.now
-        draft.admitted.append(sequence)
-        return True
+    def _add_chunk(self, sequence: Sequence, chunk: int, draft: Draft) -> None:
+        draft.guard.takes(sequence)
+        draft.chunks[sequence] = chunk
+        draft.budget -= chunk
 
     def _prefill_row(self, sequence: Sequence, length: int) -> Row:
         start = sequence.num_computed

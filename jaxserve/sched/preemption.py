@@ -1,136 +1,152 @@
-"""When blocks run out: who has to give way for whom. A `VictimPolicy` picks; here is who may be picked, and when.
+"""Makes room when KV blocks run out: which running sequences are preempted, for which claimant.
 
-    make_way     who is next of those that wait displaces running ones that would come after it
-    make_room    a running sequence grows, and displaces until it fits, or gives way itself, or waits
+`Packer` calls these in this order while it packs a step; nothing here calls back:
 
-A preempted sequence gives its blocks back and waits again, at its old place. One that was preempted `max_preemptions`
-times comes back only when all the blocks it can ever need are free, and holds them: nothing thrashes, everything ends.
+    for_admission   before any row is made: the first waiting sequence preempts running ones that come after it
+    for_decodes     before decode rows are made: blocks for the decodes that have filled theirs
+    grow            while prompts are packed: blocks for the next chunk of a prompt
+
+This module says which sequences are candidates; a `VictimPolicy` picks one of them and says what becomes of its K/V. A
+preempted sequence gives up its blocks and waits again at its old place (`Roster.preempt`).
 """
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.decisions import Reason
 from jaxserve.core.sections import SchedulerConfig
-from jaxserve.core.sequence import Sequence
+from jaxserve.core.sequence import Sequence, Status
 from jaxserve.sched.draft import Draft
 from jaxserve.sched.journal import Journal
 from jaxserve.sched.roster import Roster
 from jaxserve.sched.tenant_ledger import TenantLedger
-from jaxserve.sched.victims import Claim, Victim, VictimPolicy, Wait
+from jaxserve.sched.victims import Claim, VictimPolicy, Wait
 
 
-class Displacement:
-    """`max_preemptions`: how often one sequence may have to give way; 0: never."""
-
+class Preempter:
     def __init__(
         self,
         config: SchedulerConfig,
-        max_preemptions: int,
         roster: Roster,
         ledger: TenantLedger,
         blocks: BlockManager,
         victims: VictimPolicy,
         journal: Journal,
     ) -> None:
-        self.max_preemptions = max_preemptions
-        self._for_admission = config.preempt_for_admission
+        self._preempts_for_admission = config.preempt_for_admission
         self._roster, self._ledger, self._blocks = roster, ledger, blocks
         self._victims, self._journal = victims, journal
 
-    def reserve(self, sequence: Sequence) -> int:
-        """Tokens that it must have blocks for from the start: it has given way often enough."""
-        return sequence.max_len if sequence.preemptions >= self.max_preemptions else 0
+    # --- for a waiting sequence -------------------------------------------------------------------------------
 
-    # --- for one that runs ------------------------------------------------------------------------------------
+    def for_admission(self, draft: Draft) -> None:
+        """Preempt running sequences that come after the first waiting one, until that one can be admitted."""
+        head = self._roster.waiting.first()
+        if head is None or not self._preempts_for_admission or not self._lacks_only_room(head, draft):
+            return
+        chunk = min(draft.limits.chunk, draft.limits.tokens)
+        while (missing := self._roster.shortage(head, chunk)) > 0 or not self._roster.has_slot:
+            candidates = tuple(s for s in self._roster.running if self._yields_to_waiting(s, head))
+            if not candidates or sum(len(s.blocks) for s in candidates) < missing:
+                return  # not even all of them together hold enough
+            if self._preempt_one(head, candidates, missing, False, draft) is None:
+                return
+            draft.claimant = head
 
-    def grow(self, sequence: Sequence, tokens: int) -> bool:
-        """Blocks for its first `tokens` tokens, within its tenant's share; False without them."""
+    def _lacks_only_room(self, head: Sequence, draft: Draft) -> bool:
+        """Whether blocks and a slot are all that keeps the sequence from being admitted in this step."""
+        allowed = draft.limits.admit > 0 and not head.num_pending
+        return allowed and self._ledger.may_join(head, self._roster.running) and self._blocks.tiers.ready(head)
+
+    def _yields_to_waiting(self, sequence: Sequence, head: Sequence) -> bool:
+        return (
+            self._roster.preemptible(sequence)
+            and self._roster.precedes(head, sequence)
+            and self._ledger.may_preempt_to_join(head, sequence, self._roster.running)
+        )
+
+    # --- for a running sequence -------------------------------------------------------------------------------
+
+    def for_decodes(self, draft: Draft) -> list[Sequence]:
+        """The sequences that decode in this step, each with a block for its next token.
+
+        Without a free block a sequence preempts another one, or is preempted itself, or skips this step.
+        """
+        size = self._blocks.block_size
+        decoding = [s for s in self._roster.running if s.decoding and s.num_computed + 1 < s.max_len]
+        full = [s for s in decoding if s.num_computed % size == 0 and s.num_computed == len(s.blocks) * size]
+        if not full:
+            return decoding
+        any_row = len(full) < len(decoding)
+        for sequence in full:
+            if sequence.status is not Status.RUNNING:
+                continue  # it was preempted for one before it
+            if self._make_room(sequence, sequence.num_computed + 1, draft, must=not any_row):
+                any_row = True
+            elif sequence.status is Status.RUNNING:
+                draft.stalled = True
+                draft.reasons[sequence] = Reason.BLOCKS
+        return [s for s in decoding if s.status is Status.RUNNING and s.num_computed < len(s.blocks) * size]
+
+    def grow(self, sequence: Sequence, tokens: int, draft: Draft, *, preempt: bool) -> bool:
+        """Blocks for a running sequence's first `tokens` tokens; False without them.
+
+        `preempt`: preempt others until they suffice. Then the sequence may itself be the one that is preempted.
+        """
+        return self._make_room(sequence, tokens, draft, must=True) if preempt else self._grow(sequence, tokens)
+
+    def _make_room(self, sequence: Sequence, tokens: int, draft: Draft, must: bool) -> bool:
+        """Grow, preempting until it fits; False if the sequence is itself preempted or has to wait."""
+        while not self._grow(sequence, tokens):
+            candidates = self._candidates(sequence, tokens)
+            if not candidates:
+                return False
+            missing = self._blocks.blocks_for(tokens) - len(sequence.blocks) - self._blocks.pool.num_free
+            if self._preempt_one(sequence, candidates, missing, must, draft) in (None, sequence):
+                return False
+        return True
+
+    def _grow(self, sequence: Sequence, tokens: int) -> bool:
         blocks = self._blocks.blocks_for(tokens)
         if blocks > len(sequence.blocks) and not self._ledger.within_cap(sequence, blocks, self._roster.running):
             return False
         return self._blocks.grow(sequence, tokens)
 
-    def make_room(self, sequence: Sequence, tokens: int, draft: Draft, must: bool = True) -> bool:
-        """Grow a running sequence, preempting until it fits; False if it is itself preempted, or has to wait."""
-        running = self._roster.running
-        while not self.grow(sequence, tokens):
-            candidates = self._candidates(sequence, tokens)
-            if not candidates:
-                return False
-            missing = self._blocks.blocks_for(tokens) - len(sequence.blocks) - self._blocks.pool.num_free
-            victim = self._displace(Claim(sequence, candidates, missing, must, draft.now, tuple(running)), draft)
-            if victim is None or victim is sequence:
-                return False
-        return True
-
     def _candidates(self, sequence: Sequence, tokens: int) -> tuple[Sequence, ...]:
-        """Who may be preempted so that it can grow: of its own tenant only, if it is the share that is short."""
+        """Running sequences that may be preempted so that this one can grow.
+
+        Only those of its tenant, if the tenant's cap is what limits it. Those of other tenants before its own, if its
+        tenant is below its guarantee.
+        """
         ledger, running = self._ledger, self._roster.running
-        inside = ledger.within_cap(sequence, self._blocks.blocks_for(tokens), running)
+        below_cap = ledger.within_cap(sequence, self._blocks.blocks_for(tokens), running)
         candidates = tuple(
             s
             for s in running
-            if s.preemptions < self.max_preemptions
+            if self._roster.preemptible(s)
             and not self._blocks.tiers.loading(s)
-            and (inside or s.tenant == sequence.tenant)
-            and ledger.may_yield(sequence, s, running)
+            and (below_cap or s.tenant == sequence.tenant)
+            and ledger.may_preempt_to_grow(sequence, s, running)
         )
-        borrowers = tuple(s for s in candidates if s.tenant != sequence.tenant)
-        return borrowers if borrowers and ledger.standing(sequence.tenant) == 0 else candidates
-
-    # --- for one that waits -----------------------------------------------------------------------------------
-
-    def make_way(self, draft: Draft) -> None:
-        """Who is next of those that wait may displace running ones that would come after it, before any row is made."""
-        head = self._roster.waiting.first()
-        if head is None or not self._for_admission or not self._may_come(head, draft):
-            return
-        missing = self._missing(head, draft)
-        while missing > 0 or not self._roster.has_slot:
-            candidates = tuple(s for s in self._roster.running if self._may_displace(head, s))
-            if not candidates or sum(len(s.blocks) for s in candidates) < missing:
-                return  # even all of them would not do
-            claim = Claim(head, candidates, missing, False, draft.now, tuple(self._roster.running))
-            if self._displace(claim, draft) is None:
-                return
-            draft.way_for = head
-            missing = self._missing(head, draft)
-
-    def _may_come(self, head: Sequence, draft: Draft) -> bool:
-        """Nothing but blocks and a slot keeps it from joining."""
-        joins = draft.limits.admit > 0 and not head.num_pending
-        return joins and self._ledger.may_join(head, self._roster.running) and self._blocks.tiers.ready(head)
-
-    def _may_displace(self, head: Sequence, sequence: Sequence) -> bool:
-        return (
-            sequence.preemptions < self.max_preemptions
-            and self._roster.precedes(head, sequence)
-            and self._ledger.may_displace(head, sequence, self._roster.running)
-        )
-
-    def _missing(self, head: Sequence, draft: Draft) -> int:
-        chunk = min(draft.limits.chunk, draft.limits.tokens)
-        return self._blocks.shortage(head, chunk, self.reserve(head), head.params.prompt_logprobs is None)
+        others = tuple(s for s in candidates if s.tenant != sequence.tenant)
+        return others if others and ledger.below_guarantee(sequence.tenant) else candidates
 
     # --- either -----------------------------------------------------------------------------------------------
 
-    def _displace(self, claim: Claim, draft: Draft) -> Sequence | None:
-        """Who gave way; None: the claimant waits, since that is cheaper. Either is recorded, with all the prices."""
-        choice = self._victims.choose(claim)
-        if isinstance(choice, Wait):
-            self._journal.waited(claim.claimant, choice.spared, choice.prices)
-            return None
-        self._preempt(choice, claim.claimant, draft)
-        return choice.sequence
+    def _preempt_one(
+        self, claimant: Sequence, candidates: tuple[Sequence, ...], missing: int, must: bool, draft: Draft
+    ) -> Sequence | None:
+        """Preempt the policy's choice and return it; None: the claimant waits, since that is cheaper.
 
-    def _preempt(self, victim: Victim, claimant: Sequence, draft: Draft) -> None:
-        """It has no row in this plan: what it holds is saved before the rows run."""
-        sequence = victim.sequence
-        draft.preempted.append(sequence)
-        draft.freed_slots.append(sequence.slot)
-        draft.held[sequence] = Reason.BLOCKS
-        self._journal.displaced(sequence, claimant, victim.fate, victim.prices)
-        self._blocks.park(sequence, victim.fate.tier)
-        sequence.num_computed = 0
-        sequence.decoding = False
-        sequence.preemptions += 1
-        self._roster.send_back(sequence)
+        The journal records either, with the prices of all options.
+        """
+        running = tuple(self._roster.running)
+        choice = self._victims.choose(Claim(claimant, candidates, missing, must, draft.now, running))
+        if isinstance(choice, Wait):
+            self._journal.waited(claimant, choice.spared, choice.prices)
+            return None
+        victim = choice.sequence
+        draft.preempted.append(victim)
+        draft.freed_slots.append(victim.slot)
+        draft.reasons[victim] = Reason.BLOCKS
+        self._journal.preempted(victim, claimant, choice.fate, choice.prices)
+        self._roster.preempt(victim, choice.fate.tier)
+        return victim

@@ -1,25 +1,39 @@
-"""Who waits and who runs, in which slot, and who comes before whom.
+"""Which sequences wait and which run, in which slot, and in what order they come.
 
-A sequence's place is the same whether it waits or runs: first its tenant's standing (one that holds less than what is
-its own goes before all others), then the ordering's rank of the tenant and key of the sequence, then its arrival.
+A sequence has the same place in the order whether it waits or runs. The first difference decides:
+
+    1. its tenant is below its guarantee         `TenantLedger.below_guarantee`
+    2. the ordering's rank of its tenant         `Ordering.rank`
+    3. the ordering's key of the sequence        `Ordering.key`
+    4. its arrival number
+
+All changes of `Sequence.status` are made here: `admit`, `preempt`, `finish`.
 """
 
 import heapq
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.sequence import Sequence, Status
+from jaxserve.core.plan import Tier
+from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.sched.orderings.ordering import Ordering
 from jaxserve.sched.tenant_ledger import TenantLedger
 from jaxserve.sched.waiting import WaitingQueue
 
 
 class Roster:
-    """The only writer of `Sequence.status` and `Sequence.slot`."""
+    """The live sequences. `max_preemptions`: how often one sequence may be preempted; 0: never.
 
-    def __init__(self, ordering: Ordering, ledger: TenantLedger, blocks: BlockManager, slots: int) -> None:
+    A sequence that was preempted so often is admitted only with blocks for all the tokens it can ever have. It then
+    runs to its end, so that preemption cannot go on for ever.
+    """
+
+    def __init__(
+        self, ordering: Ordering, ledger: TenantLedger, blocks: BlockManager, slots: int, max_preemptions: int
+    ) -> None:
         self._ordering, self._ledger, self._blocks = ordering, ledger, blocks
+        self._max_preemptions = max_preemptions
         self._slots = list(range(slots))
-        self.waiting = WaitingQueue(ordering, ledger.standing)
+        self.waiting = WaitingQueue(ordering, ledger.below_guarantee)
         self.running: dict[Sequence, None] = {}
         """In the order in which they were admitted."""
 
@@ -30,41 +44,78 @@ class Roster:
     def precedes(self, one: Sequence, other: Sequence) -> bool:
         return self._place(one) < self._place(other)
 
-    def _place(self, sequence: Sequence) -> tuple[float, float, float, int]:
+    def _place(self, sequence: Sequence) -> tuple[bool, float, float, int]:
         ordering, tenant = self._ordering, sequence.tenant
-        return self._ledger.standing(tenant), ordering.rank(tenant), ordering.key(sequence), sequence.arrival
+        above = not self._ledger.below_guarantee(tenant)
+        return above, ordering.rank(tenant), ordering.key(sequence), sequence.arrival
 
-    def begun(self) -> list[Sequence]:
-        """Running sequences still in their prompts, the next one last; not those whose blocks are being loaded."""
+    def in_prefill(self) -> list[Sequence]:
+        """Running sequences with prompt tokens left, the next one last; without those whose blocks are being loaded."""
         loading = self._blocks.tiers.loading
-        begun = [s for s in self.running if not s.decoding and s.num_uncomputed and not loading(s)]
-        begun.sort(key=self._place, reverse=True)
-        return begun
+        found = [s for s in self.running if not s.decoding and s.num_uncomputed and not loading(s)]
+        found.sort(key=self._place, reverse=True)
+        return found
 
-    def join(self, sequence: Sequence) -> None:
-        """A waiting sequence gets a slot; it has its first blocks."""
+    def preemptible(self, sequence: Sequence) -> bool:
+        return sequence.preemptions < self._max_preemptions
+
+    def shortage(self, sequence: Sequence, chunk: int) -> int:
+        """Blocks that are missing for `admit`; 0 or less: there are enough."""
+        return self._blocks.shortage(sequence, chunk, self._reserve(sequence))
+
+    def _reserve(self, sequence: Sequence) -> int:
+        """Tokens that it must have blocks for from the start."""
+        return 0 if self.preemptible(sequence) else sequence.max_len
+
+    # --- transitions ------------------------------------------------------------------------------------------
+
+    def admit(self, sequence: Sequence, chunk: int, now: float) -> bool:
+        """A waiting sequence gets a slot and blocks for its next `chunk` tokens; False: there are not enough blocks.
+
+        It goes on behind its tokens that are in the prefix cache or were parked. There must be a free slot.
+        """
+        parked = self._blocks.tiers.parked(sequence) is not None
+        known = self._blocks.admit(sequence, chunk, self._reserve(sequence))
+        if known is None:
+            return False
         self.waiting.remove(sequence)
         self.running[sequence] = None
         sequence.status = Status.RUNNING
         sequence.slot = heapq.heappop(self._slots)
+        sequence.num_computed = known
+        if not parked:
+            sequence.num_cached = known
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = now
+        return True
 
-    def send_back(self, sequence: Sequence) -> None:
-        """A running sequence gives its blocks and its slot back and waits again, at its old place."""
-        self._release(sequence)
+    def preempt(self, sequence: Sequence, tier: Tier | None) -> None:
+        """A running sequence gives up its blocks and its slot and waits again, at its old place.
+
+        `tier`: where its K/V are saved; None: they are dropped and computed again. It must have no row in the plan that
+        is being made, since its blocks are saved before the rows run.
+        """
+        self._blocks.park(sequence, tier)
+        self._free_slot(sequence)
         sequence.status = Status.WAITING
+        sequence.num_computed = 0
+        sequence.decoding = False
+        sequence.preemptions += 1
         self.waiting.push(sequence)
 
-    def leave(self, sequence: Sequence) -> None:
-        """It ends, wherever it is: what it holds is free."""
+    def finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        """A waiting or running sequence ends; its blocks and its slot are free."""
         if sequence.status is Status.RUNNING:
-            self._release(sequence)
+            self._blocks.free(sequence)
+            self._free_slot(sequence)
         else:
             self.waiting.remove(sequence)
             self._blocks.tiers.forget(sequence)
         sequence.status = Status.FINISHED
+        sequence.finish_reason = reason
+        sequence.finished_s = now
 
-    def _release(self, sequence: Sequence) -> None:
-        self._blocks.free(sequence)
+    def _free_slot(self, sequence: Sequence) -> None:
         heapq.heappush(self._slots, sequence.slot)
         sequence.slot = -1
         del self.running[sequence]

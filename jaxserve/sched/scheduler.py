@@ -1,23 +1,30 @@
-"""The scheduler: who runs in the next step, with how many tokens, in which bucket.
+"""The scheduler: which sequences run in the next step, with how many tokens, in which bucket.
 
 `plan(now)` packs a step; `commit(result, now)` takes in what the oldest step in flight brought. In between the
 scheduler plans ahead on what it knows (see `core.sequence`), so that the device never waits for the host. A plan is
 plain data; the sequences behind it stay here, in `_in_flight`.
 
-Three small objects decide, the scheduler only packs:
+Three small objects decide, and can be replaced:
 
-    BatchPolicy    when sequences may join, how much a step takes      sched/policies/
-    Ordering       who is next                                         sched/orderings/
-    VictimPolicy   who gives way when blocks run out                   sched/victims.py
+    BatchPolicy     when sequences may be admitted, how much a step takes    sched/policies/
+    Ordering        which sequence is next                                   sched/orderings/
+    VictimPolicy    which sequence is preempted when blocks run out          sched/victims.py
 
-and it is made of a few more, each with one thing to look after:
+To follow `plan`, read these in turn:
 
-    QueueBounds    how much may wait                                   sched/queue_bounds.py
-    Promises       when a first token may be expected                  sched/promises.py
-    Roster         who waits and who runs, in which slot               sched/roster.py
-    Displacement   who has to give way for whom                        sched/preemption.py
-    Packer         the rows of a step, in a Draft                      sched/packer.py
-    Journal        why it is so                                        sched/explanation.py, sched/journal.py
+    Draft           a step while it is packed                                sched/draft.py
+    Packer          fills it: decodes, then chunks of prompts                sched/packer.py
+    Preempter       frees blocks for it                                      sched/preemption.py
+    chunking        how many tokens of a prompt go into one step             sched/chunking.py
+    Roster          which sequences wait and run; admit, preempt, finish     sched/roster.py
+    BlockManager    their KV blocks                                          cache/block_manager.py
+
+The other parts:
+
+    QueueBounds     how much may wait                                        sched/queue_bounds.py
+    TenantLedger    what each tenant holds and may hold                      sched/tenant_ledger.py
+    TtftForecasts   when a first token is expected                           sched/ttft_forecasts.py
+    Journal         why each step was as it was                              sched/journal.py
 """
 
 from collections import deque
@@ -33,30 +40,26 @@ from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.core.step_record import ScheduledStep, StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.costs.step_costs import StepCosts
-from jaxserve.sched.draft import Draft
-from jaxserve.sched.explanation import explain, record
+from jaxserve.sched.draft import Draft, explain, record
 from jaxserve.sched.forecast import Forecast
 from jaxserve.sched.journal import Journal
-from jaxserve.sched.load import Load
 from jaxserve.sched.orderings import OrderingContext, make_ordering
 from jaxserve.sched.packer import Packer
 from jaxserve.sched.policies import PolicyContext, make_policy
-from jaxserve.sched.preemption import Displacement
-from jaxserve.sched.promises import Promises
+from jaxserve.sched.policies.policy import Load
+from jaxserve.sched.preemption import Preempter
 from jaxserve.sched.queue_bounds import QueueBounds
 from jaxserve.sched.roster import Roster
 from jaxserve.sched.tenant_ledger import TenantLedger
+from jaxserve.sched.ttft_forecasts import TtftForecasts
 from jaxserve.sched.victims import VictimPolicy, YoungestFirst
 
 
 class Scheduler:
-    """It and its parts are the only writers of sequences (blocks aside).
+    """Plans steps over the live sequences. `core.sequence` says which part of it writes which field.
 
     `aligned_chunk`: chunks end at multiples of this many tokens, one prompt a step, no preemption (deterministic mode).
     """
-
-    expects_more: bool = False
-    """More requests may come: a policy that waits for company may wait. Off, what is here is all there will be."""
 
     def __init__(
         self,
@@ -75,13 +78,15 @@ class Scheduler:
         self._policy = make_policy(PolicyContext(config, buckets, self.costs))
         self._ledger = ledger = TenantLedger(tenants or Tenants(), config, blocks)
         self._ordering = make_ordering(OrderingContext(config, buckets, self.costs, ledger.tenants))
-        self._roster = roster = Roster(self._ordering, ledger, blocks, config.max_num_seqs)
+        max_preemptions = 0 if aligned_chunk else config.max_preemptions
+        self._roster = roster = Roster(self._ordering, ledger, blocks, config.max_num_seqs, max_preemptions)
         self.bounds = QueueBounds(config, roster.waiting, ledger.tenants)
-        self.forecast = Forecast(config, buckets, self.costs, self._policy)
-        self._promises = Promises(config, roster, ledger, blocks, self.costs, self.forecast)
-        victims, preemptions = victims or YoungestFirst(blocks), 0 if aligned_chunk else config.max_preemptions
-        displacement = Displacement(config, preemptions, roster, ledger, blocks, victims, self.journal)
-        self._packer = Packer(config, buckets, aligned_chunk, roster, ledger, blocks, displacement)
+        forecast = Forecast(config, buckets, self.costs, self._policy)
+        self._forecasts = TtftForecasts(config, roster, ledger, blocks, self.costs, forecast)
+        preempter = Preempter(config, roster, ledger, blocks, victims or YoungestFirst(blocks), self.journal)
+        self._packer = Packer(config, buckets, aligned_chunk, roster, ledger, blocks, preempter)
+        self.expects_more = False
+        """More requests may come, so that a policy may wait to fill a batch. False: all requests have been added."""
         self._in_flight: deque[ScheduledStep] = deque()
         self._events: list[Event] = []
         self._arrivals = 0
@@ -97,16 +102,13 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._roster.waiting)
 
-    def num_waiting_of(self, tenant: str) -> int:
-        return self._roster.waiting.count(tenant)
-
     @property
     def num_running(self) -> int:
         return len(self._roster.running)
 
     @property
     def has_work(self) -> bool:
-        """Something waits, runs, is moved between tiers, or has ended and not been told."""
+        """A sequence waits or runs, blocks are moved between tiers, or an event has not been reported."""
         return bool(self._roster.waiting or self._roster.running or self._events or self._blocks.tiers.busy)
 
     @property
@@ -135,11 +137,11 @@ class Scheduler:
         return self._ledger.tenants
 
     def live(self) -> list[Sequence]:
-        """All that run and wait."""
+        """All running and waiting sequences."""
         return [*self._roster.running, *self._roster.waiting]
 
     def wake_s(self, now: float) -> float | None:
-        """When to plan again after a plan of None, if nothing comes, ends or is committed before; None: not at all."""
+        """When to plan again after a plan of None if no request comes or ends and no step is committed; None: never."""
         return self._policy.wake_s(self._load(now))
 
     # --- coming and going -------------------------------------------------------------------------------------
@@ -158,11 +160,11 @@ class Scheduler:
             self._ledger.resolve(sequence)
         tenant = sequences[0].tenant
         self._ledger.check(sequences, self._roster.waiting.count(tenant), now)
-        self._promises.make(sequences[0], now)
+        self._forecasts.forecast(sequences[0], now)
         self._arrivals += len(sequences)
         active = self._ledger.active()
         if tenant not in active:
-            self._ordering.returned(tenant, active)
+            self._ordering.reactivated(tenant, active)
         self._ledger.joined(tenant, len(sequences))
         for sequence in sequences:
             self._roster.waiting.push(sequence)
@@ -171,7 +173,7 @@ class Scheduler:
     def finish(self, sequence: Sequence, reason: FinishReason, now: float, error: str | None = None) -> None:
         """End a sequence from outside (abort, a stop string, an error): its blocks and slot are free at once.
 
-        A step under way may still write to its blocks; steps run in order, so whoever is given them writes later.
+        A step in flight may still write to its blocks. Steps run in order, so their next holder writes later.
         """
         if not sequence.finished:
             self._end(sequence, reason, now)
@@ -184,20 +186,20 @@ class Scheduler:
         self.journal.lost()
 
     def drain_events(self) -> list[Event]:
-        """What happened outside `commit` since the last call: preemptions and outside finishes."""
+        """Preemptions and calls of `finish` since the last call."""
         events, self._events = self._events, []
         return events
 
     # --- the step ---------------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None when nothing can run before a step under way is committed.
+        """The next step, or None when nothing can run before a step in flight is committed.
 
-        A step may have no rows: only blocks to move between tiers, or only moves under way to wait for.
+        A step may have no rows: only blocks to move between tiers, or only moves in progress to wait for.
         """
         load = self._load(now)
         self._ordering.refresh(load)
-        self._ledger.take_stock(self._roster.running)
+        self._ledger.refresh(self._roster.running)
         draft = Draft(now, self._policy.limits(load))
         self._packer.pack(draft)
         explain(draft, self._roster, self._config.max_num_seqs, self.journal)
@@ -286,7 +288,7 @@ class Scheduler:
         if sequence.first_token_s is None:
             sequence.first_token_s = now
             self.journal.first_token(sequence, now)
-            self._promises.kept(sequence, now)
+            self._forecasts.observe(sequence, now)
         for i, token in enumerate(tokens):
             sequence.tokens.append(token)
             reason = None
@@ -301,10 +303,8 @@ class Scheduler:
                 return
 
     def _end(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
-        self._roster.leave(sequence)
+        self._roster.finish(sequence, reason, now)
         self._ledger.ended(sequence)
-        sequence.finish_reason = reason
-        sequence.finished_s = now
         self.journal.ended(sequence, now)
 
 

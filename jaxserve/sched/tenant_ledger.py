@@ -1,8 +1,8 @@
-"""What tenants hold of the machine, and what follows from it: who may queue, who may grow, who has to give way.
+"""What each tenant holds of the KV blocks, and what follows: what may be queued, admitted, grown and preempted.
 
 A running sequence is booked with the blocks that it is likely to need: its prompt and the 0.9 quantile of its tenant's
 outputs, or what it holds if that is more. A tenant's bookings never exceed its `kv_max`. `kv_guaranteed` is lent to
-others while it is idle; when its owner comes back, those who hold more than their own guarantee give way.
+other tenants while it is idle; when its owner comes back, tenants above their own guarantee are preempted.
 """
 
 from collections import Counter
@@ -15,11 +15,13 @@ from jaxserve.core.sequence import Sequence
 from jaxserve.core.tenants import Tenants
 from jaxserve.sched.output_lengths import OutputLengths
 
-QUANTILE = 0.9
-"""Of the outputs that a booking covers."""
+BOOKED_QUANTILE = 0.9
+"""A booking covers the output length of this share of the tenant's requests."""
 
 
 class TenantLedger:
+    """Writes a sequence's `tenant`, its objectives, its priority, its `max_len` and its booking."""
+
     def __init__(self, tenants: Tenants, config: SchedulerConfig, blocks: BlockManager) -> None:
         self.tenants = tenants
         self.outputs = OutputLengths()
@@ -28,16 +30,16 @@ class TenantLedger:
         self._live: Counter[str] = Counter()
         self._rates = {t.name: _Rate(t.requests_per_s) for t in tenants if t.requests_per_s}
         self._capped = {t.name: int(t.kv_max * self._capacity) for t in tenants if t.kv_max < 1.0}
-        self._short: set[str] = set()
+        self._below: set[str] = set()
         self._guaranteed = {t.name: int(t.kv_guaranteed * self._capacity) for t in tenants if t.kv_guaranteed}
 
     # --- coming and going -------------------------------------------------------------------------------------
 
     def check(self, sequences: list[Sequence], waiting: int, now: float) -> None:
-        """`waiting`: how many of the tenant wait.
+        """Whether a request may be queued. `waiting`: sequences of its tenant that wait.
 
         Raises:
-          QueueFull, TooBusy: the tenant is at its bound. RequestTooLarge, PromptTooLong: over its share, for ever.
+          QueueFull, TooBusy: the tenant is at its bound. RequestTooLarge, PromptTooLong: `kv_max` can never hold it.
         """
         name = sequences[0].tenant
         tenant = self.tenants[name]
@@ -66,7 +68,7 @@ class TenantLedger:
                 raise RequestTooLarge(sequence.max_len, most, limit)
 
     def resolve(self, sequence: Sequence) -> None:
-        """Who it belongs to, and what was promised: the request's own words, its tenant's, the settings'."""
+        """Set its tenant, priority and objectives: the request's own, else the tenant's, else the engine's."""
         request, tenant = sequence.request, self.tenants[sequence.request.tenant]
         sequence.tenant = tenant.name
         sequence.priority = tenant.priority if request.priority is None else request.priority
@@ -82,19 +84,19 @@ class TenantLedger:
             self.outputs.note(sequence.tenant, sequence.num_outputs)
 
     def active(self) -> list[str]:
-        """Tenants that have something waiting or running."""
+        """Tenants with waiting or running sequences."""
         return [name for name, count in self._live.items() if count]
 
     # --- shares -----------------------------------------------------------------------------------------------
 
     def expected_len(self, sequence: Sequence) -> int:
-        """Tokens that it is likely to have in the end."""
+        """Prompt and output tokens that it is likely to have in the end."""
         most = sequence.max_len - sequence.num_prompt
-        likely = sequence.num_prompt + self.outputs.quantile(sequence.tenant, QUANTILE, most)
+        likely = sequence.num_prompt + self.outputs.quantile(sequence.tenant, BOOKED_QUANTILE, most)
         return min(max(likely, len(sequence.tokens) + 1), sequence.max_len)
 
     def book(self, sequence: Sequence) -> None:
-        """It is about to run."""
+        """Book the blocks that it is likely to need."""
         sequence.booked_blocks = self._blocks.blocks_for(self.expected_len(sequence))
 
     def booked(self, tenant: str, running: Iterable[Sequence]) -> int:
@@ -102,7 +104,7 @@ class TenantLedger:
         return sum(max(s.booked_blocks, len(s.blocks)) for s in running if s.tenant == tenant)
 
     def within_cap(self, sequence: Sequence, blocks: int, running: Iterable[Sequence]) -> bool:
-        """Whether the sequence may hold so many blocks beside what its tenant's other ones have booked."""
+        """Whether the sequence may hold `blocks` blocks beside the bookings of its tenant's other running sequences."""
         cap = self._capped.get(sequence.tenant)
         if cap is None:
             return True
@@ -110,63 +112,63 @@ class TenantLedger:
         return others + max(blocks, sequence.booked_blocks) <= cap
 
     def may_join(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether a waiting sequence, with what it is likely to need, keeps its tenant inside its cap."""
+        """Whether its tenant stays within its cap if the waiting sequence is admitted, and book its blocks."""
         self.book(sequence)
         return self.within_cap(sequence, 0, running)
 
-    def may_displace(self, claimant: Sequence, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether a running sequence has to give way for a waiting one.
+    def may_preempt_to_join(self, claimant: Sequence, sequence: Sequence, running: Iterable[Sequence]) -> bool:
+        """Whether a running sequence may be preempted so that a waiting one can be admitted.
 
-        A lower class gives way to a higher one, and whoever borrows to a tenant within its guarantee; who is within
-        its own guarantee gives way to nobody of another tenant.
+        It may if its class is lower. Across tenants it also may if the claimant's tenant stays within its guarantee
+        with the claimant; but a tenant within its own guarantee is never preempted for another one.
         """
         if claimant.tenant == sequence.tenant:
             return sequence.priority > claimant.priority
-        if self._owns(sequence, 0, running):
+        if self._within_guarantee(sequence.tenant, 0, running):
             return False
-        return sequence.priority > claimant.priority or self._owns(claimant, self._need(claimant), running)
+        if sequence.priority > claimant.priority:
+            return True
+        needed = self._blocks.blocks_for(len(claimant.tokens) + 1)
+        return self._within_guarantee(claimant.tenant, needed, running)
 
-    def may_yield(self, claimant: Sequence, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether a running sequence may be preempted so that another running one can grow.
+    def may_preempt_to_grow(self, claimant: Sequence, sequence: Sequence, running: Iterable[Sequence]) -> bool:
+        """Whether a running sequence may be preempted so that another one can grow, or (the same) may preempt itself.
 
-        No class gives way to a lower one, and nobody inside a tenant's guarantee to another tenant. Who borrows gives
-        way to whoever is inside its own guarantee, and that one does not itself give way.
+        A sequence is not preempted for one of a lower class, and a tenant within its guarantee not for another tenant.
+        A claimant whose tenant is within its guarantee may preempt any tenant that is above its own, of any class.
         """
-        if self._owns(claimant, 1, running):
+        if self._within_guarantee(claimant.tenant, 1, running):
             if claimant.tenant != sequence.tenant:
-                return not self._owns(sequence, 0, running)
+                return not self._within_guarantee(sequence.tenant, 0, running)
             return claimant is sequence or sequence.priority >= claimant.priority
         if claimant is sequence:
             return True
         if sequence.priority < claimant.priority:
             return False
-        return claimant.tenant == sequence.tenant or not self._owns(sequence, 0, running)
+        return claimant.tenant == sequence.tenant or not self._within_guarantee(sequence.tenant, 0, running)
 
-    def take_stock(self, running: Iterable[Sequence]) -> None:
-        """Before a step is packed: which tenants hold less than what is theirs."""
+    def refresh(self, running: Iterable[Sequence]) -> None:
+        """Before a step is packed: find the tenants that hold less than their guarantee."""
         if self._guaranteed:
             held = Counter[str]()
             for sequence in running:
                 held[sequence.tenant] += len(sequence.blocks)
-            self._short = {name for name, own in self._guaranteed.items() if held[name] < own}
+            self._below = {name for name, guaranteed in self._guaranteed.items() if held[name] < guaranteed}
 
-    def standing(self, tenant: str) -> int:
-        """0 for a tenant that holds less than what is its own, which goes before all others; else 1."""
-        return 0 if tenant in self._short else 1
+    def below_guarantee(self, tenant: str) -> bool:
+        """Whether the tenant held less than its guarantee at the last `refresh`: it then goes before all others."""
+        return tenant in self._below
 
-    def _need(self, sequence: Sequence) -> int:
-        return self._blocks.blocks_for(len(sequence.tokens) + 1)
-
-    def _owns(self, sequence: Sequence, more: int, running: Iterable[Sequence]) -> bool:
-        """Its tenant holds, with so many blocks more, no more than it was guaranteed."""
-        own = self._guaranteed.get(sequence.tenant)
-        if own is None:
+    def _within_guarantee(self, tenant: str, more: int, running: Iterable[Sequence]) -> bool:
+        """Whether the tenant, with `more` blocks more, holds no more than it was guaranteed."""
+        guaranteed = self._guaranteed.get(tenant)
+        if guaranteed is None:
             return False
-        return sum(len(s.blocks) for s in running if s.tenant == sequence.tenant) + more <= own
+        return sum(len(s.blocks) for s in running if s.tenant == tenant) + more <= guaranteed
 
 
 class _Rate:
-    """A token bucket: a second's worth may come at once."""
+    """A token bucket: as many requests as `per_s` may come at once."""
 
     def __init__(self, per_s: float) -> None:
         self.per_s = per_s
@@ -175,7 +177,7 @@ class _Rate:
         self._at: float | None = None
 
     def take(self, now: float) -> float:
-        """0, or seconds until the next request may pass."""
+        """Count a request that is within the rate and return 0, or return the seconds until the next one would be."""
         if self._at is not None:
             self._left = min(self._left + (now - self._at) * self.per_s, self._most)
         self._at = now

@@ -1,7 +1,7 @@
-"""Who gives way when blocks run out, and what becomes of its K/V.
+"""Which sequence is preempted when blocks run out, and what becomes of its K/V.
 
-The scheduler says who may be displaced (`Claim.candidates`); a policy picks one of them. Victims are chosen before any
-row of the plan is made, so none of them has a row in it.
+The scheduler says which sequences may be preempted (`Claim.candidates`); a policy picks one of them. Victims are chosen
+before their rows of the plan are made, so none of them has a row in it.
 """
 
 import enum
@@ -34,38 +34,38 @@ class Fate(enum.StrEnum):
 
 
 WAIT = "wait"
-"""Beside the fates, in `prices`: that the claimant waits until somebody ends."""
+"""Beside the fates, in `prices`: the claimant waits until another sequence ends."""
 
 
 class Victim(NamedTuple):
     sequence: Sequence
     fate: Fate = Fate.RECOMPUTE
     prices: Mapping[str, float] = {}
-    """What each option would have cost, in device seconds; an option that there was not is absent."""
+    """What each option would have cost, in device seconds. An option that was not open is absent."""
 
 
 class Wait(NamedTuple):
-    """Nobody gives way: the claimant waits until somebody ends."""
+    """No sequence is preempted: the claimant waits until another one ends."""
 
     spared: Sequence
-    """Who would have given way, by the cheapest way."""
+    """The sequence that would have been preempted."""
     prices: Mapping[str, float]
-    """Of the wait, and of what could have become of the spared one's K/V."""
+    """Of the wait, and of each open fate of the spared one's K/V."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Somebody needs blocks that are not free."""
+    """A sequence needs blocks that are not free."""
 
     claimant: Sequence
     candidates: tuple[Sequence, ...]
-    """Who may be displaced for it, at least one, in the order of their admission; the claimant may be among them."""
+    """Sequences that may be preempted, at least one, in the order of admission; the claimant may be one of them."""
     missing_blocks: int
     must: bool
-    """Nothing moves unless somebody gives way: `Wait` is no answer."""
+    """The step would have no row without a preemption: `Wait` is not an answer."""
     now: float
     running: tuple[Sequence, ...] = field(default=())
-    """Everybody who holds blocks."""
+    """All sequences that hold blocks."""
 
 
 class VictimPolicy(Protocol):
@@ -77,7 +77,7 @@ class VictimPolicy(Protocol):
 class YoungestFirst(VictimPolicy):
     """Of the lowest class the one that was admitted last, into the first tier that has room, host before disk.
 
-    The least work is lost, and who came first finishes first. Needs no cost model.
+    The least work is lost, and the first to come are the first to finish. Needs no cost model.
     """
 
     def __init__(self, blocks: BlockManager) -> None:
@@ -92,16 +92,16 @@ class YoungestFirst(VictimPolicy):
 class CheapestFirst(VictimPolicy):
     """Of the lowest class the one whose return costs least for each block that it frees, by the cheapest way.
 
-    Prices are device seconds, what an option takes from everybody:
+    Prices are the device seconds that an option takes from all sequences:
 
         recompute   the prefill of its tokens, by the step-time model
         host        its blocks to the host and back, as if no step ran beside the copies
-        disk        the same, and its time on the way to the disk and back divided by the sequences that run: one row
-                    of so many stands still
-        wait        the time until somebody who is about to end has freed enough, divided in the same way
+        disk        the same, and the time to the disk and back divided by the number of running sequences, since only
+                    one of their rows is missing meanwhile
+        wait        the time until a sequence that is about to end has freed enough, divided in the same way
 
-    Who is about to end is displaced only if there is nobody else. Until the step-time model has learnt something, the
-    youngest gives way to the first tier that has room.
+    A sequence that is about to end is preempted only if there is no other. Until the step-time model has learnt enough,
+    the choice is `YoungestFirst`'s.
     """
 
     def __init__(self, blocks: BlockManager, costs: StepCosts, moves: MoveCosts, buckets: BucketTable) -> None:
@@ -137,7 +137,7 @@ class CheapestFirst(VictimPolicy):
         return Victim(sequence, Fate(min(prices, key=lambda name: prices[name])), prices)
 
     def recompute_s(self, tokens: int) -> float:
-        """The prefill of so many tokens, in the largest chunks that there are."""
+        """Seconds for the prefill of `tokens` tokens, in the largest chunks that there are."""
         total, start = 0.0, 0
         while start < tokens:
             chunk = min(tokens - start, self._buckets.max_prefill_tokens)
@@ -147,7 +147,7 @@ class CheapestFirst(VictimPolicy):
         return total
 
     def _wait_s(self, claim: Claim) -> float | None:
-        """Time until somebody who is about to end frees enough for the claimant, shared out; None: nobody is."""
+        """Price of the wait until a sequence that is about to end frees enough; None: there is no such sequence."""
         ending = [
             remaining(s)
             for s in claim.running
@@ -156,13 +156,13 @@ class CheapestFirst(VictimPolicy):
         return min(ending) * self._costs.last_s / max(len(claim.running), 1) if ending else None
 
     def _freed(self, sequence: Sequence) -> int:
-        """Blocks that nobody else holds; at least 1, for a price to be divided by."""
+        """Blocks that no other sequence holds; at least 1, since prices are divided by it."""
         pool = self._blocks.pool
         return max(sum(1 for block in sequence.blocks if pool.references(block) == 1), 1)
 
 
 ENDING_TOKENS = 8
-"""Who has so few tokens left to sample at most is about to end."""
+"""A sequence that may sample at most this many more tokens is about to end."""
 
 
 def remaining(sequence: Sequence) -> int:
@@ -171,13 +171,13 @@ def remaining(sequence: Sequence) -> int:
 
 
 def lowest_class(candidates: tuple[Sequence, ...]) -> list[Sequence]:
-    """Those who come last by priority: the largest number."""
+    """The candidates with the largest priority number."""
     lowest = max(sequence.priority for sequence in candidates)
     return [sequence for sequence in candidates if sequence.priority == lowest]
 
 
 def open_fates(blocks: BlockManager, sequence: Sequence) -> list[Fate]:
-    """What can be done with a victim's K/V now, by habit: host, disk, recompute."""
+    """What can be done with a victim's K/V now, in the order host, disk, recompute."""
     held = blocks.blocks_for(sequence.num_computed)
     parkings = [fate for fate in (Fate.HOST, Fate.DISK) if fate.tier and 0 < held <= blocks.tiers.room(fate.tier)]
     return [*parkings, Fate.RECOMPUTE]

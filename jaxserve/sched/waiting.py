@@ -1,6 +1,6 @@
-"""The sequences that wait, sorted: a heap for each tenant, in the ordering's order.
+"""The waiting sequences, sorted: a heap for each tenant, in the ordering's order.
 
-A sequence that leaves from the middle (an abort) stays in its heap as a dead entry until it comes to the top.
+A sequence that leaves from the middle (an abort) stays in its heap as a dead entry until that is at the top.
 """
 
 import heapq
@@ -10,22 +10,26 @@ from collections.abc import Callable, Collection, Iterator
 from jaxserve.core.sequence import Sequence
 from jaxserve.sched.orderings.ordering import Ordering
 
-_Entry = tuple[float, int, int, Sequence]
-"""(key, arrival number, serial number of the entry, sequence): no two are equal before the last field."""
+_Entry = tuple[float, int, int, Sequence, int]
+"""(key, arrival number, serial number of the entry, sequence, tokens): no two are equal before the sequence.
+
+`tokens`: what the sequence counts in `WaitingQueue.tokens`. Its own may grow while it waits: it was preempted while its
+next token was being sampled.
+"""
 
 
 class WaitingQueue:
-    """`standing(tenant)`: the smallest goes first, whatever the ordering says."""
+    """`goes_first(tenant)`: tenants for which it is true go before the others, whatever the ordering says."""
 
-    def __init__(self, ordering: Ordering, standing: Callable[[str], int] = lambda tenant: 0) -> None:
-        self._ordering, self._standing = ordering, standing
+    def __init__(self, ordering: Ordering, goes_first: Callable[[str], bool] = lambda tenant: False) -> None:
+        self._ordering, self._goes_first = ordering, goes_first
         self._epoch = ordering.epoch
         self._heaps: dict[str, list[_Entry]] = {}
         self._entries: dict[Sequence, _Entry] = {}
         self._serial = 0
         self._counts: Counter[str] = Counter()
         self.tokens = 0
-        """Of all that wait, what they have so far: their prompts, and outputs from before they gave way."""
+        """Known tokens of all sequences when they began to wait: prompts, and outputs from before a preemption."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -42,41 +46,42 @@ class WaitingQueue:
 
     def push(self, sequence: Sequence) -> None:
         self._serial += 1
-        if sequence not in self._entries:
+        known = self._entries.get(sequence)
+        tokens = len(sequence.tokens) if known is None else known[4]
+        if known is None:
             self._counts[sequence.tenant] += 1
-            self.tokens += len(sequence.tokens)
-        entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence)
+            self.tokens += tokens
+        entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence, tokens)
         self._entries[sequence] = entry
         heapq.heappush(self._heaps.setdefault(sequence.tenant, []), entry)
 
     def remove(self, sequence: Sequence) -> None:
-        del self._entries[sequence]
+        self.tokens -= self._entries.pop(sequence)[4]
         self._counts[sequence.tenant] -= 1
-        self.tokens -= len(sequence.tokens)
 
     def count(self, tenant: str) -> int:
-        """How many of a tenant wait."""
+        """How many sequences of a tenant wait."""
         return self._counts[tenant]
 
-    def first(self, passed: Collection[str] = ()) -> Sequence | None:
-        """Who is next, of all tenants but those `passed` over; None if nobody is."""
+    def first(self, skipped: Collection[str] = ()) -> Sequence | None:
+        """The next sequence of all tenants but the `skipped` ones; None if there is none."""
         if self._ordering.epoch != self._epoch:
             self._sort_again()
         best: Sequence | None = None
-        best_rank: tuple[float, float, float, int] | None = None
+        best_rank: tuple[bool, float, float, int] | None = None
         for tenant in list(self._heaps):
-            if tenant in passed:
+            if tenant in skipped:
                 continue
             entry = self._head(tenant)
             if entry is None:
                 continue
-            rank = (self._standing(tenant), self._ordering.rank(tenant), entry[0], entry[1])
+            rank = (not self._goes_first(tenant), self._ordering.rank(tenant), entry[0], entry[1])
             if best_rank is None or rank < best_rank:
                 best, best_rank = entry[3], rank
         return best
 
     def _head(self, tenant: str) -> _Entry | None:
-        """The tenant's first live entry; a tenant without one is forgotten."""
+        """The tenant's first live entry. The heap of a tenant without one is removed."""
         heap = self._heaps[tenant]
         while heap:
             if self._entries.get(heap[0][3]) is heap[0]:

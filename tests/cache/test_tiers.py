@@ -35,25 +35,24 @@ def test_rooms_add_up() -> None:
     assert [move.kind for move in settle(ledger)] == [MoveKind.DROP] * 4
 
 
-def test_kept_prefixes_give_way_to_sequences_oldest_first() -> None:
+def test_kept_prefixes_are_dropped_for_sequences_oldest_first() -> None:
     ledger = TierLedger(3)
     for link in (b"a", b"b", b"c", b"a", b"d"):  # a is evicted again: still kept, and young again
         ledger.keep_prefix(link, 1)
-    assert list(ledger.borrow_prefixes([b"c"])) == [b"c"] and not ledger.borrow_prefixes([b"b"])
-    ledger.return_prefixes({b"c": 0})
+    assert ledger.find_prefixes([b"c", b"b"]) == [b"c"] and not ledger.find_prefixes([b"b"])
     assert ledger.room(Tier.HOST) == 3
     parked(ledger, [5, 6], Tier.HOST)
     assert ledger.num_prefixes == 1 and ledger.used(Tier.HOST) == 3
 
 
-def test_a_borrowed_prefix_that_the_device_evicts_as_well_leaves_no_slot_behind() -> None:
+def test_a_claimed_prefix_that_the_device_evicts_as_well_leaves_no_slot_behind() -> None:
     ledger = TierLedger(3)
     ledger.keep_prefix(b"a", 1)
-    borrowed = ledger.borrow_prefixes([b"a"])
+    claimed = ledger.claim_prefixes([b"a"])
     ledger.keep_prefix(b"a", 2)
-    ledger.load_prefixes(sequence(), borrowed, [7])
+    ledger.load_prefixes(sequence(), claimed, [7])
     assert ledger.used(Tier.HOST) == ledger.num_prefixes == 1
-    assert [(m.source_block, m.target) for m in ledger.take_moves()][-1] == (borrowed[b"a"], Tier.DEVICE)
+    assert [(m.source_block, m.target) for m in ledger.take_moves()][-1] == (claimed[b"a"], Tier.DEVICE)
 
 
 def test_the_way_to_the_disk_is_bounded_but_never_closed_to_one_sequence() -> None:
@@ -110,7 +109,7 @@ def test_after_failures_the_disk_rests_longer_and_longer() -> None:
         settle(ledger)
         rests.append(0)
         while not ledger.room(Tier.DISK):
-            ledger.passed_over()
+            ledger.disk_was_not_tried()
             rests[-1] += 1
     assert rests == [1, 2, 4, 8]
     ledger.forget(parked(ledger, [1], Tier.DISK))

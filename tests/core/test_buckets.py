@@ -8,7 +8,7 @@ from jaxserve.core.plan import Bucket
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence
-from jaxserve.sched.packing import fill_to_edge
+from jaxserve.sched.chunking import fill_to_edge
 
 TABLE = BucketTable(decode=(1, 4, 16), prefill=(64, 128, 256), mixed_decode=(4, 16), prefill_rows=4)
 

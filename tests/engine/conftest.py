@@ -89,6 +89,7 @@ def assert_whole(engine: Engine) -> None:
     assert pool.num_free == pool.capacity
     assert all(pool.is_free(block) for block in range(1, pool.num_blocks))
     assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
+    assert engine.scheduler._roster.waiting.tokens == 0
     tiers = engine.scheduler.blocks.tiers
     assert tiers.used(Tier.DISK) == 0 and tiers.used(Tier.HOST) == tiers.num_prefixes and not tiers.busy
     fake = engine.fake.tiers  # type: ignore[attr-defined]

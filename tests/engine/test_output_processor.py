@@ -9,7 +9,7 @@ import pytest
 from jaxserve.core.errors import InvalidParameter
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
 from jaxserve.core.plan import TokenLogprobs
-from jaxserve.core.sequence import FinishReason, Sequence
+from jaxserve.core.sequence import FinishReason, Sequence, TtftForecast
 from jaxserve.engine.collect import Collector, RequestOutput
 from jaxserve.engine.outputs import OutputProcessor, SequenceMetrics, SequenceOutput
 from tests.engine.conftest import request
@@ -90,7 +90,7 @@ def test_metrics_come_when_they_have_changed() -> None:
     bench = Bench(prompt_logprobs=0)
     sequence = bench.sequences[0]
     sequence.queued_s, sequence.first_scheduled_s, sequence.num_cached = 2.0, 3.0, 4
-    sequence.predicted_ttft_s, sequence.predicted_p90_s = 3.5, 4.5
+    sequence.forecast = TtftForecast(3.0, 3.5, 4.5)
     told = [bench.process(PromptScored(sequence, 1, scores(1, 8)))[0].metrics]
     first = SequenceMetrics(1.0, 2.0, 8, 4, 0, 3.0, predicted_ttft_s=3.5, predicted_p90_s=4.5)
     assert told == [first] and first.ttft_s is None

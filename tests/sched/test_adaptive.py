@@ -12,11 +12,9 @@ from jaxserve.core.sections import BucketConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence, Status
 from jaxserve.costs.model import CostModel, FormulaCost, StepFeatures
 from jaxserve.costs.step_costs import StepCosts
-from jaxserve.sched.load import Load
-from jaxserve.sched.policies.adaptive import Adaptive
-from jaxserve.sched.policies.context import PolicyContext
-from jaxserve.sched.policies.policy import Mode, StepLimits
-from jaxserve.sched.prompt_mix import SEEN, most_of_one
+from jaxserve.sched.chunking import PROMPTS_SEEN, most_of_one
+from jaxserve.sched.policies.adaptive import Adaptive, _pending
+from jaxserve.sched.policies.policy import Load, Mode, PolicyContext, StepLimits
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import drive
@@ -89,7 +87,7 @@ def test_who_cannot_join_is_no_part_of_the_mix() -> None:
 
 def test_a_long_queue_is_not_looked_through() -> None:
     queue = (prompt("long", 2000), *(prompt(f"c{i}", 1) for i in range(1000)))
-    assert most_of_one(load(waiting=queue), 512, 1000) == 512 - (SEEN - 1)
+    assert most_of_one(_pending(load(waiting=queue), 1000), 512) == 512 - (PROMPTS_SEEN - 1)
 
 
 def test_the_pressure_on_the_pool() -> None:

@@ -13,9 +13,8 @@ from jaxserve.core.sequence import Request, Sequence, Status
 from jaxserve.costs.model import FormulaCost
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.forecast import Forecast
-from jaxserve.sched.load import Load
-from jaxserve.sched.policies import make_policy
-from jaxserve.sched.policies.context import PolicyContext
+from jaxserve.sched.policies import PolicyContext, make_policy
+from jaxserve.sched.policies.policy import Load
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Served, drive

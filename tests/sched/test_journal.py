@@ -222,7 +222,7 @@ def test_the_ring_and_the_past_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     journal: Journal = engine.scheduler.journal
     assert len(journal.decisions()) == 10
     assert sum(journal.account(f"r{i}", 0.0) is not None for i in range(8)) == 3
-    assert not journal._live and not journal._held and not journal.filling and not journal._under_way
+    assert not journal._live and not journal._held and not journal.filling and not journal._in_flight
 
 
 def test_a_record_comes_back_whole() -> None:

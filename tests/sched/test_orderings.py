@@ -15,6 +15,8 @@ from jaxserve.engine.engine import Engine
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Served, drive
+from tests.engine.conftest import build_engine, request
+from tests.engine.conftest import drive as drive_all
 
 COST = FormulaCost(
     source="made up", overhead_s=0.01, weights_s=0.0, token_s=0.001, pair_s=0.0, context_s=0.0, row_s=0.0
@@ -88,7 +90,7 @@ def test_vtc_keeps_two_backlogged_tenants_together() -> None:
     widest = 0.0
     for s in drive(engine, clock, mixed):
         service[s.arrival.tenant] += s.arrival.prompt_tokens + 2 * s.arrival.output_tokens
-        if engine.scheduler.num_waiting_of("b") == 0:
+        if not any(s.tenant == "b" for s in engine.scheduler.waiting):
             break
         widest = max(widest, abs(service["a"] - service["b"]))
     assert service["b"] > 2000, "b was served"
@@ -103,7 +105,7 @@ def test_weights_share_the_machine() -> None:
     engine = engine_of(clock, tenants, ordering="fair")
     for s in drive(engine, clock, backlog(rng, 300, tenant="a") + backlog(rng, 300, tenant="b")):
         service[s.arrival.tenant] += s.arrival.prompt_tokens + 2 * s.arrival.output_tokens
-        if not engine.scheduler.num_waiting_of("a"):
+        if not any(s.tenant == "a" for s in engine.scheduler.waiting):
             break
     assert service["a"] / service["b"] == pytest.approx(3.0, rel=0.1)
 
@@ -128,6 +130,14 @@ def test_fairness_by_time_charges_what_the_device_spends() -> None:
         done = [s.arrival.tenant for s in serve(mixed, tenants, ordering="fair", fairness=fairness)][:120]
         shares[fairness] = done.count("b") / len(done)
     assert shares["tokens"] != pytest.approx(shares["time"], abs=0.02)
+
+
+def test_tokens_computed_again_are_charged_once() -> None:
+    tight = build_engine(blocks=9, max_model_len=64, watermark=0.0, prefix=False, ordering="fair")
+    sequences = [tight.add(request(str(i), [i] * (5 + 2 * i), max_tokens=30))[0] for i in range(8)]
+    drive_all(tight)
+    assert sum(s.preemptions for s in sequences) > 3, "the pool was to be too small"
+    assert tight.scheduler._ordering.counters == {"default": sum(5 + 2 * i for i in range(8)) + 2.0 * 8 * 30}
 
 
 def test_least_slack_serves_the_nearest_deadline() -> None:

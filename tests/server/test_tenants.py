@@ -100,7 +100,7 @@ def test_a_tenants_own_queue_is_bounded_and_nobody_elses() -> None:
             asked = {"prompt": [[1]] * 2, "max_tokens": 1, "tenant": "chat", "timeout": 60}
             with ThreadPoolExecutor(1) as pool:
                 first = pool.submit(running.client.post, "/v1/completions", json=asked)
-                wait_for(lambda: engine.scheduler.num_waiting_of("chat") == 2)
+                wait_for(lambda: [s.tenant for s in list(engine.scheduler.waiting)].count("chat") == 2)
                 refused = running.client.post("/v1/completions", json=asked)
                 assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
                 assert "max_waiting of tenant 'chat'" in refused.json()["error"]["message"]

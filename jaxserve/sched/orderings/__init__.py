@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 from jaxserve.core.settings import require
-from jaxserve.sched.orderings.context import OrderingContext
 from jaxserve.sched.orderings.fair import WeightedFair
 from jaxserve.sched.orderings.fcfs import FirstCome
-from jaxserve.sched.orderings.ordering import Ordering
+from jaxserve.sched.orderings.ordering import Ordering, OrderingContext
 from jaxserve.sched.orderings.priority import PriorityWithAgeing
 from jaxserve.sched.orderings.shortest import ShortestPrefill
 from jaxserve.sched.orderings.slack import LeastSlack

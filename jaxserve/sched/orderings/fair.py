@@ -1,9 +1,9 @@
-"""Weighted fair over tenants: whoever was served least, by their weight, is next (VTC, Sheng et al. 2024).
+"""Weighted fair over tenants: the one served least, relative to its weight, is next (VTC, Sheng et al. 2024).
 
 Every tenant has a counter. A prompt token adds `fair_input_weight`, an output token `fair_output_weight`, divided by
 the tenant's weight; the smallest counter goes first, and within a tenant first come, first served. A tenant that comes
 back is lifted to the smallest counter among the active ones: being idle earns no credit. For two tenants that always
-have something waiting the difference of their counters stays below 2 max(input weight x longest prompt, output weight
+have requests waiting the difference of their counters stays below 2 max(input weight x longest prompt, output weight
 x tokens in the KV pool), however long they run.
 
 `fairness = "time"` counts predicted seconds of the device instead: each tenant's rows as they would cost alone, scaled
@@ -16,8 +16,7 @@ from jaxserve.core.plan import Row
 from jaxserve.core.sequence import Sequence
 from jaxserve.core.step_record import ScheduledStep
 from jaxserve.costs.model import StepFeatures
-from jaxserve.sched.orderings.context import OrderingContext
-from jaxserve.sched.orderings.ordering import Ordering
+from jaxserve.sched.orderings.ordering import Ordering, OrderingContext
 
 
 class WeightedFair(Ordering):
@@ -34,7 +33,7 @@ class WeightedFair(Ordering):
     def rank(self, tenant: str) -> float:
         return self.counters.get(tenant, 0.0)
 
-    def returned(self, tenant: str, active: Collection[str]) -> None:
+    def reactivated(self, tenant: str, active: Collection[str]) -> None:
         others = [self.rank(other) for other in active] or list(self.counters.values())
         self.counters[tenant] = max(self.rank(tenant), min(others, default=0.0))
 

@@ -1,8 +1,7 @@
 """First come, first served. A preempted sequence keeps its place."""
 
 from jaxserve.core.sequence import Sequence
-from jaxserve.sched.orderings.context import OrderingContext
-from jaxserve.sched.orderings.ordering import Ordering
+from jaxserve.sched.orderings.ordering import Ordering, OrderingContext
 
 
 class FirstCome(Ordering):

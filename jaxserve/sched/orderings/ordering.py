@@ -1,16 +1,31 @@
-"""Who is next: an order over the sequences that wait, and over the prompts that are under way.
+"""An order over the sequences that wait and over the prompts in progress: which is next.
 
 Within a tenant the smallest `key` comes first, then the earlier arrival. Between tenants the smallest `rank` comes
-first, then the smaller key of their first sequences. A key may depend on the sequence and on what `refresh` has taken
-in, and on nothing else: the queue keeps sequences sorted and asks again only when `epoch` has changed.
+first, then the smaller key of their first sequences. A key may depend on the sequence and on what `refresh` was given,
+and on nothing else: the queue keeps sequences sorted and asks for keys again only when `epoch` has changed.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Protocol
 
+from jaxserve.core.buckets import BucketTable
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence
 from jaxserve.core.step_record import ScheduledStep
-from jaxserve.sched.load import Load
+from jaxserve.core.tenants import Tenants
+from jaxserve.costs.step_costs import StepCosts
+from jaxserve.sched.policies.policy import Load
+
+
+@dataclass(frozen=True, slots=True)
+class OrderingContext:
+    """What every ordering is made from."""
+
+    config: SchedulerConfig
+    buckets: BucketTable
+    costs: StepCosts
+    tenants: Tenants
 
 
 class Ordering(Protocol):
@@ -28,10 +43,10 @@ class Ordering(Protocol):
         """Called before a step is packed, for an order that depends on the load."""
         return None
 
-    def returned(self, tenant: str, active: Collection[str]) -> None:
-        """A tenant that had nothing waiting or running has a request again; `active`: the others that have."""
+    def reactivated(self, tenant: str, active: Collection[str]) -> None:
+        """A tenant without a waiting or running request has one again; `active`: the other tenants that have."""
         return None
 
     def planned(self, step: ScheduledStep) -> None:
-        """The step that was packed: for an order that counts who was served."""
+        """The step that was packed, for an order that counts the service of each tenant."""
         return None

@@ -2,13 +2,12 @@
 
     key = queued at + class x priority_ageing_s
 
-So a request is overtaken by nobody who came more than `priority_ageing_s` a class later: the lowest class waits, at
-most, so much longer than first come, first served would have it.
+No request overtakes one that is p classes lower and came more than p x `priority_ageing_s` earlier. That bounds how
+much longer the lowest class waits than under first come, first served.
 """
 
 from jaxserve.core.sequence import Sequence
-from jaxserve.sched.orderings.context import OrderingContext
-from jaxserve.sched.orderings.ordering import Ordering
+from jaxserve.sched.orderings.ordering import Ordering, OrderingContext
 
 
 class PriorityWithAgeing(Ordering):

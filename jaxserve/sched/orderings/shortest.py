@@ -2,16 +2,15 @@
 
     key = queued at + log2(tokens left of the prompt) x shortest_ageing_s
 
-Each doubling of what is left is worth so much waiting. By the logarithm, 50 tokens go well before 3,000, while 2,000
-and 4,000 keep nearly the order in which they came: sorting the long ones among themselves would only make the longest
-wait. A request is overtaken by nobody who came later by more than log2 of its tokens times `shortest_ageing_s`.
+Each doubling of the tokens left counts as `shortest_ageing_s` of waiting. By the logarithm, 50 tokens go well before
+3,000, while 2,000 and 4,000 keep nearly the order in which they came: sorting the long ones among themselves would only
+make the longest wait. No request overtakes one of T tokens that came more than log2(T) x `shortest_ageing_s` earlier.
 """
 
 from math import log2
 
 from jaxserve.core.sequence import Sequence
-from jaxserve.sched.orderings.context import OrderingContext
-from jaxserve.sched.orderings.ordering import Ordering
+from jaxserve.sched.orderings.ordering import Ordering, OrderingContext
 
 
 class ShortestPrefill(Ordering):

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from jaxserve.core.settings import require
 from jaxserve.sched.policies.adaptive import Adaptive
 from jaxserve.sched.policies.chunked import Chunked
-from jaxserve.sched.policies.context import PolicyContext
 from jaxserve.sched.policies.continuous import Continuous
 from jaxserve.sched.policies.dynamic import Dynamic
-from jaxserve.sched.policies.policy import BatchPolicy
+from jaxserve.sched.policies.policy import BatchPolicy, PolicyContext
 from jaxserve.sched.policies.static import Static
 
 POLICIES: dict[str, Callable[[PolicyContext], BatchPolicy]] = {

@@ -9,28 +9,28 @@ fits.
      |--- decodes ---|--- prompt tokens ---|
                       128   256   512 -> 512
 
-Nobody decodes: the step takes all that `max_num_batched_tokens` allows. Blocks run short: no new sequences join, so
-that those inside can end. No objective, or one that a single row alone would miss: a step as large as in `chunked`.
+Without decodes the step takes all that `max_num_batched_tokens` allows. While blocks are short no sequence is admitted,
+so that the running ones can end. Without an objective, or with one that a single row alone would miss, a step is as
+large as in `chunked`.
 
-Within the step the mix decides: a long prompt leaves room for short ones beside it (`sched.prompt_mix`). And where two
-steps, prompts alone and decodes alone, are predicted to be faster than one with both, they take turns.
+Within the step a long prompt leaves room for short ones (`sched.chunking`). Where two steps, prompts alone and decodes
+alone, are predicted to be faster than one with both, they take turns.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import islice
 
 from jaxserve.costs.model import StepFeatures
-from jaxserve.sched.load import Load
-from jaxserve.sched.policies.context import PolicyContext
-from jaxserve.sched.policies.policy import BatchPolicy, Mode, StepLimits
-from jaxserve.sched.prompt_mix import most_of_one, most_of_these
+from jaxserve.sched.chunking import PROMPTS_SEEN, most_of_one
+from jaxserve.sched.policies.policy import BatchPolicy, Load, Mode, PolicyContext, StepLimits
 
 TARGET = 0.93
-"""Share of the objective that steps aim at: the rest is for what the prediction does not know."""
+"""Share of the objective that steps aim at: the rest is for the error of the prediction."""
 BEHIND = 0.5
-"""A sequence that has fallen behind shortens a step to this share of its target, and not to nothing."""
+"""A sequence that is late shortens a step to this share of its target, and no further."""
 PRESSURE = 0.95
-"""Share of the KV blocks in use above which nobody joins."""
+"""Share of the KV blocks in use above which no sequence is admitted."""
 APART = 0.95
 """Prompts and decodes take turns if two steps take at most this share of one with both."""
 
@@ -69,7 +69,7 @@ class Adaptive(BatchPolicy):
             tokens = min(rows + self._fitting(slack, start, rows, context, longest), self._tokens)
         prompts = min(max(tokens - rows, 0), self._sizes[-1])
         places = min(admit, self._seqs - len(load.running))
-        chunk = min(self._chunk, most_of_one(load, prompts, places)) if prompts else self._chunk
+        chunk = min(self._chunk, most_of_one(_pending(load, places), prompts)) if prompts else self._chunk
         return StepLimits(tokens, chunk, admit, self._mode(prompts, start, rows, context, longest))
 
     def _mode(self, prompts: int, start: int, rows: int, context: int, longest: int) -> Mode:
@@ -85,10 +85,10 @@ class Adaptive(BatchPolicy):
         return self._fitting(self._tightest, 0, rows, context, context // rows)
 
     def most_of_one(self, pending: Iterable[int], prompts: int) -> int:
-        return min(self._chunk, most_of_these(pending, prompts))
+        return min(self._chunk, most_of_one(pending, prompts))
 
     def _fitting(self, seconds: float, start: int, rows: int, context: int, longest: int) -> int:
-        """The most prompt tokens, a bucket's size, beside these decodes in so much time; 0 if none fit."""
+        """The largest prefill bucket that fits into `seconds` beside these decodes; 0 if none does."""
         seconds /= self._costs.margin
         fits = bisect_right(self._sizes, seconds, key=lambda size: self._cost(size, start, rows, context, longest))
         return self._sizes[fits - 1] if fits else 0
@@ -105,3 +105,9 @@ class Adaptive(BatchPolicy):
         bucket = self._buckets.fit(rows, prefill_tokens)
         chunks, seen = (1, start + prefill_tokens) if prefill_tokens else (0, 0)
         return self._costs.seconds(StepFeatures(prefill_tokens, pairs, chunks, rows, context, bucket, longest, seen))
+
+
+def _pending(load: Load, places: int) -> list[int]:
+    """Tokens left of each prompt that could have a chunk in the step, while `places` more sequences may be admitted."""
+    begun = [s.num_uncomputed for s in load.running if not s.decoding]
+    return begun + [s.num_uncomputed for s in islice(load.waiting, min(places, PROMPTS_SEEN))]

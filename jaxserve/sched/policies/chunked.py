@@ -6,9 +6,7 @@ A long prompt costs the others at most one budget's worth of step time, again an
 
 from collections.abc import Iterable
 
-from jaxserve.sched.load import Load
-from jaxserve.sched.policies.context import PolicyContext
-from jaxserve.sched.policies.policy import BatchPolicy, StepLimits
+from jaxserve.sched.policies.policy import BatchPolicy, Load, PolicyContext, StepLimits
 
 
 class Chunked(BatchPolicy):

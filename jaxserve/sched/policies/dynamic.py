@@ -1,11 +1,10 @@
 """Dynamic batching: a batch starts when `max_batch_size` requests wait, or the oldest has waited `batch_timeout_s`.
 
-Triton's and TensorFlow Serving's batcher. It bounds the wait for batch-mates, and only that one: while a batch runs,
-nobody joins it, and the slots of those that have ended stay empty until the last one has.
+As in Triton's and TensorFlow Serving's batchers. It bounds only the wait for a full batch: while a batch runs, no
+sequence is added, and the slots of those that have ended stay empty until the last one ends.
 """
 
-from jaxserve.sched.load import Load
-from jaxserve.sched.policies.context import PolicyContext
+from jaxserve.sched.policies.policy import Load, PolicyContext
 from jaxserve.sched.policies.static import Batches
 
 

@@ -1,16 +1,45 @@
 """What a batch policy is asked before every step, and what it answers.
 
-A policy decides *when* sequences may join and *how much* a step takes; it never touches a sequence or a block. The
-scheduler packs within the answer. `planned` tells the policy what became of it.
+A policy decides *when* sequences may be admitted and *how much* a step takes. It is made from a `PolicyContext`, sees a
+`Load`, answers with `StepLimits`, and changes no sequence and no block. The scheduler packs within the answer and shows
+the policy the result (`planned`).
 """
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from jaxserve.core.buckets import BucketTable
+from jaxserve.core.sections import SchedulerConfig
+from jaxserve.core.sequence import Sequence
 from jaxserve.core.step_record import ScheduledStep
-from jaxserve.sched.load import Load
+from jaxserve.costs.step_costs import StepCosts
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyContext:
+    """What every policy is made from."""
+
+    config: SchedulerConfig
+    buckets: BucketTable
+    costs: StepCosts
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The scheduler's state before a step, for policies and orderings to read."""
+
+    now: float
+    running: Collection[Sequence]
+    """In the order in which they were admitted."""
+    waiting: Collection[Sequence]
+    oldest_s: float
+    """When the sequence that has waited longest was queued; `now` if none waits."""
+    expects_more: bool
+    """More requests may come: False at the end of an offline run."""
+    kv_usage: float
+    """Share of the KV blocks that sequences hold."""
 
 
 class Mode(enum.Enum):
@@ -33,10 +62,10 @@ class StepLimits:
     chunk: int
     """Most prompt tokens of one sequence."""
     admit: int
-    """Most sequences that may leave the queue."""
+    """Most sequences that may be admitted."""
     mode: Mode = Mode.MIXED
-    whole: bool = False
-    """A prompt that does not fit what is left of the step waits for the next one, unless no step could hold it."""
+    no_split: bool = False
+    """A prompt that does not fit into the rest of the step waits for the next one, unless no step could hold it."""
 
 
 class BatchPolicy(Protocol):
@@ -45,12 +74,11 @@ class BatchPolicy(Protocol):
     def limits(self, load: Load) -> StepLimits: ...
 
     def prefill_tokens(self, rows: int, context: int) -> int:
-        """About how many prompt tokens a step takes beside so many decode rows with so much context in all: for
-        forecasts."""
+        """For forecasts: about how many prompt tokens a step takes beside `rows` decodes with a total `context`."""
         ...
 
     def most_of_one(self, pending: Iterable[int], prompts: int) -> int:
-        """Most of a step's `prompts` tokens that one prompt takes while so many are left of each: for forecasts."""
+        """For forecasts: most of a step's `prompts` tokens that one prompt takes. `pending`: tokens left of each."""
         return prompts
 
     def planned(self, step: ScheduledStep) -> None:
@@ -58,5 +86,5 @@ class BatchPolicy(Protocol):
         return None
 
     def wake_s(self, load: Load) -> float | None:
-        """When (on the clock of `load.now`) the limits may change though nothing comes or ends; None: never."""
+        """When (on the clock of `load.now`) the limits may change without an arrival or an end; None: never."""
         return None

@@ -1,13 +1,11 @@
 """Static batching: wait for `batch_size` requests, run them until the last one has ended, take the next ones.
 
-What a server without continuous batching does. A batch also starts when no more requests can come. With a server in
-front that is never so: there a batch that does not fill waits on. For comparisons.
+What a server without continuous batching does, for comparisons. A batch also starts when no more requests can come
+(`Load.expects_more`). A server always expects more: there a batch that does not fill waits on.
 """
 
 from jaxserve.core.step_record import ScheduledStep
-from jaxserve.sched.load import Load
-from jaxserve.sched.policies.context import PolicyContext
-from jaxserve.sched.policies.policy import BatchPolicy, Mode, StepLimits
+from jaxserve.sched.policies.policy import BatchPolicy, Load, Mode, PolicyContext, StepLimits
 
 
 class Batches(BatchPolicy):
@@ -17,7 +15,7 @@ class Batches(BatchPolicy):
         self._tokens = context.config.max_num_batched_tokens
         self.size = min(size, context.config.max_num_seqs)
         self._places = 0
-        """Members of the batch under way that still have to be admitted, or to come back."""
+        """Members of the current batch that still have to be admitted, the preempted ones included."""
 
     def full(self, load: Load) -> bool:
         """Whether the waiting sequences make a batch."""
@@ -27,7 +25,7 @@ class Batches(BatchPolicy):
         if not load.running and not self._places and load.waiting and self.full(load):
             self._places = min(self.size, len(load.waiting))
         self._places = min(self._places, len(load.waiting))
-        return StepLimits(self._tokens, self._tokens, self._places, Mode.PREFILL_FIRST, whole=True)
+        return StepLimits(self._tokens, self._tokens, self._places, Mode.PREFILL_FIRST, no_split=True)
 
     def prefill_tokens(self, rows: int, context: int) -> int:
         return self._tokens

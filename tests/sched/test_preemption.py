@@ -1,0 +1,135 @@
+"""Which running sequences may be preempted for which claimant, case by case, and what a preemption leaves behind."""
+
+import pytest
+
+from jaxserve.cache.block_manager import BlockManager
+from jaxserve.cache.tiers import TierLedger
+from jaxserve.core.plan import Tier
+from jaxserve.core.sampling import SamplingParams
+from jaxserve.core.sections import CacheConfig, SchedulerConfig
+from jaxserve.core.sequence import FinishReason, Request, Sequence, Status
+from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.sched.orderings.fcfs import FirstCome
+from jaxserve.sched.roster import Roster
+from jaxserve.sched.tenant_ledger import TenantLedger
+
+SIZE = 8
+TENANTS = Tenants([Tenant(name="x", kv_guaranteed=0.5), Tenant(name="y", kv_guaranteed=0.25), Tenant(name="z")])
+"""Of 40 blocks x owns 20 and y 10."""
+
+
+def sequence(tenant: str = "z", priority: int = 0, blocks: int = 0, tokens: int = 20) -> Sequence:
+    params = SamplingParams(max_tokens=100)
+    made = Sequence(Request(id="r", prompt=tuple(range(tokens)), params=params, tenant=tenant), 0, tokens + 100, 0)
+    made.tenant, made.priority, made.blocks = tenant, priority, list(range(blocks))
+    return made
+
+
+def parts(host: int = 0, slots: int = 4, max_preemptions: int = 2) -> tuple[Roster, TenantLedger, BlockManager]:
+    blocks = BlockManager(CacheConfig(block_size=SIZE, watermark=0.0), 41, tiers=TierLedger(host))
+    ledger = TenantLedger(TENANTS, SchedulerConfig(), blocks)
+    return Roster(FirstCome(None), ledger, blocks, slots, max_preemptions), ledger, blocks  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("claimant", "victim", "allowed"),
+    [
+        (("z", 0), ("z", 1, 9), True),
+        (("z", 1), ("z", 1, 9), False),
+        (("z", 0), ("y", 1, 11), True),
+        (("z", 0), ("y", 1, 10), False),  # y is within its guarantee, whatever the classes are
+        (("x", 0), ("y", 1, 10), False),
+        (("z", 1), ("y", 1, 11), False),  # y borrows, but z owns nothing and its class is no higher
+        (("x", 1), ("y", 1, 11), True),
+        (("x", 1), ("z", 0, 1), True),  # x is within its guarantee: even from a higher class
+        (("x", 0), ("x", 1, 9), True),
+        (("x", 1), ("x", 1, 9), False),
+    ],
+)
+def test_for_a_waiting_sequence(claimant: tuple[str, int], victim: tuple[str, int, int], allowed: bool) -> None:
+    _, ledger, _ = parts()
+    running = sequence(*victim)
+    assert ledger.may_preempt_to_join(sequence(*claimant), running, [running]) is allowed
+
+
+@pytest.mark.parametrize(
+    ("held", "tokens", "allowed"), [(17, 20, True), (18, 20, False), (17, 23, True), (17, 24, False)]
+)
+def test_a_claimant_and_what_its_tenant_holds_must_fit_into_the_guarantee(
+    held: int, tokens: int, allowed: bool
+) -> None:
+    _, ledger, _ = parts()
+    running, victim = sequence("x", blocks=held), sequence("z", blocks=5)
+    assert ledger.may_preempt_to_join(sequence("x", tokens=tokens), victim, [running, victim]) is allowed
+
+
+@pytest.mark.parametrize(
+    ("claimant", "victim", "allowed"),
+    [
+        (("z", 0, 5), ("z", 0, 5), True),
+        (("z", 0, 5), ("z", 1, 5), True),
+        (("z", 1, 5), ("z", 0, 5), False),
+        (("z", 0, 5), ("y", 0, 11), True),
+        (("z", 0, 5), ("y", 0, 10), False),
+        (("z", 1, 5), ("y", 0, 11), False),
+        (("x", 1, 19), ("z", 0, 5), True),  # with one block more x is still within its guarantee
+        (("x", 1, 20), ("z", 0, 5), False),
+        (("x", 0, 19), ("y", 0, 10), False),
+        (("x", 1, 5), ("x", 0, 5), False),
+        (("x", 0, 5), ("x", 0, 5), True),
+    ],
+)
+def test_for_a_running_sequence(claimant: tuple[str, int, int], victim: tuple[str, int, int], allowed: bool) -> None:
+    _, ledger, _ = parts()
+    grows, other = sequence(*claimant), sequence(*victim)
+    assert ledger.may_preempt_to_grow(grows, other, [grows, other]) is allowed
+    assert ledger.may_preempt_to_grow(grows, grows, [grows, other]), "itself, always"
+
+
+def running(roster: Roster, blocks: BlockManager, tenant: str = "z") -> Sequence:
+    """All of them have the same prompt of two blocks and a half."""
+    made = sequence(tenant)
+    roster.waiting.push(made)
+    assert roster.admit(made, len(made.tokens), 1.5)
+    made.num_computed = len(made.tokens)
+    blocks.note_computed(made)
+    return made
+
+
+@pytest.mark.parametrize("tier", [None, Tier.HOST])
+def test_a_preempted_sequence_keeps_nothing_and_comes_back(tier: Tier | None) -> None:
+    roster, _, blocks = parts(host=10)
+    first, second = running(roster, blocks), running(roster, blocks, "x")
+    assert (first.slot, second.slot) == (0, 1) and first.first_scheduled_s == 1.5
+    first.decoding = True
+    roster.preempt(first, tier)
+    assert first.status is Status.WAITING and first.slot == -1 and not first.decoding and not first.blocks
+    assert (first.num_computed, first.preemptions) == (0, 1)
+    assert list(roster.running) == [second] and roster.waiting.first() is first
+    assert roster.admit(first, 4, 2.5)
+    assert first.slot == 0 and first.first_scheduled_s == 1.5, "when it was first"
+    assert first.num_computed == (20 if tier else 16), "what was parked, or the cached prefix"
+    assert first.num_cached == (0 if tier else 16)
+    assert len(first.blocks) == 3 and blocks.pool.num_free == 40 - 4, "two of them are shared"
+
+
+def test_after_the_last_preemption_it_is_admitted_with_all_its_blocks() -> None:
+    roster, _, blocks = parts(max_preemptions=1)
+    found = running(roster, blocks)
+    assert roster.preemptible(found) and len(found.blocks) == 3
+    roster.preempt(found, None)
+    assert not roster.preemptible(found) and roster.shortage(found, 4) == -25
+    assert roster.admit(found, 4, 0.0) and len(found.blocks) == 15, "120 tokens"
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_finished_sequence_holds_nothing(parked: bool) -> None:
+    roster, _, blocks = parts(host=10)
+    found = running(roster, blocks)
+    if parked:
+        roster.preempt(found, Tier.HOST)
+    roster.finish(found, FinishReason.ABORT, 9.0)
+    assert found.status is Status.FINISHED and found.finish_reason is FinishReason.ABORT and found.finished_s == 9.0
+    assert not roster.running and not roster.waiting and found.slot == -1
+    assert blocks.pool.num_free == 40 and blocks.tiers.used(Tier.HOST) == 0
+    assert running(roster, blocks).slot == 0
