@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 
-from jaxserve.cache.block_manager import BlockManager
-from jaxserve.cache.tiers import TierLedger
 from jaxserve.checkpoints import hub
 from jaxserve.checkpoints.hf_config import read_config
 from jaxserve.checkpoints.weights import load, parse_dtype
@@ -29,7 +27,7 @@ from jaxserve.core.tenants import Tenants
 from jaxserve.costs.file import load_cost
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.limits import Limits
+from jaxserve.engine.host_side import Sizes, host_side
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.params import check_params, place_params
 from jaxserve.models.registry import model_for
@@ -39,8 +37,6 @@ from jaxserve.runtime.geometry import Geometry
 from jaxserve.runtime.kv_cache import size_pool, tier_blocks
 from jaxserve.runtime.programs.table import compile_in_background
 from jaxserve.runtime.runner import ModelRunner, Processor
-from jaxserve.sched.scheduler import Scheduler
-from jaxserve.sched.victims import CheapestFirst
 from jaxserve.text.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -175,27 +171,13 @@ def make_engine(
     tenants: Tenants,
     clock: Clock,
 ) -> Engine:
-    """A scheduler over the device's blocks, and the engine that drives the runner by it."""
-    pinned, section = config.runtime.deterministic, config.scheduler
-    one_chunk = geometry.buckets.max_prefill_tokens if pinned else None
-    blocks = BlockManager(
-        config.cache,
-        geometry.num_blocks,
-        tiers=TierLedger(geometry.host_blocks, geometry.disk_blocks, geometry.staging_blocks),
-        share_multiple=one_chunk or 1,
-        share_outputs=not pinned,
-    )
-    costs = StepCosts(load_cost(section.cost_model) if section.cost_model else None)
-    scheduler = Scheduler(
-        section,
-        geometry.buckets,
-        blocks,
-        one_chunk,
-        costs=costs,
-        tenants=tenants,
-        victims=CheapestFirst(blocks, costs, runner.measure_moves(), geometry.buckets),
-    )
-    limits = Limits(geometry.model.vocab_size, geometry.max_len, blocks.max_tokens, config.cache.pool_setting)
-    return Engine(
-        scheduler, runner, limits, clock, tokenizer, overlap=config.runtime.overlap, seed=config.model.seed
+    """The host side over the device's blocks, with the runner for an executor."""
+    sizes = Sizes(
+        vocab_size=geometry.model.vocab_size, max_len=geometry.max_len, num_blocks=geometry.num_blocks,
+        host_blocks=geometry.host_blocks, disk_blocks=geometry.disk_blocks, staging_blocks=geometry.staging_blocks,
+    )  # fmt: skip
+    cost_model = config.scheduler.cost_model
+    return host_side(
+        config, sizes, runner, clock, costs=StepCosts(load_cost(cost_model) if cost_model else None),
+        moves=runner.measure_moves(), tenants=tenants, tokenizer=tokenizer,
     )  # fmt: skip

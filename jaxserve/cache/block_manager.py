@@ -33,8 +33,8 @@ class _Known(NamedTuple):
 class BlockManager:
     """Blocks for `num_blocks` x `block_size` tokens, the scratch block included.
 
-    Deterministic mode aligns chunks and keeps apart what prefill and decode computed: `share_multiple` cuts a shared
-    prefix down to a multiple of this many tokens, `share_outputs = False` shares nothing that a decode step wrote.
+    `aligned_chunk`: deterministic mode (see `BucketTable`). A shared prefix ends at a multiple of this many tokens, and
+    blocks that a decode step wrote are not shared.
     """
 
     def __init__(
@@ -43,13 +43,11 @@ class BlockManager:
         num_blocks: int,
         *,
         tiers: TierLedger | None = None,
-        share_multiple: int = 1,
-        share_outputs: bool = True,
+        aligned_chunk: int | None = None,
     ) -> None:
         self.block_size = config.block_size
         self._caching = config.enable_prefix_caching
-        self._share_multiple = share_multiple
-        self._share_outputs = share_outputs
+        self._aligned_chunk = aligned_chunk
         self.tiers = tiers or TierLedger()
         self._keep_prefixes = config.offload_prefixes
         self._prefixes = PrefixCache(config.block_size)
@@ -124,7 +122,7 @@ class BlockManager:
         """Register the blocks that are full of known tokens, computed or in a step under way."""
         if not self._caching:
             return
-        known = len(sequence.tokens) if self._share_outputs else sequence.num_prompt
+        known = sequence.num_prompt if self._aligned_chunk else len(sequence.tokens)
         full = min(sequence.num_computed, known) // self.block_size
         if full <= sequence.num_registered:
             return
@@ -176,7 +174,8 @@ class BlockManager:
         parked, links = self.tiers.parked(sequence), self._links(sequence)
         blocks = self._prefixes.match(links)
         kept = self.tiers.find_prefixes(links[len(blocks) :]) if parked is None else []
-        tokens = (len(blocks) + len(kept)) * self.block_size // self._share_multiple * self._share_multiple
+        tokens = (len(blocks) + len(kept)) * self.block_size
+        tokens -= tokens % (self._aligned_chunk or 1)
         shared = tokens // self.block_size
         if parked is not None:
             tokens = max(tokens, min(parked.tokens, parked.intact * self.block_size))

@@ -24,23 +24,27 @@ class BucketTable:
     prefill: tuple[int, ...]
     mixed_decode: tuple[int, ...]
     prefill_rows: int
+    aligned_chunk: int | None = None
+    """Deterministic mode: a step takes one prompt's chunk, which ends at a multiple of this many tokens; prefixes are
+    shared at those multiples only, and no sequence is preempted. None: neither."""
 
     @classmethod
-    def from_config(cls, buckets: BucketConfig, limits: SchedulerConfig) -> "BucketTable":
-        """The configured sizes, or, where none are given, powers that end at the scheduler's limits."""
+    def from_config(
+        cls, buckets: BucketConfig, limits: SchedulerConfig, *, deterministic: bool = False
+    ) -> "BucketTable":
+        """The configured sizes, or, where none are given, powers that end at the scheduler's limits.
+
+        `deterministic`: the largest decode program and the largest prefill program, and no other.
+        """
         seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         decode = buckets.decode_buckets or _powers(1, seqs, 4)
         prefill = buckets.prefill_buckets or _powers(min(64, tokens), tokens, 4)
         mixed = buckets.mixed_decode_buckets or tuple(sorted({decode[max(len(decode) - 2, 0)], decode[-1]}))
         require(decode[-1] >= seqs, "decode_buckets", decode, f"a last size of at least max_num_seqs ({seqs})")
         require(mixed[-1] >= seqs, "mixed_decode_buckets", mixed, f"a last size of at least max_num_seqs ({seqs})")
+        if deterministic:
+            return cls(decode[-1:], prefill[-1:], (), 1, aligned_chunk=prefill[-1])
         return cls(decode, prefill, mixed, min(buckets.prefill_rows, seqs))
-
-    @classmethod
-    def pinned(cls, buckets: BucketConfig, limits: SchedulerConfig) -> "BucketTable":
-        """Deterministic mode: one decode program, one prefill program that takes one chunk."""
-        table = cls.from_config(buckets, limits)
-        return cls(table.decode[-1:], table.prefill[-1:], (), 1)
 
     @property
     def mixes(self) -> bool:

@@ -19,3 +19,6 @@ class MoveCosts:
     def disk_s(self, blocks: int) -> float:
         """There and back, the way through the host left out."""
         return blocks * (self.to_disk_s + self.from_disk_s)
+
+
+NO_MOVES = MoveCosts(to_host_s=0.0, from_host_s=0.0)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from jaxserve.core.decisions import Displaced
+from jaxserve.core.decisions import Preemption
 from jaxserve.core.step_record import Compilation
 from jaxserve.core.tenants import DEFAULT, Tenants
 from jaxserve.engine.engine import Engine
@@ -48,7 +48,7 @@ class RequestState(NamedTuple):
     seconds: Mapping[str, float]
     first_token: Mapping[str, float] | None
     """The parts of its time to first token."""
-    preemptions: tuple[Displaced, ...]
+    preemptions: tuple[Preemption, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,11 @@ class Geometry:
             max_len <= model.context_length, "max_model_len", max_len,
             f"at most {model.context_length}, the length that the model declares",
         )  # fmt: skip
-        table = BucketTable.pinned if config.runtime.deterministic else BucketTable.from_config
         return cls(
             model,
             jnp.dtype(dtype),
             pages_dtype(config.cache, dtype),
-            table(config.buckets, config.scheduler),
+            BucketTable.from_config(config.buckets, config.scheduler, deterministic=config.runtime.deterministic),
             max_len,
             config.scheduler.max_num_seqs,
             config.cache.block_size,

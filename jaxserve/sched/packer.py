@@ -22,19 +22,18 @@ from jaxserve.sched.tenant_ledger import TenantLedger
 
 
 class Packer:
-    """Advances `Sequence.num_computed`, `num_pending` and `decoding`. `aligned_chunk`: see `Scheduler`."""
+    """Advances `Sequence.num_computed`, `num_pending` and `decoding`."""
 
     def __init__(
         self,
         config: SchedulerConfig,
         buckets: BucketTable,
-        aligned_chunk: int | None,
         roster: Roster,
         ledger: TenantLedger,
         blocks: BlockManager,
         preempter: Preempter,
     ) -> None:
-        self._config, self._buckets, self._aligned_chunk = config, buckets, aligned_chunk
+        self._config, self._buckets = config, buckets
         self._roster, self._ledger, self._blocks, self._preempter = roster, ledger, blocks, preempter
         self._prefilled_last = False
 
@@ -95,7 +94,7 @@ class Packer:
                 admitting = self._admit_next(head, draft)
             else:
                 break
-        if chunks and self._config.fill_buckets and not self._aligned_chunk and not limits.no_split:
+        if chunks and self._config.fill_buckets and not self._buckets.aligned_chunk and not limits.no_split:
             fill_to_edge(chunks, draft.budget, self._buckets, self._blocks)
         for sequence in begun:
             draft.reasons.setdefault(sequence, Reason.BUDGET)
@@ -167,8 +166,8 @@ class Packer:
         chunk = min(wanted, draft.budget)
         if limits.no_split and not alone and chunk < wanted:
             return 0
-        if self._aligned_chunk:
-            chunk = min(chunk, self._aligned_chunk - sequence.num_computed % self._aligned_chunk)
+        if self._buckets.aligned_chunk:
+            chunk = min(chunk, self._buckets.aligned_chunk - sequence.num_computed % self._buckets.aligned_chunk)
         return chunk
 
     def _add_chunk(self, sequence: Sequence, chunk: int, draft: Draft) -> None:

@@ -56,17 +56,13 @@ from jaxserve.sched.victims import VictimPolicy, YoungestFirst
 
 
 class Scheduler:
-    """Plans steps over the live sequences. `core.sequence` says which part of it writes which field.
-
-    `aligned_chunk`: chunks end at multiples of this many tokens, one prompt a step, no preemption (deterministic mode).
-    """
+    """Plans steps over the live sequences. `core.sequence` says which part of it writes which field."""
 
     def __init__(
         self,
         config: SchedulerConfig,
         buckets: BucketTable,
         blocks: BlockManager,
-        aligned_chunk: int | None = None,
         *,
         costs: StepCosts | None = None,
         tenants: Tenants | None = None,
@@ -78,13 +74,13 @@ class Scheduler:
         self._policy = make_policy(PolicyContext(config, buckets, self.costs))
         self._ledger = ledger = TenantLedger(tenants or Tenants(), config, blocks)
         self._ordering = make_ordering(OrderingContext(config, buckets, self.costs, ledger.tenants))
-        max_preemptions = 0 if aligned_chunk else config.max_preemptions
+        max_preemptions = 0 if buckets.aligned_chunk else config.max_preemptions
         self._roster = roster = Roster(self._ordering, ledger, blocks, config.max_num_seqs, max_preemptions)
         self.bounds = QueueBounds(config, roster.waiting, ledger.tenants)
         forecast = Forecast(config, buckets, self.costs, self._policy)
         self._forecasts = TtftForecasts(config, roster, ledger, blocks, self.costs, forecast)
         preempter = Preempter(config, roster, ledger, blocks, victims or YoungestFirst(blocks), self.journal)
-        self._packer = Packer(config, buckets, aligned_chunk, roster, ledger, blocks, preempter)
+        self._packer = Packer(config, buckets, roster, ledger, blocks, preempter)
         self.expects_more = False
         """More requests may come, so that a policy may wait to fill a batch. False: all requests have been added."""
         self._in_flight: deque[ScheduledStep] = deque()

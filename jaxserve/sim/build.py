@@ -1,24 +1,19 @@
 """An engine whose device is a cost model."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
-from jaxserve.cache.block_manager import BlockManager
-from jaxserve.cache.tiers import TierLedger
-from jaxserve.core.buckets import BucketTable
-from jaxserve.core.clock import Clock, VirtualClock
+from jaxserve.core.clock import VirtualClock
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.move_costs import MoveCosts
+from jaxserve.core.move_costs import NO_MOVES, MoveCosts
 from jaxserve.core.sections import CacheConfig
 from jaxserve.core.tenants import Tenants
 from jaxserve.costs.model import CostModel, FormulaCost
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.executor import Executor
-from jaxserve.engine.limits import Limits
-from jaxserve.sched.scheduler import Scheduler
-from jaxserve.sched.victims import CheapestFirst
-from jaxserve.sim.executor import NO_MOVES, SimExecutor
+from jaxserve.engine.host_side import Sizes, host_side
+from jaxserve.sim.executor import SimExecutor
 
 VOCAB_SIZE = 1 << 31
 """Any token will do: nothing looks at them but the prefix cache. Any length will do, too, that the pool can hold."""
@@ -47,49 +42,34 @@ def simulated(config: EngineConfig, cost: CostModel, clock: VirtualClock, tenant
       ConfigError: neither is set, or the settings cannot work.
     """
     tenants = Tenants.of(config.scheduler) if tenants is None else tenants
-    num_blocks = _num_blocks(config.cache, cost)
-    tiers, moves = _tiers(config.cache, cost)
+    sizes, moves = _sizes(config, cost)
     executor = SimExecutor(cost, clock, moves)
-    max_len = config.model.max_model_len or VOCAB_SIZE
     costs = StepCosts(cost, learns=False)  # it is the device's own: what it says is true, and replicas share it
-    return Simulated(
-        host_side(config, num_blocks + 1, max_len, executor, costs, clock, tenants, tiers, moves), executor
-    )
+    engine = host_side(config, sizes, executor, clock, costs=costs, moves=moves, tenants=tenants)
+    return Simulated(engine, executor)
 
 
-def host_side(
-    config: EngineConfig,
-    num_blocks: int,
-    max_len: int,
-    executor: Executor,
-    costs: StepCosts,
-    clock: Clock,
-    tenants: Tenants | None = None,
-    tiers: TierLedger | None = None,
-    moves: MoveCosts = NO_MOVES,
-) -> Engine:
-    """The engine that serves, around any executor. `num_blocks`: the scratch block included."""
-    pinned = config.runtime.deterministic
-    table = (BucketTable.pinned if pinned else BucketTable.from_config)(config.buckets, config.scheduler)
-    blocks = BlockManager(
-        config.cache,
-        num_blocks,
-        tiers=tiers,
-        share_multiple=table.max_prefill_tokens if pinned else 1,
-        share_outputs=not pinned,
+def _sizes(config: EngineConfig, cost: CostModel) -> tuple[Sizes, MoveCosts]:
+    """What the simulated device has room for, and what moving a block between its tiers takes."""
+    cache = config.cache
+    sizes = Sizes(
+        vocab_size=VOCAB_SIZE, max_len=config.model.max_model_len or VOCAB_SIZE, num_blocks=_num_blocks(cache, cost) + 1
+    )  # fmt: skip
+    if not isinstance(cost, FormulaCost) or not cost.kv_bytes_per_token:
+        if cache.offload_host_bytes or cache.offload_disk_bytes:
+            raise ConfigError(
+                "offload cannot be simulated with this cost model: it needs kv_bytes_per_token and move times"
+            )
+        return sizes, NO_MOVES
+    block = cost.kv_bytes_per_token * cache.block_size
+    host, disk = cache.block_size * cost.move_s_per_token, cache.block_size * cost.disk_s_per_token
+    tiers = replace(
+        sizes,
+        host_blocks=cache.offload_host_bytes // block,
+        disk_blocks=cache.offload_disk_bytes // block,
+        staging_blocks=cache.offload_staging_bytes // block,
     )
-    victims = CheapestFirst(blocks, costs, moves, table)
-    scheduler = Scheduler(
-        config.scheduler,
-        table,
-        blocks,
-        table.max_prefill_tokens if pinned else None,
-        costs=costs,
-        tenants=tenants,
-        victims=victims,
-    )
-    limits = Limits(VOCAB_SIZE, max_len, blocks.max_tokens, config.cache.pool_setting)
-    return Engine(scheduler, executor, limits, clock, overlap=config.runtime.overlap, seed=config.model.seed)
+    return tiers, MoveCosts(to_host_s=host, from_host_s=host, to_disk_s=disk, from_disk_s=disk)
 
 
 def _num_blocks(config: CacheConfig, cost: CostModel) -> int:
@@ -102,19 +82,3 @@ def _num_blocks(config: CacheConfig, cost: CostModel) -> int:
             "plan` and `jaxserve calibrate` tell, or kv_cache_bytes with a cost model that has kv_bytes_per_token"
         )
     return max(config.kv_cache_bytes // (token * config.block_size), 1)
-
-
-def _tiers(config: CacheConfig, cost: CostModel) -> tuple[TierLedger, MoveCosts]:
-    """Sizes of the offload tiers in blocks, and what moving a block takes."""
-    moved = isinstance(cost, FormulaCost) and cost.kv_bytes_per_token > 0
-    if not moved and (config.offload_host_bytes or config.offload_disk_bytes):
-        raise ConfigError(
-            "offload cannot be simulated with this cost model: it needs kv_bytes_per_token and move times"
-        )
-    if not isinstance(cost, FormulaCost) or not moved:
-        return TierLedger(), NO_MOVES
-    size, tokens = cost.kv_bytes_per_token * config.block_size, config.block_size
-    sizes = (config.offload_host_bytes, config.offload_disk_bytes, config.offload_staging_bytes)
-    host, disk = tokens * cost.move_s_per_token, tokens * cost.disk_s_per_token
-    moves = MoveCosts(to_host_s=host, from_host_s=host, to_disk_s=disk, from_disk_s=disk)
-    return TierLedger(*(given // size for given in sizes)), moves

@@ -9,15 +9,13 @@ Steps run one after the other, as on a device: one that is submitted while anoth
 from dataclasses import dataclass
 
 from jaxserve.core.clock import VirtualClock
-from jaxserve.core.move_costs import MoveCosts
+from jaxserve.core.move_costs import NO_MOVES, MoveCosts
 from jaxserve.core.plan import Masks, StepPlan, StepResult
 from jaxserve.costs.model import CostModel, StepFeatures
 from jaxserve.sim.tiers import SimTiers
 
 TOKEN = 1
 """What every row samples: a sequence ends by its length only."""
-
-NO_MOVES = MoveCosts(to_host_s=0.0, from_host_s=0.0)
 
 
 class SimExecutor:

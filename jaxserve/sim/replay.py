@@ -26,7 +26,8 @@ from jaxserve.core.sequence import Request
 from jaxserve.costs.model import StepFeatures
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
-from jaxserve.sim.build import host_side
+from jaxserve.engine.host_side import Sizes, host_side
+from jaxserve.sim.build import VOCAB_SIZE
 from jaxserve.sim.record import Record, RecordedRequest, RecordedStep
 from jaxserve.sim.recorder import UNKNOWN, Name, decision
 
@@ -55,8 +56,8 @@ def replay(record: Record) -> ReplayReport:
     """Run a record again and compare every decision."""
     clock = VirtualClock()
     executor = _ReplayExecutor(record, clock)
-    costs = StepCosts(record.cost)
-    engine = host_side(record.config, record.num_blocks, record.max_model_len, executor, costs, clock, record.tenants)
+    sizes = Sizes(vocab_size=VOCAB_SIZE, max_len=record.max_model_len, num_blocks=record.num_blocks)
+    engine = host_side(record.config, sizes, executor, clock, costs=StepCosts(record.cost), tenants=record.tenants)
     engine.expects_more = True
     _run(engine, clock, record, executor)
     return executor.report()

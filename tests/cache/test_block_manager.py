@@ -64,9 +64,9 @@ def test_freed_blocks_are_found_until_they_are_needed() -> None:
     assert admitted(blocks, list(range(20)))[1] == 0
 
 
-def test_what_was_decoded_is_shared_unless_outputs_are_kept_apart() -> None:
-    for share, found in ((True, 16), (False, 8)):
-        blocks = BlockManager(CacheConfig(block_size=SIZE, watermark=0.0), 11, share_outputs=share)
+def test_what_was_decoded_is_shared_unless_chunks_are_aligned() -> None:
+    for aligned_chunk, found in ((None, 16), (SIZE, 8)):
+        blocks = BlockManager(CacheConfig(block_size=SIZE, watermark=0.0), 11, aligned_chunk=aligned_chunk)
         first, _ = admitted(blocks, list(range(12)))
         first.tokens.extend(range(12, 20))
         assert blocks.grow(first, 20)

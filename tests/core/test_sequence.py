@@ -11,7 +11,7 @@ from jaxserve.core.sequence import Sequence
 PACKAGE = Path(jaxserve.__file__).parent
 SCHEDULER, ROSTER, PACKER = "sched/scheduler.py", "sched/roster.py", "sched/packer.py"
 FIELDS: list[tuple[str, set[str]]] = [
-    ("request index seed stop_ids", set()),
+    ("request index seed stop_ids decode_wants", set()),
     ("tokens arrival queued_s first_token_s stop_token", {SCHEDULER}),
     ("status slot preemptions num_cached first_scheduled_s finish_reason finished_s", {ROSTER}),
     ("num_computed decoding", {PACKER, ROSTER}),

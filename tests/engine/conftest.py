@@ -5,19 +5,17 @@ from typing import Any
 
 import pytest
 
-from jaxserve.cache.block_manager import BlockManager
-from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.clock import Clock, VirtualClock
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
-from jaxserve.core.sections import BucketConfig, CacheConfig, SchedulerConfig
+from jaxserve.core.sections import BucketConfig, CacheConfig, RuntimeConfig, SchedulerConfig
 from jaxserve.core.sequence import Request
 from jaxserve.core.tenants import Tenants
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.limits import Limits
-from jaxserve.sched.scheduler import Scheduler
+from jaxserve.engine.host_side import Sizes, host_side
 from jaxserve.sched.victims import VictimPolicy
 from tests.engine.fake_executor import VOCAB, FakeExecutor
 
@@ -42,22 +40,22 @@ def build_engine(
 ) -> Engine:
     """An engine with the fake executor as `engine.executor`-in-waiting: see `executor_of`."""
     settings = {"max_num_seqs": 8, "max_num_batched_tokens": 32} | limits
-    scheduling = SchedulerConfig(**settings)
-    cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix, watermark=watermark)
-    shapes = BucketConfig(**(buckets or {"prefill_buckets": (8, 16, scheduling.max_num_batched_tokens)}))
-    table = (BucketTable.pinned if deterministic else BucketTable.from_config)(shapes, scheduling)
-    aligned = table.max_prefill_tokens if deterministic else None
-    manager = BlockManager(
-        cache, blocks + 1, tiers=TierLedger(*tiers), share_multiple=aligned or 1, share_outputs=not deterministic
+    config = EngineConfig(
+        cache=CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix, watermark=watermark),
+        scheduler=SchedulerConfig(**settings),
+        buckets=BucketConfig(**(buckets or {"prefill_buckets": (8, 16, settings["max_num_batched_tokens"])})),
+        runtime=RuntimeConfig(overlap=overlap, deterministic=deterministic),
     )
-    executor = FakeExecutor(BLOCK, blocks + 1, scheduling.max_num_seqs, table)
-    engine = Engine(
-        Scheduler(scheduling, table, manager, aligned, costs=costs, tenants=tenants, victims=victims),
-        executor,
-        Limits(VOCAB, max_model_len, manager.max_tokens),
-        clock or VirtualClock(),
-        overlap=overlap,
-    )
+    table = BucketTable.from_config(config.buckets, config.scheduler, deterministic=deterministic)
+    executor = FakeExecutor(BLOCK, blocks + 1, config.scheduler.max_num_seqs, table)
+    host, disk, staging = tiers
+    sizes = Sizes(
+        vocab_size=VOCAB, max_len=max_model_len, num_blocks=blocks + 1, host_blocks=host, disk_blocks=disk,
+        staging_blocks=staging,
+    )  # fmt: skip
+    engine = host_side(
+        config, sizes, executor, clock or VirtualClock(), costs=costs, tenants=tenants, victims=victims
+    )  # fmt: skip
     engine.fake = executor  # type: ignore[attr-defined]
     return engine
 

@@ -29,7 +29,7 @@ TEXT = Letters().decode(WHOLE)
 
 
 def run(overlap: bool, eos: tuple[int, ...] = (), **params: Any) -> tuple[str, list[int], str | None, int | str | None]:
-    """(text, tokens, why it ended, at what) of a request on the fake device, which bans no token."""
+    """(text, tokens, why it ended, at what) of a request on the fake device."""
     engine = build_engine(overlap=overlap)
     engine._outputs = OutputProcessor(Letters())  # type: ignore[arg-type]
     engine.add(request("r", PROMPT, eos=eos, max_tokens=20, **params))
@@ -54,9 +54,9 @@ def test_a_stop_string_ends_the_sequence_with_the_token_that_completes_it(overla
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_nothing_ends_before_min_tokens(overlap: bool) -> None:
-    """Whatever the device samples; a real one bans the tokens as well."""
-    whole = TEXT, WHOLE, "length", None
-    assert run(overlap, stop=(TEXT[5:8],), min_tokens=20) == whole
+    """Neither at a stop string nor at an end token, which the device bans until then."""
+    assert run(overlap, stop=(TEXT[5:8],), min_tokens=20) == (TEXT, WHOLE, "length", None)
     for ends in ({"eos": (WHOLE[4],)}, {"stop_token_ids": (WHOLE[4],)}):
         assert run(overlap, **ends)[1] == WHOLE[: WHOLE.index(WHOLE[4]) + 1]
-        assert run(overlap, **ends, min_tokens=20) == whole
+        _, tokens, *end = run(overlap, **ends, min_tokens=20)
+        assert len(tokens) == 20 and WHOLE[4] not in tokens and end == ["length", None]
