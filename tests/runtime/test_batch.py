@@ -36,9 +36,7 @@ def batch() -> BatchBuilder:
 def columns(batch: BatchBuilder) -> dict[str, np.ndarray]:
     packed = batch.sample_input(PLAN, BUCKET)
     floats = packed[len(SAMPLE_INTS) :].view(np.float32)
-    return {
-        name: (packed if i < len(SAMPLE_INTS) else floats)[i % len(SAMPLE_INTS)] for i, name in enumerate(SAMPLE_FIELDS)
-    }
+    return dict(zip(SAMPLE_FIELDS, (*packed[: len(SAMPLE_INTS)], *floats), strict=True))
 
 
 def test_the_sampler_gets_a_slots_parameters_under_its_row(batch: BatchBuilder) -> None:
@@ -48,9 +46,8 @@ def test_the_sampler_gets_a_slots_parameters_under_its_row(batch: BatchBuilder) 
     assert found["prompt_lens"].tolist() == [11, 0, 19, 0]
     assert found["min_positions"][2] == 19 + PARAMS.min_tokens, "ends are banned behind the prompt"
     assert (found["seed_high"][2], found["seed_low"][2]) == (7, 5)
-    wanted = {
-        "top_k": 7, "temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "presence": 0.2, "frequency": 0.3, "repetition": 1.4,
-    }  # fmt: skip
+    wanted = {"top_k": 7, "temperature": 0.5, "top_p": 0.9, "min_p": 0.1}
+    wanted |= {"presence": 0.2, "frequency": 0.3, "repetition": 1.4}
     assert {name: pytest.approx(found[name][2]) for name in wanted} == wanted
     assert found["repetition"][1] == found["top_p"][1] == 1.0, "padding changes nothing"
 
