@@ -89,6 +89,7 @@ class _Stream:
         if tokenizer is not None:
             self.detokenizer = IncrementalDetokenizer(tokenizer, sequence.request.prompt, params.skip_special_tokens)
         self.stops = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
+        self.num_tokens = 0
         self.num_scored = 0
         self.reported: SequenceMetrics | None = None
 
@@ -165,6 +166,7 @@ class OutputProcessor:
     def _take_token(self, event: TokenSampled, stream: _Stream, output: SequenceOutput) -> None:
         sequence, params = event.sequence, event.sequence.params
         output.tokens.append(event.token)
+        stream.num_tokens += 1
         if event.logprobs is not None:
             output.logprobs.append(event.logprobs)
         by_token = event.finish is FinishReason.STOP
@@ -172,7 +174,7 @@ class OutputProcessor:
             output.stop_reason = event.token if event.token in params.stop_token_ids else None
             self._close(sequence, stream, output, FinishReason.STOP)
             return
-        text, found = stream.push(event.token, heed_stops=sequence.num_outputs > params.min_tokens)
+        text, found = stream.push(event.token, heed_stops=stream.num_tokens > params.min_tokens)
         output.text += text
         if found is not None:
             output.stop_reason = found

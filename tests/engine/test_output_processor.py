@@ -153,12 +153,16 @@ def test_a_stop_token_is_named_unless_it_is_the_models_own(own: bool, included: 
     assert completion.finish_reason == "stop" and completion.stop_reason == (None if own else D)
 
 
-def test_a_stop_string_counts_from_the_token_after_min_tokens() -> None:
+@pytest.mark.parametrize("together", [True, False])
+def test_a_stop_string_counts_from_the_token_after_min_tokens(together: bool) -> None:
+    """Also where one step brings several tokens of a sequence."""
     bench = Bench(stop=("a",), min_tokens=2)
-    for _ in range(3):
+    if together:
+        bench.process(*[bench.token(A) for _ in range(4)])
+    for _ in range(0 if together else 4):
         bench.process(bench.token(A))
     (completion,) = bench.whole.outputs
-    assert (completion.text, completion.finish_reason) == ("aa", "stop")
+    assert (completion.text, completion.token_ids, completion.finish_reason) == ("aa", [A] * 3, "stop")
 
 
 def test_without_a_tokenizer_there_is_no_text_and_no_stop_string() -> None:
