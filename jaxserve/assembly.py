@@ -29,7 +29,7 @@ from jaxserve.costs.step_costs import StepCosts
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.host_side import Sizes, host_side
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.params import check_params, place_params
+from jaxserve.models.params import check_params, compute_dtype, place_params
 from jaxserve.models.registry import model_for
 from jaxserve.parallel.placement import Placement
 from jaxserve.runtime.capacity import estimate_programs
@@ -100,8 +100,8 @@ def find_weights(section: ModelConfigSection, params: Any, model_config: ModelCo
     """
     if params is not None and model_config is not None:
         check_params(params, model_config)
-        first = jax.tree.leaves(params)[0]
-        dtype, placement, model = first.dtype, Placement.of(first), model_for(model_config)
+        placement, model = Placement.of(jax.tree.leaves(params)[0]), model_for(model_config)
+        dtype = compute_dtype(params)
         require(
             section.dtype in ("auto", str(dtype)), "dtype", section.dtype,
             f"auto, or params cast to it (they are {dtype})",
