@@ -1,6 +1,7 @@
 """A step that was dispatched, on its way back to the host."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -13,7 +14,12 @@ from jaxserve.runtime.side_outputs import PendingSideOutputs
 
 
 class PendingStep:
-    """A step whose model program is dispatched. `dispatch`: its sampler and what scores its prompts."""
+    """A step whose model program is dispatched. `dispatch`: its sampler and what scores its prompts.
+
+    `step` is its name in profiles, from the moment it was submitted until its sampler is dispatched.
+    """
+
+    step: AbstractContextManager[object] = nullcontext()
 
     def __init__(
         self,
@@ -28,7 +34,8 @@ class PendingStep:
         assert masks is None, "no sampler takes masks yet"
         plan, decode_rows = self._plan, self._bucket.decode_rows
         places = [*range(len(plan.decodes)), *range(decode_rows, decode_rows + len(plan.prefills))]
-        sampled, scores = self._dispatch()
+        with self.step:
+            sampled, scores = self._dispatch()
         self._tokens = sampled.tokens
         self._tokens.copy_to_host_async()
         self._side = PendingSideOutputs(plan, places, sampled, scores)
@@ -42,14 +49,18 @@ class PendingStep:
 
 
 class PendingMoves:
-    """A step without rows; one without moves either waits a moment for those in flight."""
+    """A step without rows; one without moves either waits a moment for those in flight. `step`: see `PendingStep`."""
+
+    step: AbstractContextManager[object] = nullcontext()
 
     def __init__(self, plan: StepPlan, offload: Offload) -> None:
         self._offload = offload
         self._idle = not plan.moves
 
     def sample(self, masks: Masks | None = None) -> None:
-        """There is nothing to sample."""
+        """There is nothing to sample: its name in profiles ends here."""
+        with self.step:
+            pass
 
     def wait(self) -> StepResult:
         nothing = np.zeros(0, np.int32)

@@ -6,7 +6,7 @@ device as well, as the next step's input.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -81,7 +81,8 @@ class ModelRunner:
 
     def submit(self, plan: StepPlan) -> PendingStep | PendingMoves:
         self._num_steps += 1
-        with self._dispatching(self._num_steps):
+        with ExitStack() as step, self._watch():
+            step.enter_context(step_named(self._num_steps))
             loads = self._offload.begin(self._state.cache, plan.moves)
             for admitted in plan.admitted:
                 self._batch.load(admitted)
@@ -90,6 +91,7 @@ class ModelRunner:
             pending = self._run_model(plan) if plan.bucket.tokens else PendingMoves(plan, self._offload)
             if loads:
                 self._state = self._state._replace(cache=self._offload.finish(self._state.cache, loads))
+            pending.step = step.pop_all()
         return pending
 
     def _run_model(self, plan: StepPlan) -> PendingStep:
@@ -98,16 +100,12 @@ class ModelRunner:
             packed = self._batch.model_input(plan, bucket)
         with named("model", bucket):
             output = self._call_model(bucket, packed)
-        return PendingStep(
-            plan, bucket, partial(self._run_sampler, self._num_steps, plan, bucket, output), self._offload
-        )
+        return PendingStep(plan, bucket, partial(self._run_sampler, plan, bucket, output), self._offload)
 
-    def _run_sampler(
-        self, step: int, plan: StepPlan, bucket: Bucket, output: ModelOutput
-    ) -> tuple[Sampled, LogProbs | None]:
+    def _run_sampler(self, plan: StepPlan, bucket: Bucket, output: ModelOutput) -> tuple[Sampled, LogProbs | None]:
         """Sampled tokens, and scores of the prompts' where some are wanted."""
         variant = self._batch.variant(plan) if self.programs.processor is None else Variant.FULL
-        with self._dispatching(step), named("sample"):
+        with self._watch(), named("sample"):
             packed, targets = self._batch.sample_input(plan, bucket), scoring_targets(plan, bucket)
             sampler = self.programs.samplers[bucket.sample_rows, variant]
             sampled, self._slots = sampler(output.logits, self._slots, packed)
@@ -125,10 +123,10 @@ class ModelRunner:
         return scorer(self._params, self._state.cache[-1], output.prefilled, targets)
 
     @contextmanager
-    def _dispatching(self, step: int) -> Iterator[None]:
-        """The host's part of a step, under the step's number in profiles; a program that it compiles is counted."""
+    def _watch(self) -> Iterator[None]:
+        """Count the programs that a part of a step compiles; an error, if the settings say so."""
         before = self._counter.count
-        with self._counter.watch(), step_named(step):
+        with self._counter.watch():
             yield
         compiled = self._counter.count - before
         if compiled and self._runtime.on_compile_after_warmup == "error":
