@@ -28,13 +28,12 @@ The other parts:
 """
 
 from collections import deque
-from collections.abc import Collection, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Collection
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
-from jaxserve.core.plan import NO_BUCKET, NO_SIDE_OUTPUTS, Admitted, StepPlan, StepResult, TokenLogprobs
+from jaxserve.core.plan import NO_BUCKET, NO_SIDE_OUTPUTS, Admitted, StepPlan, StepResult
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.core.step_record import ScheduledStep, StepRecord
@@ -256,7 +255,14 @@ class Scheduler:
             if side.prompt_logprobs:
                 events.append(PromptScored(sequence, row.start + 1, tuple(side.prompt_logprobs)))
             if count:
-                events += self._append(sequence, tokens[begin:end], side.logprobs, now)
+                if sequence in self.journal.filling:
+                    self.journal.filled(sequence, now)
+                for at in range(begin, end):
+                    logprobs = side.logprobs[at - begin] if side.logprobs else None
+                    finish = self._append(sequence, tokens[at], now)
+                    events.append(TokenSampled(sequence, tokens[at], logprobs, finish))
+                    if finish is not None:
+                        break
             elif row.start + row.length >= sequence.max_len:  # max_tokens = 0: only the prompt was wanted
                 self._end(sequence, FinishReason.LENGTH, now)
                 events.append(Finished(sequence, FinishReason.LENGTH))
@@ -275,28 +281,21 @@ class Scheduler:
 
     # --- ends -------------------------------------------------------------------------------------------------
 
-    def _append(
-        self, sequence: Sequence, tokens: list[int], logprobs: Seq[TokenLogprobs], now: float
-    ) -> Iterator[TokenSampled]:
-        """Sampled tokens, up to the one that ends the sequence."""
-        if sequence in self.journal.filling:
-            self.journal.filled(sequence, now)
+    def _append(self, sequence: Sequence, token: int, now: float) -> FinishReason | None:
+        """Take in a sampled token. Returns why the sequence ends with it, if it does."""
+        sequence.tokens.append(token)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
             self.journal.first_token(sequence, now)
             self._forecasts.observe(sequence, now)
-        for i, token in enumerate(tokens):
-            sequence.tokens.append(token)
-            reason = None
-            if token in sequence.stop_ids:  # the sampler bans these before `min_tokens`
-                reason, sequence.stop_token = FinishReason.STOP, token
-            elif len(sequence.tokens) >= sequence.max_len:
-                reason = FinishReason.LENGTH
-            if reason is not None:
-                self._end(sequence, reason, now)
-            yield TokenSampled(sequence, token, logprobs[i] if logprobs else None, reason)
-            if reason is not None:
-                return
+        reason = None
+        if token in sequence.stop_ids:  # the sampler bans these before `min_tokens`
+            reason, sequence.stop_token = FinishReason.STOP, token
+        elif len(sequence.tokens) >= sequence.max_len:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            self._end(sequence, reason, now)
+        return reason
 
     def _end(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         self._roster.finish(sequence, reason, now)
