@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jaxserve.checkpoints import hub
-from jaxserve.checkpoints.hf_config import read_config
+from jaxserve.checkpoints.hf_config import config_from_directory
 from jaxserve.checkpoints.weights import load, parse_dtype
 from jaxserve.core.clock import Clock
 from jaxserve.core.config import EngineConfig
@@ -67,7 +67,7 @@ def find_folder(section: ModelConfigSection, params: Any, model_config: ModelCon
         )
         return None
     source = _source(section.model)
-    read_config(hub.resolve(source, revision=section.revision, part="config"))
+    config_from_directory(hub.resolve(source, revision=section.revision, part="config"))
     return hub.resolve(source, revision=section.revision, part="tokenizer")
 
 
@@ -150,9 +150,9 @@ def warm_up(runner: ModelRunner, runtime: RuntimeConfig, *, progress: bool) -> N
     """Compile every program and run it once, or, progressively, the widest now and compile the rest in the background,
     where nothing can run: those run for the first time when a step needs them."""
     programs, keys = runner.programs, runner.programs.all()
-    now = keys if runtime.warmup == "full" else keys[: programs.num_serving]
+    now = keys if runtime.warmup == "full" else programs.serving()
     with progress_bar(len(now), "Compiling", "program", show=progress) as bar:
-        programs.compile(now, lambda key: bar.update() and None)
+        programs.compile(now, bar.update)
     ready = programs.ready
     with progress_bar(len(ready), "Rehearsing", "bucket", show=progress) as bar:
         for bucket in ready:

@@ -1,7 +1,7 @@
 """What the journal costs: the scheduler's time with it and without, as a share of a step. `python -m bench.journal`
 
 The scheduler alone, on a written clock: 64 slots, a queue that is always long, two classes, blocks so few that some are
-displaced, so that there is something to write down. The same requests run with the journal and without it, in turn;
+preempted, so that there is something to write down. The same requests run with the journal and without it, in turn;
 without it the decisions are the same, and nobody notes them. A step is then measured on the real engine with the
 embedded model, whose steps are the shortest of all, so that the share is the largest.
 """
@@ -78,7 +78,7 @@ def _nothing(*given: object) -> None:
 
 
 def scheduler_us(with_journal: bool, seed: int, steps: int, waiting: int) -> tuple[float, int]:
-    """Microseconds a step, and how many gave way. The first steps, which fill the slots, do not count."""
+    """Microseconds a step, and the number of preemptions. The first steps, which fill the slots, do not count."""
     load = Load(seed, waiting)
     if with_journal:
         load.steps(200)

@@ -1,8 +1,8 @@
 """S3: an interactive tenant in spikes, and a tenant of long documents that takes all the rest.
 
 The memory holds about nine documents. First come, first served lets the chat queue behind them all. Priority alone puts
-it first in the queue, and there it still waits for a document to end. Displacing the lowest class gives it blocks at
-once; whether the displaced are computed again or come back from host memory or disk is what they pay for it.
+it first in the queue, and there it still waits for a document to end. Preempting the lowest class gives it blocks at
+once; whether the preempted are computed again or come back from host memory or disk is what they pay for it.
 
 The documents' lengths are drawn from log-normals with the published quantiles of the arXiv summarization set (prompts:
 P50 7,059, P90 12,985 tokens; outputs: P50 208, P90 371; after Agrawal et al. 2024, not checked again), since the set is

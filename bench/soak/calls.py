@@ -12,7 +12,7 @@ GENERATING = ("/v1/completions", "/v1/chat/completions", "/generate")
 LINES = ("ROMEO:\n", "JULIET:\nO ", "KING HENRY:\nOnce more ", "First Citizen:\n", "To be, ", "MENENIUS:\nWhat ")
 FLOOD = 100
 CROWD, CROWD_TOKENS = 8, 120
-"""More at once than there are blocks for: some must give way."""
+"""More at once than there are blocks for: some must be preempted."""
 SLOW_S = 6.0
 """How long a slow reader leaves its answer unread: twice the server's write_timeout_s."""
 
@@ -223,7 +223,7 @@ class Calls:
         await asyncio.gather(*(self._guarded(kind, one()) for _ in range(FLOOD)))
 
     async def crowd(self) -> None:
-        """While the disk is full: those who give way cannot be parked there."""
+        """While the disk is full: preempted sequences cannot be parked there."""
 
         async def one() -> None:
             fields = body(self._rng, "/v1/completions", CROWD_TOKENS) | {"n": 1}

@@ -21,8 +21,8 @@ SETTINGS = (
     "--max-connections=256", "--max-stream-backlog=512", "--receive-timeout-s=3", "--write-timeout-s=3",
     "--keep-alive-s=5", "--drain-timeout-s=20", "--batch-concurrency=6",
 )  # fmt: skip
-"""Small bounds, so that they are met: 8 run, 32 wait, 64 calls are open, and blocks run out: who gives way goes to the
-disk."""
+"""Small bounds, so that they are met: 8 run, 32 wait, 64 calls are open, and blocks run out: preempted sequences go to
+the disk."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def config_from_hf(mapping: Mapping[str, Any], path: object = "config.json") -> 
         raise CheckpointError(path, str(error), "the sizes must fit together") from error
 
 
-def read_config(directory: Path) -> ModelConfig:
+def config_from_directory(directory: Path) -> ModelConfig:
     """`config.json`, and the end-of-sequence ids that `generation_config.json` adds."""
     config = config_from_hf(read_json(directory / "config.json"), directory / "config.json")
     generation = directory / "generation_config.json"

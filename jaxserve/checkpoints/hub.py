@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxserve.checkpoints.hf_config import read_config
+from jaxserve.checkpoints.hf_config import config_from_directory
 from jaxserve.core.errors import CheckpointError, ConfigError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -57,7 +57,7 @@ def _download(repo_id: str, revision: str | None, part: Part, **options: Any) ->
     first = _snapshot(repo_id, revision, _FILES["config"], **options)
     if not (first / "config.json").is_file():
         raise CheckpointError(repo_id, "the repository has no config.json", "expected a model made for transformers")
-    read_config(first)
+    config_from_directory(first)
     return first if part == "config" else _snapshot(repo_id, revision, _FILES[part], **options)
 
 

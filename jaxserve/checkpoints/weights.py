@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxserve.checkpoints import hub, orbax
-from jaxserve.checkpoints.hf_config import read_config
+from jaxserve.checkpoints.hf_config import config_from_directory
 from jaxserve.checkpoints.safetensors_files import TensorFiles
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.models.config import ModelConfig
@@ -56,7 +56,7 @@ def load(
     """
     wanted = parse_dtype(dtype)
     directory = hub.resolve(source, revision=revision, cache_dir=cache_dir, token=token)
-    config, placement = read_config(directory), placement or Placement.default()
+    config, placement = config_from_directory(directory), placement or Placement.default()
     if orbax.is_converted(directory):
         return Checkpoint(config, orbax.restore(directory, config, wanted, placement), directory)
     with TensorFiles(directory) as files:
@@ -74,7 +74,7 @@ def convert(source: str | Path, destination: str | Path) -> None:
     directory = hub.resolve(source)
     if orbax.is_converted(directory):
         raise CheckpointError(directory, "it is converted already", "give a Hugging Face directory or a hub id")
-    config = read_config(directory)
+    config = config_from_directory(directory)
     with TensorFiles(directory) as files:
         params = load_params(files, config, _widest(files, config))
     orbax.save(params, directory, target)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxserve.commands.plots import expect_plots, plot
 from jaxserve.commands.results import expect_file, write_text
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, config_from_flags
 from jaxserve.commands.tables import table
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
 from jaxserve.core.buckets import BucketTable
@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    config = read_config(given)
+    config = config_from_flags(given)
     for path in (given.write, given.png):
         expect_file(path)
     expect_plots(given.png)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxserve.commands.disturbance import QUIET, Disturbance
 from jaxserve.commands.results import expect_file, written
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, name_idle, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, config_from_flags, name_idle
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.settings import require
@@ -51,7 +51,7 @@ def run(given: argparse.Namespace) -> int:
     require(given.rounds >= 2, "rounds", given.rounds, "at least 2: one to learn from and one to hold out")
     require(given.requests >= 1, "requests", given.requests, "at least 1")
     expect_file(given.out)
-    config = read_config(given, say_idle=False)
+    config = config_from_flags(given, say_idle=False)
     config = config.replace(enable_prefix_caching=False, policy="chunked", admission="queue")
     name_idle(config)
     from jaxserve.llm import LLM

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config, whole_numbers
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, config_from_flags, whole_numbers
 from jaxserve.core.errors import StepFailed
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.sampling import SamplingParams
@@ -103,7 +103,7 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     from jaxserve.llm import LLM
 
-    config = read_config(given)
+    config = config_from_flags(given)
     require(
         not config.model.skip_tokenizer_init, "skip_tokenizer_init", True,
         "false: this command reads and prints text (LLM and jaxserve serve take token ids)",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, config_from_flags
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import CheckpointError, CompilerMissing
 from jaxserve.core.sections import ModelConfigSection
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    config, target = read_config(given), find_target(given.target)
+    config, target = config_from_flags(given), find_target(given.target)
     require(given.tensor_parallel >= 1, "tensor_parallel", given.tensor_parallel, "a positive number")
     for length in given.length or ():
         require(length >= 1, "length", length, "a positive number of tokens")
@@ -99,12 +99,12 @@ def _model(section: ModelConfigSection) -> Any:
     """The model's configuration: from a directory, a config.json, or a hub id, of which nothing else is downloaded."""
     from jaxserve.assembly import EMBEDDED
     from jaxserve.checkpoints import config_from_hf, hub
-    from jaxserve.checkpoints.hf_config import read_config as read_directory
+    from jaxserve.checkpoints.hf_config import config_from_directory
 
     path = EMBEDDED if section.model == "embedded" else Path(section.model)
     if not path.is_file():
         source = path if path.is_dir() else section.model
-        return read_directory(hub.resolve(source, revision=section.revision, part="config"))
+        return config_from_directory(hub.resolve(source, revision=section.revision, part="config"))
     try:
         mapping = json.loads(path.read_text())
     except ValueError as error:

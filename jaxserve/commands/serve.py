@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jaxserve import __version__
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, name_idle, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, config_from_flags, name_idle
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.tenants import Tenants
@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    config = read_config(given, say_idle=False)
+    config = config_from_flags(given, say_idle=False)
     tenants = Tenants.of(config.scheduler)
     name_idle(config, tenants)
     if given.record_tokens and not given.record:

@@ -61,7 +61,7 @@ def given_settings(given: argparse.Namespace) -> dict[str, Any]:
     return {name[4:]: value for name, value in vars(given).items() if name.startswith("set_")}
 
 
-def read_config(given: argparse.Namespace, *, say_idle: bool = True) -> EngineConfig:
+def config_from_flags(given: argparse.Namespace, *, say_idle: bool = True) -> EngineConfig:
     """The file that --config names, and the flags over it. Settings without effect are named on standard error."""
     settings = given_settings(given)
     if given.config:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.results import expect_file, write_text, written
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, given_settings, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, config_from_flags, given_settings
 from jaxserve.commands.simulation_page import page, terminal
 from jaxserve.commands.workload_flags import SLO_HELP, add_cost, add_workload, read_cost, read_workload
 from jaxserve.core.progress import progress_bar
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    config, workload = read_config(given), read_workload(given)
+    config, workload = config_from_flags(given), read_workload(given)
     cost = read_cost(given, config)
     tenants = Tenants.of(config.scheduler)
     slo = Slo.asked(given.slo, config.scheduler)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.commands.results import expect_folder
-from jaxserve.commands.settings_flags import WideFormatter, add_settings, read_config
+from jaxserve.commands.settings_flags import WideFormatter, add_settings, config_from_flags
 from jaxserve.commands.tune_report import report
 from jaxserve.commands.tuned_folder import write
 from jaxserve.commands.workload_flags import add_cost, add_workload, read_cost, read_workload
@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
     workload = read_workload(given)
     if (workload.arrivals or "").startswith("closed"):
         raise ConfigError("arrivals: tuning takes an open loop: users who wait would slow down with the engine")
-    config = read_config(given, say_idle=False)  # what has no effect here may have one with another policy
+    config = config_from_flags(given, say_idle=False)  # what has no effect here may have one with another policy
     tenants = Tenants.from_toml(config.scheduler.tenants) if config.scheduler.tenants else None
     problem = Problem(
         config, workload, read_cost(given, config), bounds, given.objective, given.compile_s, given.restart_s,

@@ -36,7 +36,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """It gave way, and waits again. `tier`: where its K/V were moved; None: they will be computed again."""
+    """It was preempted, and waits again. `tier`: where its K/V were moved; None: they will be computed again."""
 
     sequence: Sequence
     tier: Tier | None = None

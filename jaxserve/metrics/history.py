@@ -50,7 +50,7 @@ class RequestFact:
     prefill_s: float
     decode_s: float
     stalled_s: float
-    """Preempted: from giving way to running again."""
+    """From its preemption until it runs again."""
     ttft_s: float | None
     tpot_s: float | None
     ttft_slo_s: float | None

@@ -1,6 +1,6 @@
 """Decisions as a Chrome trace, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-    steps       one slice a step: its bucket, how full it was, who waited and why, who gave way at what prices
+    steps       one slice a step: its bucket, how full it was, what waited and why, what was preempted at what prices
     requests    a track each: queued, prefill with its chunks, decode, preempted and to where
     pool        counters: KV blocks held, cached and free; blocks in host memory and on the disk; who waits for what
 
@@ -44,7 +44,7 @@ class _Drawing:
         for decision, (begin_s, end_s) in zip(self._decisions, self._spans(), strict=True):
             events.append(self._step(decision, begin_s, end_s))
             events += self._counters(decision)
-            events += self._displaced(decision)
+            events += self._preempted(decision)
             for change in decision.changes:
                 events += self._change(change)
         for decision, (begin_s, end_s) in zip(self._decisions, self._spans(), strict=True):
@@ -99,11 +99,11 @@ class _Drawing:
         at = self._us(decision.planned_s)
         return [{"ph": "C", "pid": POOL, "tid": 0, "ts": at, "name": name, "args": v} for name, v in values.items()]
 
-    def _displaced(self, decision: Decision) -> Iterable[Event]:
+    def _preempted(self, decision: Decision) -> Iterable[Event]:
         for gone in decision.displaced:
             self._fates[gone.sequence] = gone.fate
             arguments = {"for": gone.claimant, "fate": gone.fate, "prices_s": dict(gone.prices)}
-            yield self._instant(gone.sequence, "gives way", decision.planned_s, arguments)
+            yield self._instant(gone.sequence, "preempted", decision.planned_s, arguments)
         for waits in decision.waited:
             arguments = {"spared": waits.spared, "prices_s": dict(waits.prices)}
             yield self._instant(waits.claimant, "waits for an end", decision.planned_s, arguments)

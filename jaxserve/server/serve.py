@@ -40,12 +40,12 @@ from jaxserve.server.watchdog import Watchdog
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
 
-Load = Callable[[], Service]
+MakeService = Callable[[], Service]
 FLUSH_S = 5.0
 """After the drain: how long answers that are complete may take to leave."""
 
 
-def serve(load: Load, config: ServerConfig, batches: BatchConfig, tenants: Tenants) -> int:
+def serve(load: MakeService, config: ServerConfig, batches: BatchConfig, tenants: Tenants) -> int:
     """Serve what `load` makes until a signal; returns the exit status. `load` runs on a thread of its own.
 
     Raises:
@@ -172,7 +172,7 @@ def settle_heap() -> None:
 class Loader:
     """Loads the model on a thread while the server already answers."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: MakeService) -> None:
         self._load = load
         self._thread = threading.Thread(target=self._run, name="jaxserve-load", daemon=True)
         self.error: Exception | None = None

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoints import load
-from jaxserve.checkpoints.hf_config import read_config
+from jaxserve.checkpoints.hf_config import config_from_directory
 from jaxserve.checkpoints.safetensors_files import INDEX, TensorFiles
 from jaxserve.checkpoints.weights import load_params
 from jaxserve.core.errors import CheckpointError, ConfigError
@@ -127,7 +127,7 @@ def test_end_of_sequence_ids_of_both_files_count(directory):
 
 def test_host_memory_never_holds_a_second_leaf():
     """Leaves are handed over one at a time, and the loader lets each go before it builds the next."""
-    config = read_config(FIXTURE)
+    config = config_from_directory(FIXTURE)
     alive: list[weakref.ref] = []
     sizes: list[int] = []
 

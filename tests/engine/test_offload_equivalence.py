@@ -17,7 +17,7 @@ DISK_STEPS = (0, 1, 7)
 
 
 class Always:
-    """The youngest gives way, to the first of the wanted fates that has room."""
+    """The youngest is preempted, to the first of the wanted fates that has room."""
 
     def __init__(self, *fates: Fate) -> None:
         self.fates = fates

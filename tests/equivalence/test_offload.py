@@ -64,7 +64,7 @@ def test_parked_is_undisturbed(
 
 
 class Oldest:
-    """Who was admitted first gives way: the most is lost."""
+    """The sequence that was admitted first is preempted: the most is lost."""
 
     def __init__(self, blocks: BlockManager) -> None:
         self._blocks = blocks
@@ -165,7 +165,7 @@ def test_deterministic_mode_keeps_its_bits_through_the_host(make_llm: Callable[.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["recompute", "host", "disk"])
-def test_displaced_for_a_higher_class_is_undisturbed(
+def test_preempted_for_a_higher_class_is_undisturbed(
     make_llm: Callable[..., LLM],
     prompts: list[list[int]],
     reference: list[list[int]],

@@ -200,7 +200,7 @@ def waiting_engine() -> Engine:
     return engine
 
 
-def test_the_record_says_who_waited_since_that_was_cheaper_than_to_displace_anybody() -> None:
+def test_the_record_says_what_waited_because_that_was_cheaper_than_a_preemption() -> None:
     decisions = waiting_engine().scheduler.journal.decisions()
     waited = [(d, w) for d in decisions for w in d.waited]
     assert waited

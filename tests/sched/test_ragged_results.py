@@ -24,7 +24,10 @@ def decoding(**params: object) -> Engine:
 
 
 def commit(engine: Engine, *tokens: list[int], **options: object) -> dict[str, list[TokenSampled]]:
-    flat, counts = np.array(sum(tokens, []), np.int32), np.array([len(row) for row in tokens], np.int32)
+    flat, counts = (
+        np.array([token for row in tokens for token in row], np.int32),
+        np.array([len(row) for row in tokens], np.int32),
+    )
     found: dict[str, list[TokenSampled]] = {}
     for event in engine.scheduler.commit(StepResult(flat, counts, **options), 0.0).events:
         assert isinstance(event, TokenSampled)

@@ -73,7 +73,7 @@ def test_an_idle_share_is_lent_and_taken_back() -> None:
         engine.step()
 
 
-def test_who_is_inside_its_guarantee_is_not_displaced() -> None:
+def test_a_sequence_inside_its_guarantee_is_not_preempted() -> None:
     tenants = [Tenant(name="low", priority=5, kv_guaranteed=0.5), Tenant(name="high", priority=0)]
     engine = engine_of(tenants, ordering="priority", max_preemptions=10)
     low = engine.add(request("l", [0] * 200, tenant="low", max_tokens=100))[0]
@@ -86,7 +86,7 @@ def test_who_is_inside_its_guarantee_is_not_displaced() -> None:
     assert low.preemptions == 0
 
 
-def test_who_has_given_way_often_enough_is_not_displaced_again() -> None:
+def test_a_sequence_is_preempted_max_preemptions_times_at_most() -> None:
     tenants = [Tenant(name="low", priority=5), Tenant(name="high", priority=0)]
     engine = engine_of(tenants, ordering="priority", max_preemptions=1, num_blocks=40)
     low = engine.add(request("l", [0] * 100, tenant="low", max_tokens=150))[0]

@@ -1,4 +1,4 @@
-"""Who gives way, and by which way: the lowest class, the cheapest option, and nobody who is about to end."""
+"""Which sequence is preempted, and how: the lowest class, the cheapest option, and none that is about to end."""
 
 import pytest
 

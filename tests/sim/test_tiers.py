@@ -46,7 +46,7 @@ class Watched:
         for victim in step.preempted:
             assert victim not in step.sequences and not victim.blocks
             waiting = [s.priority for s in self._engine.scheduler.live() if s.slot >= 0]
-            assert victim.priority == 1 or all(p == 0 for p in waiting), "a chat gave way while a batch job ran"
+            assert victim.priority == 1 or all(p == 0 for p in waiting), "a chat was preempted while a batch job ran"
             self.preempted.append((victim.priority, victim.preemptions))
         for move in plan.moves:
             key = move.source, move.target

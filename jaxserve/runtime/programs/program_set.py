@@ -45,32 +45,26 @@ class ProgramSet:
         self.movers = ProgramTable(lambda key: lowering.block_mover(*key).compile(), threads)
 
     def all(self) -> list[Key]:
-        """Every program, those that can serve anything first; a bucket's model after what samples and scores its rows,
-        so that a bucket with a model is whole."""
+        """Every program, those of `serving` first."""
+        return self._of(self._buckets)
+
+    def serving(self) -> list[Key]:
+        """The programs that suffice to serve: those of the two widest buckets."""
+        return self._of(self._buckets[:2])
+
+    def _of(self, buckets: list[Bucket]) -> list[Key]:
+        """A bucket's model comes after what samples and scores its rows, so that a bucket with a model is whole."""
         keys: list[Key] = [(self.loaders, "load")]
         if self._moves:
             keys += [(self.movers, key) for key in mover_keys()]
-        for bucket in self._buckets:
+        for bucket in buckets:
             keys += [(self.samplers, (bucket.sample_rows, variant)) for variant in Variant]
             if bucket.prefill_tokens:
                 keys.append((self.scorers, prefill_shape(bucket)))
             keys.append((self.models, bucket))
         return list(dict.fromkeys(keys))
 
-    @property
-    def num_serving(self) -> int:
-        """How many of `all` suffice to serve: those of the two widest buckets."""
-        wide = set(self._buckets[:2])
-        rows, prefills = {b.sample_rows for b in wide}, {prefill_shape(b) for b in wide}
-        return sum(
-            table in (self.loaders, self.movers)
-            or (table is self.models and key in wide)
-            or (table is self.samplers and key[0] in rows)
-            or (table is self.scorers and key in prefills)
-            for table, key in self.all()
-        )
-
-    def compile(self, keys: list[Key], progress: Callable[[Any], None] = lambda key: None) -> None:
+    def compile(self, keys: list[Key], progress: Callable[[], object] = lambda: None) -> None:
         for table in (self.loaders, self.movers, self.models, self.samplers, self.scorers):
             table.compile([key for owner, key in keys if owner is table], progress)
 

@@ -42,15 +42,15 @@ class ProgramTable:
         if key not in self._programs:
             self._programs[key] = self._build(key)
 
-    def compile(self, keys: list[Any], progress: Callable[[Any], None] = lambda key: None) -> None:
-        """Build what is missing, several at a time; `progress(key)` after each, from this thread."""
+    def compile(self, keys: list[Any], progress: Callable[[], object] = lambda: None) -> None:
+        """Build what is missing, several at a time; `progress()` after each, from this thread."""
         missing = [key for key in keys if key not in self._programs]
         with _deep_stacks(), ThreadPoolExecutor(self._threads, "compile") as pool:
             futures = [(key, pool.submit(self._build, key)) for key in missing]
             try:
                 for key, future in futures:
                     self._programs[key] = future.result()
-                    progress(key)
+                    progress()
             except BaseException:  # Ctrl-C, say: those under way are waited for, and no more begun
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
