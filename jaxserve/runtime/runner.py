@@ -83,10 +83,10 @@ class ModelRunner:
         self._num_steps += 1
         with ExitStack() as step, self._watch():
             step.enter_context(step_named(self._num_steps))
-            loads = self._offload.begin(self._state.cache, plan.moves)
+            loads, history = self._offload.begin(self._state.cache, plan.moves), self.programs.processor is not None
             for admitted in plan.admitted:
                 self._batch.load(admitted)
-                if (row := self._slot_loader.row(admitted)) is not None:
+                if (row := self._slot_loader.row(admitted, history=history)) is not None:
                     self._slots = self.programs.loaders["load"](self._slots, np.int32(admitted.slot), *row)
             pending = self._run_model(plan) if plan.bucket.tokens else PendingMoves(plan, self._offload)
             if loads:

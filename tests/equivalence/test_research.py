@@ -154,6 +154,18 @@ def test_a_processor_is_traced_into_the_sampler(make_llm: Callable[..., LLM]) ->
     assert llm.runner.compilations_after_warmup == 0
 
 
+def repeat_the_prompts_first_token(logits: jax.Array, state: LogitsState) -> jax.Array:
+    first = state.tokens[:, :1]
+    return jnp.where(jnp.arange(logits.shape[1], dtype=jnp.int32)[None] == first, jnp.inf, logits)
+
+
+def test_a_processor_sees_the_prompt(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    llm.logits_processor = repeat_the_prompts_first_token
+    outputs = llm.generate([[7, 1, 2], [9, 3]], GREEDY, use_tqdm=False)
+    assert [set(output.outputs[0].token_ids) for output in outputs] == [{7}, {9}]
+
+
 def ban_11(logits: jax.Array, state: LogitsState) -> jax.Array:
     return logits.at[:, 11].set(-jnp.inf)
 

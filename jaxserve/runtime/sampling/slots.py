@@ -1,7 +1,8 @@
 """What a sequence's slot must hold on the device before its first step, when the step's own arrays do not bring it.
 
-Most sequences need nothing: their tokens come with their chunks and the sampler remembers what it samples. Penalties
-read the whole history, and `logit_bias` and `min_tokens` a list of tokens: those are loaded on admission.
+Most sequences need nothing: their tokens come with their chunks and the sampler remembers what it samples. Penalties and
+a processor of logits read the whole history, and `logit_bias` and `min_tokens` a list of tokens: those are loaded on
+admission.
 """
 
 import jax
@@ -22,14 +23,17 @@ class SlotLoader:
         self._context, self._vocab_size = context, vocab_size
         self._loaded: set[int] = set()
 
-    def row(self, admitted: Admitted) -> SlotRow | None:
-        """(tokens [C], bias ids, bias values, banned ids) for `load_slot`, or None when the slot needs no loading."""
+    def row(self, admitted: Admitted, *, history: bool = False) -> SlotRow | None:
+        """(tokens [C], bias ids, bias values, banned ids) for `load_slot`, or None when the slot needs no loading.
+
+        `history`: the sampler reads the tokens of every slot.
+        """
         params, slot = admitted.params, admitted.slot
         if params.penalized or params.logit_bias or params.min_tokens:
             self._loaded.add(slot)
         elif slot in self._loaded:
             self._loaded.remove(slot)
-        else:
+        elif not history:
             return None
         tokens = np.zeros(self._context, np.int32)
         tokens[: len(admitted.tokens)] = admitted.tokens
