@@ -1,6 +1,7 @@
 """A step that fails on the device: its requests end with an error, and the next ones find a clean cache."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,15 +45,17 @@ def test_a_step_that_compiles_fails_alone(make_llm: Callable[..., LLM], monkeypa
         (completion,) = llm.generate([prompt], GREEDY, use_tqdm=False)[0].outputs
         return completion.token_ids, completion.error
 
-    def compiling(plan: object) -> object:
-        jax.jit(lambda x: x + 1)(np.float32(1))
-        return dispatch(plan)  # type: ignore[arg-type]
-
-    undisturbed, dispatch = run([4] * 20), llm.runner._dispatch
+    undisturbed, batch = run([4] * 20), llm.runner._batch
     assert undisturbed[1] is None and len(undisturbed[0]) == 6
-    for count in (1, 2):
+    for count, part in enumerate(("model_input", "sample_input"), start=1):
+        pack = getattr(batch, part)
+
+        def compiling(*given: Any, pack: Callable[..., Any] = pack) -> Any:
+            jax.jit(lambda x: x + 1)(np.float32(1))
+            return pack(*given)
+
         with monkeypatch.context() as patch:
-            patch.setattr(llm.runner, "_dispatch", compiling)
+            patch.setattr(batch, part, compiling)
             tokens, error = run([5] * 20)
         assert tokens == [] and error is not None and "UnexpectedCompilation: 1 program" in error
         assert llm.runner.compilations_after_warmup == count

@@ -150,13 +150,13 @@ def test_a_compilation_while_serving_is_counted_and_the_doctor_names_it(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runner, missing = llm.runner, jax.jit(lambda x: x + 1.0)
-    choose = runner._variant
+    pack = runner._batch.sample_input
 
-    def compile_first(plan):
+    def compile_first(plan, bucket):
         missing(np.ones(91, np.float32))  # as a step that meets a shape without a program
-        return choose(plan)
+        return pack(plan, bucket)
 
-    monkeypatch.setattr(runner, "_variant", compile_first)
+    monkeypatch.setattr(runner._batch, "sample_input", compile_first)
     for running in serve(llm_service(llm)):
         generate(running)
         assert scrape(running)["jaxserve_compilations_after_warmup_total",] == 1

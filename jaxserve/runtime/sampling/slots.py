@@ -1,8 +1,8 @@
 """What a sequence's slot must hold on the device before its first step, when the step's own arrays do not bring it.
 
-Most sequences need nothing: their tokens come with their chunks and the sampler remembers what it samples. Penalties and
-a processor of logits read the whole history, and `logit_bias` and `min_tokens` a list of tokens: those are loaded on
-admission.
+Most sequences need nothing: their tokens come with their chunks and the sampler remembers what it samples. Penalties
+and a processor of logits read the whole history, and `logit_bias` and `min_tokens` a list of tokens: those are loaded
+on admission.
 """
 
 import jax
