@@ -9,7 +9,7 @@ padded to the smallest bucket that holds it. Decode-only steps have the finest c
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxserve.core.plan import Bucket
 from jaxserve.core.sections import BucketConfig, SchedulerConfig
@@ -27,6 +27,14 @@ class BucketTable:
     aligned_chunk: int | None = None
     """Deterministic mode: a step takes one prompt's chunk, which ends at a multiple of this many tokens; prefixes are
     shared at those multiples only, and no sequence is preempted. None: neither."""
+    sample_sizes: tuple[int, ...] = field(init=False, repr=False)
+    """Row counts that sampling programs exist for: fewer than buckets, for each size has three variants."""
+
+    def __post_init__(self) -> None:
+        widest = max((*self.mixed_decode, 0)) + self.prefill_rows
+        sizes = {*_powers(self.prefill_rows, self.decode[-1], 4), self.decode[-1], widest}
+        fitting = sorted(size for size in sizes if size <= max(widest, self.decode[-1]))
+        object.__setattr__(self, "sample_sizes", tuple(fitting))
 
     @classmethod
     def from_config(
@@ -68,13 +76,6 @@ class BucketTable:
             return self._bucket(_at_least(self.decode, decode_rows), 0)
         decode = _at_least(self.mixed_decode, decode_rows) if decode_rows else 0
         return self._bucket(decode, _at_least(self.prefill, prefill_tokens))
-
-    @property
-    def sample_sizes(self) -> tuple[int, ...]:
-        """Row counts that sampling programs exist for: fewer than buckets, for each size has three variants."""
-        widest = max((*self.mixed_decode, 0)) + self.prefill_rows
-        sizes = {*_powers(self.prefill_rows, self.decode[-1], 4), self.decode[-1], widest}
-        return tuple(sorted(size for size in sizes if size <= max(widest, self.decode[-1])))
 
     def _bucket(self, decode_rows: int, prefill_tokens: int) -> Bucket:
         rows = self.prefill_rows if prefill_tokens else 0

@@ -11,9 +11,10 @@ row, and all tokens in one run. The scheduler keeps its own `Sequence`s beside t
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,10 @@ class Row(NamedTuple):
     blocks: Sequence[int] = ()
     """Of a prefill chunk: the sequence's whole block table. Of a decode row: the blocks that its tokens are written
     to, beginning with the one of `start`."""
+
+
+row_of = cast("Callable[[tuple[int, int, int, Wants, Sequence[int], Sequence[int]]], Row]", partial(tuple.__new__, Row))
+"""`Row(*fields)`, 0.4 us faster than its constructor, of the 1.7 us that planning a decode row takes (CPython 3.12)."""
 
 
 class Admitted(NamedTuple):
@@ -175,7 +180,7 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        return sum([row.length for row in self.rows])
+        return sum([row.length for row in self.decodes]) + sum([row.length for row in self.prefills])
 
 
 Masks = NDArray[np.uint32]  # [rows, ceil(V / 32)]
@@ -203,9 +208,6 @@ class SideOutputs:
     """One for each of `Wants.prompt_targets`."""
 
 
-NO_SIDE_OUTPUTS = SideOutputs()
-
-
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step brought back, ragged: `counts[i]` tokens of row i, one row after the other, in the plan's order."""
@@ -220,7 +222,14 @@ class StepResult:
     @classmethod
     def of_one_token(cls, plan: StepPlan, token: int, moved: tuple[Moved, ...] = ()) -> "StepResult":
         """Every row that wants a token gets this one: the result of a device that computes nothing."""
-        counts = np.ones(len(plan.decodes) + len(plan.prefills), np.int32)
-        for i, row in enumerate(plan.prefills, start=len(plan.decodes)):
-            counts[i] = row.wants.token
-        return cls(np.full(int(counts.sum()), token, np.int32), counts, moved=moved)
+        decodes = len(plan.decodes)
+        counts = np.empty(decodes + len(plan.prefills), np.int32)
+        counts.fill(1)
+        total = len(counts)
+        for i, row in enumerate(plan.prefills, start=decodes):
+            if not row.wants.token:
+                counts[i] = 0
+                total -= 1
+        tokens = np.empty(total, np.int32)
+        tokens.fill(token)
+        return cls(tokens, counts, moved=moved)

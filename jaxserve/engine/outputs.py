@@ -118,6 +118,9 @@ class _Stream:
         return self.stops.flush(text) if self.stops else text
 
 
+_WITHOUT_OUTPUT = (Preempted, Refused)
+
+
 class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -138,7 +141,7 @@ class OutputProcessor:
         """
         outputs: dict[Sequence, SequenceOutput] = {}
         for event in events:
-            if isinstance(event, Preempted | Refused) or (stream := self._streams.get(event.sequence)) is None:
+            if isinstance(event, _WITHOUT_OUTPUT) or (stream := self._streams.get(event.sequence)) is None:
                 continue
             sequence = event.sequence
             output = outputs.get(sequence)

@@ -10,7 +10,7 @@ Before rows are made, `Preempter` frees blocks. A sequence that gets no row has 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.decisions import Reason
-from jaxserve.core.plan import NOTHING, ONE_TOKEN, Row, Wants
+from jaxserve.core.plan import NOTHING, ONE_TOKEN, Row, Wants, row_of
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence, Status
 from jaxserve.sched.chunking import LongPromptGuard, fill_to_edge
@@ -72,10 +72,10 @@ class Packer:
             start = sequence.num_computed
             sequence.num_computed = start + 1
             sequence.num_pending += 1
-            index, offset = divmod(start, block_size)
-            if offset <= 1:  # a block has filled, and its tokens are known by now
+            column = start // block_size
+            if start - column * block_size <= 1:  # a block has filled, and its tokens are known by now
                 self._blocks.note_computed(sequence)
-            rows.append(Row(sequence.slot, start, 1, sequence.decode_wants, (), (sequence.blocks[index],)))
+            rows.append(row_of((sequence.slot, start, 1, sequence.decode_wants, (), (sequence.blocks[column],))))
 
     # --- prompts ----------------------------------------------------------------------------------------------
 

@@ -32,8 +32,8 @@ from collections.abc import Collection
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.buckets import BucketTable
-from jaxserve.core.events import Event, Finished, Preempted, PromptScored, TokenSampled
-from jaxserve.core.plan import NO_BUCKET, NO_SIDE_OUTPUTS, Admitted, StepPlan, StepResult
+from jaxserve.core.events import Event, Finished, Preempted, PromptScored, token_sampled
+from jaxserve.core.plan import NO_BUCKET, Admitted, StepPlan, StepResult
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.core.step_record import ScheduledStep, StepRecord
@@ -243,24 +243,22 @@ class Scheduler:
         events = self.drain_events()
         self._blocks.tiers.settle(result.moved)
         tokens: list[int] = result.tokens.tolist()
+        counts: list[int] = result.counts.tolist()
         end = 0
-        for i, (sequence, row, count) in enumerate(
-            zip(step.sequences, step.plan.rows, result.counts.tolist(), strict=True)
-        ):
+        for i, (sequence, row, count) in enumerate(zip(step.sequences, step.plan.rows, counts, strict=True)):
             begin, end = end, end + count
-            sequence.num_pending -= row.wants.token
+            if row.wants.token:
+                sequence.num_pending -= 1
             if sequence.status is Status.FINISHED:
                 continue
-            side = result.side.get(i, NO_SIDE_OUTPUTS)
-            if side.prompt_logprobs:
+            side = result.side.get(i) if result.side else None
+            if side is not None and side.prompt_logprobs:
                 events.append(PromptScored(sequence, row.start + 1, tuple(side.prompt_logprobs)))
             if count:
-                if sequence in self.journal.filling:
-                    self.journal.filled(sequence, now)
                 for at in range(begin, end):
-                    logprobs = side.logprobs[at - begin] if side.logprobs else None
+                    logprobs = side.logprobs[at - begin] if side is not None and side.logprobs else None
                     finish = self._append(sequence, tokens[at], now)
-                    events.append(TokenSampled(sequence, tokens[at], logprobs, finish))
+                    events.append(token_sampled((sequence, tokens[at], logprobs, finish)))
                     if finish is not None:
                         break
             elif row.start + row.length >= sequence.max_len:  # max_tokens = 0: only the prompt was wanted
@@ -284,6 +282,8 @@ class Scheduler:
     def _append(self, sequence: Sequence, token: int, now: float) -> FinishReason | None:
         """Take in a sampled token. Returns why the sequence ends with it, if it does."""
         sequence.tokens.append(token)
+        if sequence in self.journal.filling:
+            self.journal.filled(sequence, now)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
             self.journal.first_token(sequence, now)
