@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from jaxserve.core.plan import Tier, TokenLogprobs
 from jaxserve.core.sequence import FinishReason, Request, Sequence
@@ -20,7 +20,7 @@ class TokenSampled(NamedTuple):
 
 token_sampled = cast(
     "Callable[[tuple[Sequence, int, TokenLogprobs | None, FinishReason | None]], TokenSampled]",
-    partial(tuple.__new__, TokenSampled),
+    partial(cast("Any", tuple).__new__, TokenSampled),
 )
 """`TokenSampled(*fields)`, faster: see `core.plan.row_of`."""
 

@@ -14,7 +14,7 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,10 @@ class Row(NamedTuple):
     to, beginning with the one of `start`."""
 
 
-row_of = cast("Callable[[tuple[int, int, int, Wants, Sequence[int], Sequence[int]]], Row]", partial(tuple.__new__, Row))
+row_of = cast(
+    "Callable[[tuple[int, int, int, Wants, Sequence[int], Sequence[int]]], Row]",
+    partial(cast("Any", tuple).__new__, Row),
+)
 """`Row(*fields)`, 0.4 us faster than its constructor, of the 1.7 us that planning a decode row takes (CPython 3.12)."""
 
 
