@@ -120,7 +120,9 @@ class CompileRun:
         for name in names:
             if name not in MODELS:
                 raise ConfigError(f"models = {name!r} is not known: give some of {', '.join(MODELS)}")
-            model = tiny(MODELS[name]) if small else MODELS[name]
+            model = MODELS[name]
+            if small:  # narrow, and as long as the configuration wants it
+                model = replace(tiny(model), max_position_embeddings=model.max_position_embeddings)
             lowering, cache_bytes, page, backend = self._lowering(model)
             buckets = BucketTable.from_config(self._config.buckets, self._config.scheduler).all()
             for bucket in buckets[:2] if small else buckets:

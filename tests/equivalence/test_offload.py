@@ -90,7 +90,7 @@ def test_every_policy_with_every_victim_and_tier(
     make_llm: Callable[..., LLM], prompts: list[list[int]], reference: list[list[int]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, policy: str, way: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("jaxserve.assembly.CheapestFirst", EachInTurn)
+    monkeypatch.setattr("jaxserve.engine.host_side.CheapestFirst", EachInTurn)
     batches = {"batch_size": 8} if policy == "static" else {}
     settings = tier_settings(way, tmp_path) | batches | {"tpot_slo_s": 0.05}
     llm = make_llm(**NO_PREFIXES | settings, policy=policy)
