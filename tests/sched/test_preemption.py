@@ -12,6 +12,7 @@ from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.sched.orderings.fcfs import FirstCome
 from jaxserve.sched.roster import Roster
 from jaxserve.sched.tenant_ledger import TenantLedger
+from tests.engine.conftest import build_engine, drive, request
 
 SIZE = 8
 TENANTS = Tenants([Tenant(name="x", kv_guaranteed=0.5), Tenant(name="y", kv_guaranteed=0.25), Tenant(name="z")])
@@ -84,6 +85,21 @@ def test_for_a_running_sequence(claimant: tuple[str, int, int], victim: tuple[st
     grows, other = sequence(*claimant), sequence(*victim)
     assert ledger.may_preempt_to_grow(grows, other, [grows, other]) is allowed
     assert ledger.may_preempt_to_grow(grows, grows, [grows, other]), "itself, always"
+
+
+@pytest.mark.parametrize(("prompt", "preemptions"), [(24, 1), (56, 0)], ids=["enough together", "too few"])
+def test_nothing_is_preempted_for_a_waiting_sequence_that_would_still_lack_blocks(
+    prompt: int, preemptions: int
+) -> None:
+    """Of ten blocks a sequence of its own class holds seven and one of a lower class two."""
+    engine = build_engine(blocks=10, ordering="priority", watermark=0.0, prefix=False, max_num_batched_tokens=64)
+    for name, size, priority in (("own class", 50, 0), ("lower class", 10, 1)):
+        (last,) = engine.add(request(name, [1] * size, priority=priority, max_tokens=5))
+    engine.step()
+    assert [len(s.blocks) for s in engine.scheduler.running] == [7, 2]
+    engine.add(request("waiting", [1] * prompt, priority=0))
+    drive(engine)
+    assert last.preemptions == preemptions
 
 
 def running(roster: Roster, blocks: BlockManager, tenant: str = "z") -> Sequence:
