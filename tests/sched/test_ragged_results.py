@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxserve.core.events import TokenSampled
+from jaxserve.core.events import PromptScored, TokenSampled
 from jaxserve.core.plan import SideOutputs, StepResult, TokenLogprobs
 from jaxserve.core.sequence import FinishReason
 from jaxserve.engine.engine import Engine
@@ -63,3 +63,14 @@ def test_each_token_has_its_own_log_probabilities() -> None:
     scores = [TokenLogprobs(token, -0.5 * token, 1) for token in (7, 8)]
     events = commit(engine, [7, 8], [9], side={0: SideOutputs(logprobs=scores)})
     assert [event.logprobs for event in events["a"]] == scores and events["b"][0].logprobs is None
+
+
+def test_scores_of_a_chunk_begin_with_the_token_after_its_first() -> None:
+    engine = build_engine(overlap=False, chunk_size=8)
+    (sequence,) = engine.add(request("a", list(range(20)), prompt_logprobs=0))
+    for chunk in range(2):
+        plan = engine.scheduler.plan(0.0)
+        assert plan is not None and plan.prefills[0].start == 8 * chunk
+        scores = tuple(TokenLogprobs(token, -0.5, 1) for token in plan.prefills[0].wants.prompt_targets)
+        result = StepResult(np.zeros(0, np.int32), np.zeros(1, np.int32), {0: SideOutputs(prompt_logprobs=scores)})
+        assert engine.scheduler.commit(result, 0.0).events == [PromptScored(sequence, 8 * chunk + 1, scores)]
