@@ -78,6 +78,9 @@ class FakeExecutor:
         for admitted in plan.admitted:
             assert 0 <= admitted.slot < self.num_slots
             self.slots[admitted.slot] = admitted
+        for row in plan.prefills:
+            known = self.slots[row.slot].tokens[row.start : row.start + row.length]
+            assert known == tuple(row.tokens), "an admission brings all tokens that its chunks will"
         rows = {name_of(self.slots[row.slot]) for row in plan.rows}
         assert not rows & preempted, "a preempted sequence has a row in the step"
 
