@@ -140,6 +140,12 @@ def test_tokens_computed_again_are_charged_once() -> None:
     assert tight.scheduler._ordering.counters == {"default": sum(5 + 2 * i for i in range(8)) + 2.0 * 8 * 30}
 
 
+def test_each_completion_has_an_arrival_number_of_its_own() -> None:
+    engine = build_engine()
+    sequences = [s for name, n in (("a", 3), ("b", 2)) for s in engine.add(request(name, [1], n=n))]
+    assert [s.arrival for s in sequences] == [1, 2, 3, 4, 5]
+
+
 def test_least_slack_serves_the_nearest_deadline() -> None:
     tenants = Tenants([Tenant(name="soon", ttft_slo_s=1.0), Tenant(name="later", ttft_slo_s=30.0)])
     listed = [Arrival(0.0, 100, 2, "later") for _ in range(20)] + [Arrival(0.0, 100, 2, "soon") for _ in range(5)]
