@@ -36,6 +36,17 @@ def test_full_blocks_of_an_equal_beginning_are_shared() -> None:
     assert shared == 16 and second.blocks[:2] == first.blocks[:2] and second.blocks[2] != first.blocks[2]
 
 
+def test_lookups_are_counted_in_tokens() -> None:
+    """Of what is admitted; what may share nothing is not looked up."""
+    blocks = manager(5)
+    admitted(blocks, list(range(20)))
+    admitted(blocks, [*range(16), 99])
+    assert admitted(blocks, list(range(50, 90)))[1] is None
+    scored = Request(id="r", prompt=tuple(range(8)), params=SamplingParams(prompt_logprobs=0))
+    assert blocks.admit(Sequence(scored, 0, 1000, 0), 8) == 0
+    assert (blocks.prefix_queries, blocks.prefix_hits) == (20 + 17, 16)
+
+
 def test_one_token_is_always_left_to_compute() -> None:
     blocks = manager()
     admitted(blocks, list(range(16)))

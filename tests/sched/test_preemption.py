@@ -127,6 +127,7 @@ def test_a_preempted_sequence_keeps_nothing_and_comes_back(tier: Tier | None) ->
     assert first.num_computed == (20 if tier else 16), "what was parked, or the cached prefix"
     assert first.num_cached == (0 if tier else 16)
     assert len(first.blocks) == 3 and blocks.pool.num_free == 40 - 4, "two of them are shared"
+    assert (blocks.prefix_queries, blocks.prefix_hits) == ((40, 16) if tier else (60, 32)), "none for what was parked"
 
 
 def test_after_the_last_preemption_it_is_admitted_with_all_its_blocks() -> None:
@@ -136,6 +137,16 @@ def test_after_the_last_preemption_it_is_admitted_with_all_its_blocks() -> None:
     roster.preempt(found, None)
     assert not roster.preemptible(found) and roster.shortage(found, 4) == -25
     assert roster.admit(found, 4, 0.0) and len(found.blocks) == 15, "120 tokens"
+
+
+def test_blocks_that_hold_nothing_are_not_parked() -> None:
+    roster, _, blocks = parts(host=10)
+    made = sequence()
+    roster.waiting.push(made)
+    assert roster.admit(made, 20, 0.0) and len(made.blocks) == 3
+    made.num_computed = 9
+    roster.preempt(made, Tier.HOST)
+    assert blocks.tiers.used(Tier.HOST) == 2 and blocks.pool.num_free == 40
 
 
 @pytest.mark.parametrize("parked", [False, True])
