@@ -12,6 +12,8 @@ from jaxserve.core.errors import (
     TokenOutOfRange,
     TooManyBanned,
 )
+from jaxserve.core.sequence import FinishReason, Sequence
+from jaxserve.engine.engine import Engine
 from tests.engine.conftest import assert_whole, build_engine, drive, request
 
 
@@ -98,7 +100,7 @@ def test_an_abort_frees_every_block_at_once(overlap: bool, steps: int) -> None:
 def test_a_failed_step_ends_what_ran_and_serves_the_rest(overlap: bool, where: str) -> None:
     engine = build_engine(overlap=overlap, max_num_seqs=2)
     for i in range(5):
-        engine.add(request(str(i), [i] * 10))
+        engine.add(request(str(i), [7] * 10))  # what is cached of the first is lost with the step
     getattr(engine.fake, where).add(3)
     reasons: dict[str, str] = {}
     errors: dict[str, str | None] = {}
@@ -110,3 +112,34 @@ def test_a_failed_step_ends_what_ran_and_serves_the_rest(overlap: bool, where: s
     assert "RuntimeError" in (errors["0"] or "")
     assert engine.fake.resets == 1
     assert_whole(engine)
+
+
+def test_a_sequence_that_a_failed_step_preempted_ends_with_it() -> None:
+    """Its row in the step before is lost too: waiting for that token it would never be admitted."""
+
+    def crowded(failed: set[int]) -> tuple[Engine, list[Sequence]]:
+        engine = build_engine(blocks=8, max_model_len=64, watermark=0.0)
+        engine.fake.fail_submit = failed
+        sequences = [s for i in range(6) for s in engine.add(request(str(i), [i] * 10, max_tokens=30))]
+        drive(engine)
+        return engine, sequences
+
+    calm, _ = crowded(set())
+    step = next(plan.step for plan in calm.fake.plans if plan.preempted)
+    _, sequences = crowded({step})
+    preempted = [s for s in sequences if s.finish_reason == "error" and s.preemptions]
+    assert preempted and all(s.num_pending == 1 for s in preempted), "a row that will not come back"
+    assert sequences[-1].finish_reason == "length"
+
+
+def test_a_request_is_live_until_its_last_completion_has_ended() -> None:
+    engine = build_engine()
+    first, second = engine.add(request("r", [1], n=2))
+    engine.scheduler.finish(first, FinishReason.ABORT, 0.0)
+    engine.step()
+    with pytest.raises(DuplicateRequest):
+        engine.add(request("r", [1]))
+    assert engine.abort("r") and second.finished
+    drive(engine)
+    engine.add(request("r", [1]))
+    drive(engine)
