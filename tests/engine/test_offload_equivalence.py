@@ -137,8 +137,9 @@ def test_an_abort_of_what_is_away_leaves_nothing(fate: Fate, delay: int, later: 
     drive(engine)
 
 
-def test_a_failed_step_forgets_what_is_parked() -> None:
-    engine = engine_with(Fate.DISK, blocks=9, prefix=False)
+@pytest.mark.parametrize("fate", [Fate.HOST, Fate.DISK])
+def test_a_failed_step_forgets_what_is_parked(fate: Fate) -> None:
+    engine = engine_with(fate, blocks=9, prefix=False)
     engine.fake.tiers.delay = 5
     engine.fake.fail_wait.add(25)
     for i, prompt in enumerate(prompts(12, longest=20)):
@@ -149,6 +150,7 @@ def test_a_failed_step_forgets_what_is_parked() -> None:
             if output.finish_reason:
                 reasons[output.request_id] = str(output.finish_reason)
     assert set(reasons.values()) == {"error", "length"} and len(reasons) == 12
+    assert engine.fake.resets == 1 and not engine.scheduler.blocks.tiers.counts.failed_fetches, "it is not looked for"
     assert_whole(engine)
 
 
