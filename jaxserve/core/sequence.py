@@ -101,7 +101,6 @@ class Sequence:
     queued_s: float = 0.0
     """When it came to the scheduler."""
     first_token_s: float | None = None
-    stop_token: int | None = None
 
     # --- Roster: admit, preempt, finish
     status: Status = Status.WAITING

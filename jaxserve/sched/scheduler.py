@@ -290,7 +290,7 @@ class Scheduler:
             self._forecasts.observe(sequence, now)
         reason = None
         if token in sequence.stop_ids:  # the sampler bans these before `min_tokens`
-            reason, sequence.stop_token = FinishReason.STOP, token
+            reason = FinishReason.STOP
         elif len(sequence.tokens) >= sequence.max_len:
             reason = FinishReason.LENGTH
         if reason is not None:

@@ -12,7 +12,7 @@ PACKAGE = Path(jaxserve.__file__).parent
 SCHEDULER, ROSTER, PACKER = "sched/scheduler.py", "sched/roster.py", "sched/packer.py"
 FIELDS: list[tuple[str, set[str]]] = [
     ("request index seed stop_ids decode_wants", set()),
-    ("tokens arrival queued_s first_token_s stop_token", {SCHEDULER}),
+    ("tokens arrival queued_s first_token_s", {SCHEDULER}),
     ("status slot preemptions num_cached first_scheduled_s finish_reason finished_s", {ROSTER}),
     ("num_computed decoding", {PACKER, ROSTER}),
     ("num_pending", {PACKER, SCHEDULER}),
