@@ -4,10 +4,13 @@ In each life workers make good and bad calls one after another while batch jobs 
 """
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.soak.calls import Calls
 from bench.soak.disk import Disk
@@ -20,6 +23,8 @@ KILLED_SHARE = 0.4
 CALMS = 4
 FULL_FROM, FULL_SHARE = 0.4, 0.3
 """Of the time between two calms: when the disk fills, and for how long it stays so."""
+LONGEST_FULL_S = 20.0
+"""How long the disk stays full at most while no sequence is preempted."""
 RSS_SLACK_MB = 24.0
 """What memory may have grown by between the first calm, when all caches are warm, and the last."""
 FILES_SLACK = 2
@@ -74,7 +79,7 @@ class Soak:
             calls = Calls(process.port, self._rng, self.tally)
             work = self._work(calls, process.port, ends)
             await asyncio.sleep(FULL_FROM * seconds)
-            full = asyncio.create_task(self._fill(calls, process.port, seconds))  # it dies with a full disk
+            full = asyncio.create_task(self._fill(calls, process, seconds))  # it dies with a full disk
             await asyncio.sleep((1.0 - FULL_FROM) * seconds)
             calls.dying = True
             process.kill()
@@ -95,7 +100,7 @@ class Soak:
                 work = self._work(calls, process.port, ends)
                 share = seconds / CALMS
                 await asyncio.sleep(FULL_FROM * share)
-                await self._fill(calls, process.port, FULL_SHARE * share)
+                await self._fill(calls, process, FULL_SHARE * share)
                 await asyncio.sleep((1.0 - FULL_FROM - FULL_SHARE) * share)
                 ends.set()
                 await work
@@ -109,16 +114,25 @@ class Soak:
         finally:
             process.kill()
 
-    async def _fill(self, calls: Calls, port: int, seconds: float) -> None:
+    async def _fill(self, calls: Calls, process: Process, seconds: float) -> None:
+        """Fill the disk for `seconds`; on a slow machine longer, until a preempted sequence has met the full disk."""
         if not self._disk.can_fill:
             return await asyncio.sleep(seconds)
-        filling = asyncio.create_task(self._disk.fill(seconds))
+        refused, ends = _refused(await process.metrics()), time.monotonic() + LONGEST_FULL_S
+        filling = asyncio.create_task(self._disk.fill(math.inf))
+        tasks: list[asyncio.Future[Any]] = [filling]
         try:
             await asyncio.sleep(0.1)  # until it is full
-            await asyncio.gather(self._jobs.upload_while_full(port), calls.crowd(), filling)
-        finally:
+            tasks.append(asyncio.gather(self._jobs.upload_while_full(process.port), calls.crowd()))
+            await asyncio.sleep(seconds)
+            while _refused(await process.metrics()) == refused and time.monotonic() < ends:
+                await asyncio.sleep(0.1)
             filling.cancel()
-            await asyncio.gather(filling, return_exceptions=True)
+            await tasks[1]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _work(self, calls: Calls, port: int, ends: asyncio.Event) -> "asyncio.Future[object]":
         workers = [calls.run(ends) for _ in range(self._plan.workers)]
@@ -145,10 +159,15 @@ class Soak:
             return
         refused = sum(counts["507"] for counts in self.tally.counts.values())
         parked = total(metrics, "preemptions_total", 'kind="disk"')
-        failed = total(metrics, "tier_failures_total", 'operation="save"')
+        failed = _refused(metrics)
         self.checks += [
             Check("full disk", f"{self._disk.times} times, {self._disk.seconds:.0f} s; {refused} calls answered 507",
                   refused > 0),
             Check("sequences parked on the disk, blocks it refused", f"{parked:.0f}, {failed:.0f}",
                   parked > 0 and failed > 0),
         ]  # fmt: skip
+
+
+def _refused(metrics: str) -> float:
+    """Blocks of preempted sequences that the disk did not take."""
+    return total(metrics, "tier_failures_total", 'operation="save"')
