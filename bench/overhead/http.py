@@ -3,7 +3,7 @@
 64 streams of `/v1/completions` at once against the same 64 requests handed to the engine directly, on one model in one
 run: direct, HTTP, direct again. The server is the one that `jaxserve serve` runs: event loop on one thread, engine on
 another. The clients are one process of its own that reads sockets and counts events; it shares the machine's cores, and
-its processor time is told apart.
+its processor time is reported by itself.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 The scheduler alone, on a written clock: 64 slots, a queue that is always long, two classes, blocks so few that some are
 preempted, so that there is something to write down. The same requests run with the journal and without it, in turn;
-without it the decisions are the same, and nobody notes them. A step is then measured on the real engine with the
+without it the decisions are the same, and are not recorded. A step is then measured on the real engine with the
 embedded model, whose steps are the shortest of all, so that the share is the largest.
 """
 
@@ -41,7 +41,7 @@ class Load:
         self._rng, self._waiting, self._count, self._now = random.Random(seed), waiting, 0, 1.0
 
     def steps(self, count: int) -> float:
-        """Seconds that the scheduler took for so many."""
+        """Seconds that the scheduler took for `count` steps."""
         spent = 0.0
         for _ in range(count):
             arrivals = [self._sequence() for _ in range(self._waiting - self.scheduler.num_waiting)]
@@ -66,8 +66,8 @@ class Load:
 
 
 @contextmanager
-def nobody_notes() -> Iterator[None]:
-    """The journal hears nothing, and what is only made for it is not made."""
+def without_journal() -> Iterator[None]:
+    """The journal is not called, and what is only made for it is not made."""
     journal = mock.patch.multiple(Journal, **dict.fromkeys(HEARD, _nothing))
     with journal, mock.patch.multiple("jaxserve.sched.scheduler", explain=_nothing, record=_nothing):
         yield
@@ -83,7 +83,7 @@ def scheduler_us(with_journal: bool, seed: int, steps: int, waiting: int) -> tup
     if with_journal:
         load.steps(200)
         return 1e6 * load.steps(steps) / steps, sum(s.preemptions for s in load.scheduler.live())
-    with nobody_notes():
+    with without_journal():
         load.steps(200)
         return 1e6 * load.steps(steps) / steps, sum(s.preemptions for s in load.scheduler.live())
 

@@ -2,6 +2,7 @@
 
 import gc
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,19 +55,19 @@ class Run:
     occupancy: Occupancy
 
 
-class Stage:
+class Stage(ABC):
     """`real`: measured on this machine, and not on the virtual clock. `BASE`: what a policy's settings go over."""
 
     real: ClassVar[bool]
     BASE: ClassVar[Settings]
 
     @property
-    def name(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def name(self) -> str: ...
 
+    @abstractmethod
     def ready(self, settings: Settings, tenants: Tenants | None, arrivals: Sequence[Arrival]) -> ReadyEngine:
         """An engine of these settings; `arrivals` are those that it will serve."""
-        raise NotImplementedError
 
     def run(
         self,

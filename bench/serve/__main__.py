@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add_workload(parser, requests=100)
     group = parser.add_argument_group("load")
     group.add_argument(
-        "--rate", type=_positive, metavar="R", help="so many requests a second, in the pattern of the trace or arrivals"
+        "--rate", type=_positive, metavar="R", help="requests a second, in the pattern of the trace or arrivals"
     )
     group.add_argument("--ids", metavar="LOW-HIGH", help="prompts of token ids in this span, not text")
     group = parser.add_argument_group("wire")

@@ -20,7 +20,7 @@ def size_of(config: ModelConfig) -> ModelSize:
 
 
 def matmul_flops(config: ModelConfig, tokens: float, ends: float, *, fused_queries: bool = False) -> float:
-    """FLOPs of so many tokens, of which `ends` sample: those pass every layer and the head, the others all but the last
+    """FLOPs of these tokens, of which `ends` sample: those pass every layer and the head, the others all but the last
     layer, of which they owe the key and the value only.
 
     `fused_queries`: their queries in the last layer count too. No floor needs them; `models.layers.qkv` computes them

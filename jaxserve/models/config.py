@@ -3,7 +3,7 @@
 What another architecture needs besides is a frozen dataclass of its own file, in `ModelConfig.extra`.
 
 A `ModelConfig` is hashable, so it can be a static argument of a compiled program. It comes from a Hugging Face
-`config.json` (`checkpoints.config_from_hf`), or is written by hand by whoever holds the weights as a pytree.
+`config.json` (`checkpoints.config_from_hf`), or is written by hand where the weights are given as a pytree.
 """
 
 from collections.abc import Hashable

@@ -2,7 +2,7 @@
 
 `plan(now)` packs a step; `commit(result, now)` takes in what the oldest step in flight brought. In between the
 scheduler plans ahead on what it knows (see `core.sequence`), so that the device never waits for the host. A plan is
-plain data; the sequences behind it stay here, in `_in_flight`.
+plain data; the sequences behind it stay here, in `in_flight`.
 
 Three small objects decide, and can be replaced:
 
@@ -82,7 +82,8 @@ class Scheduler:
         self._packer = Packer(config, buckets, roster, ledger, blocks, preempter)
         self.expects_more = False
         """More requests may come, so that a policy may wait to fill a batch. False: all requests have been added."""
-        self._in_flight: deque[ScheduledStep] = deque()
+        self.in_flight: deque[ScheduledStep] = deque()
+        """Steps that are planned and not committed, the oldest first; for others to read."""
         self._events: list[Event] = []
         self._arrivals = 0
         self._step = 0
@@ -113,11 +114,6 @@ class Scheduler:
     @property
     def waiting(self) -> Collection[Sequence]:
         return self._roster.waiting.sequences
-
-    @property
-    def in_flight(self) -> tuple[ScheduledStep, ...]:
-        """Steps that are planned and not committed, the oldest first."""
-        return tuple(self._in_flight)
 
     @property
     def max_num_seqs(self) -> int:
@@ -176,7 +172,7 @@ class Scheduler:
 
     def forget_steps(self) -> None:
         """A step failed: those in flight will not be committed."""
-        self._in_flight.clear()
+        self.in_flight.clear()
         self.costs.lost()
         self.journal.lost()
 
@@ -205,7 +201,7 @@ class Scheduler:
         step = ScheduledStep(
             plan, (*draft.decoding, *draft.chunks), tuple(draft.admitted), tuple(draft.preempted), now
         )  # fmt: skip
-        self._in_flight.append(step)
+        self.in_flight.append(step)
         if plan.bucket.tokens:
             self.costs.planned(plan, now)
         self.journal.planned(record(step, self._blocks))
@@ -236,7 +232,7 @@ class Scheduler:
 
     def commit(self, result: StepResult, now: float) -> StepRecord:
         """Take in what the oldest step in flight brought. Tokens of sequences that have ended meanwhile are dropped."""
-        step = self._in_flight.popleft()
+        step = self.in_flight.popleft()
         self.journal.committed(now)
         if step.plan.bucket.tokens:
             self.costs.committed(now)

@@ -88,7 +88,7 @@ class Lowering:
         return jax.jit(load_slot, donate_argnums=0).lower(self.slots, self._shape((), jnp.int32), *row)
 
     def block_mover(self, name: str, blocks: int) -> jax.stages.Lowered:
-        """ "gather" or "scatter" of so many KV blocks: see `runtime.offload.block_movers`."""
+        """`name`: "gather" or "scatter", of this number of KV blocks: see `runtime.offload.block_movers`."""
         return lower_mover(self.state.cache, name, blocks, self._placement)
 
     def _shape(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
