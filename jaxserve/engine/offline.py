@@ -54,7 +54,7 @@ def run(engine: Engine, requests: Sequence[Request]) -> Iterator[SequenceOutput]
 
 def _has_room(engine: Engine, request: Request) -> bool:
     count = request.params.n
-    return engine.scheduler.bounds.have_room(count, count * len(request.prompt))
+    return engine.scheduler.bounds.have_room(request.tenant, count, count * len(request.prompt))
 
 
 def _own(engine: Engine, ids: Collection[str]) -> list[SequenceOutput]:

@@ -91,17 +91,8 @@ class _Stream:
         self.stops = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
         self.num_tokens = 0
         self.num_scored = 0
-        self.reported: SequenceMetrics | None = None
-
-    def has_news(self, sequence: Sequence) -> bool:
-        """Whether the metrics that were reported last no longer hold."""
-        known = self.reported
-        return (
-            known is None
-            or known.cached_tokens != sequence.num_cached
-            or known.preemptions != sequence.preemptions
-            or (known.first_token_s is None and sequence.first_token_s is not None)
-        )
+        self.reported_preemptions = self.reported_cached = -1
+        """Of the sequence's metrics when they were reported last; -1: they were not."""
 
     def push(self, token: int, heed_stops: bool) -> tuple[str, str | None]:
         """(new text, stop string found in it)"""
@@ -140,10 +131,14 @@ class OutputProcessor:
         `now`: when a sequence ends whose text holds a stop string.
         """
         outputs: dict[Sequence, SequenceOutput] = {}
+        streams = self._streams
         for event in events:
-            if isinstance(event, _WITHOUT_OUTPUT) or (stream := self._streams.get(event.sequence)) is None:
+            if isinstance(event, _WITHOUT_OUTPUT):
                 continue
             sequence = event.sequence
+            stream = streams.get(sequence)
+            if stream is None:
+                continue
             output = outputs.get(sequence)
             if output is None:
                 output = outputs[sequence] = SequenceOutput(sequence.request.id, sequence.index)
@@ -157,8 +152,13 @@ class OutputProcessor:
                     output.error = event.error
             if output.finish_reason is not None:
                 output.metrics = SequenceMetrics.of(sequence, finished_s=now)
-            elif stream.has_news(sequence):
-                output.metrics = stream.reported = SequenceMetrics.of(sequence)
+            elif (
+                stream.reported_cached != sequence.num_cached
+                or stream.reported_preemptions != sequence.preemptions
+                or stream.num_tokens == 1
+            ):
+                output.metrics = SequenceMetrics.of(sequence)
+                stream.reported_cached, stream.reported_preemptions = sequence.num_cached, sequence.preemptions
         return list(outputs.values())
 
     def stopped(self) -> list[Sequence]:

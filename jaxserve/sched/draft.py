@@ -40,7 +40,9 @@ class Draft:
     reasons: dict[Sequence, Reason] = field(default_factory=dict[Sequence, Reason])
     """Why a sequence has no row. Of the waiting ones only those whose turn it was."""
     skipped_tenants: set[str] = field(default_factory=set[str])
-    """Tenants that are at a limit of their own: the others go before them."""
+    """Tenants that wait for something that the others can do without: the others go before them."""
+    at_limit: set[str] = field(default_factory=set[str])
+    """Those of them that a limit of their own keeps out."""
 
     @property
     def short(self) -> bool:

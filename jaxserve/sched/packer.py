@@ -18,6 +18,7 @@ from jaxserve.sched.draft import Draft
 from jaxserve.sched.policies.policy import Mode
 from jaxserve.sched.preemption import Preempter
 from jaxserve.sched.roster import Roster
+from jaxserve.sched.shares import Shares
 from jaxserve.sched.tenant_ledger import TenantLedger
 
 
@@ -30,11 +31,13 @@ class Packer:
         buckets: BucketTable,
         roster: Roster,
         ledger: TenantLedger,
+        shares: Shares,
         blocks: BlockManager,
         preempter: Preempter,
     ) -> None:
         self._config, self._buckets = config, buckets
-        self._roster, self._ledger, self._blocks, self._preempter = roster, ledger, blocks, preempter
+        self._roster, self._ledger, self._shares = roster, ledger, shares
+        self._blocks, self._preempter = blocks, preempter
         self._prefilled_last = False
 
     def pack(self, draft: Draft) -> None:
@@ -121,9 +124,10 @@ class Packer:
         return False
 
     def _admit_next(self, head: Sequence, draft: Draft) -> bool:
-        """Admit the next waiting sequence and add its first chunk, or skip its tenant, which is at a limit of its own.
+        """Admit the next waiting sequence and add its first chunk, or skip its tenant.
 
-        False: blocks, a slot or tokens are missing, and no other sequence is admitted before it.
+        A tenant is skipped if it is at a limit of its own, or lacks blocks and would have more than its fair part with
+        them. False: blocks, a slot or tokens are missing, and no other sequence is admitted before it.
         """
         if not draft.guard.allows(head):
             draft.reasons[head] = Reason.BUDGET
@@ -131,14 +135,23 @@ class Packer:
         elif not self._ledger.may_join(head, self._roster.running):
             draft.reasons[head] = Reason.SHARE
             draft.skipped_tenants.add(head.tenant)
+            draft.at_limit.add(head.tenant)
         elif (reason := self._admit(head, draft)) is not None:
             draft.reasons[head] = reason
-            return False
+            if reason is not Reason.BLOCKS or not self._borrows(head):
+                return False
+            draft.skipped_tenants.add(head.tenant)
+            draft.at_limit.add(head.tenant)
         elif self._blocks.tiers.loading(head):
             draft.reasons[head] = Reason.TIER
         else:
             self._add_chunk(head, self._chunk(head, draft, alone=True), draft)
         return True
+
+    def _borrows(self, head: Sequence) -> bool:
+        """Whether its tenant would have more blocks than its fair part."""
+        shares, needed = self._shares, self._blocks.blocks_for(len(head.tokens) + 1)
+        return shares.fair and not shares.within(head.tenant, needed, self._roster.running)
 
     def _admit(self, head: Sequence, draft: Draft) -> Reason | None:
         """None: the sequence has a slot and blocks for its first chunk. Else why it has to wait."""

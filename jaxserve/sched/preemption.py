@@ -6,8 +6,9 @@
     for_decodes     before decode rows are made: blocks for the decodes that have filled theirs
     grow            while prompts are packed: blocks for the next chunk of a prompt
 
-This module says which sequences are candidates; a `VictimPolicy` picks one of them and says what becomes of its K/V. A
-preempted sequence gives up its blocks and waits again at its old place (`Roster.preempt`).
+This module says which sequences are candidates, by what is their tenants' own (`sched.shares`); a `VictimPolicy` picks
+one of them and says what becomes of its K/V. A preempted sequence gives up its blocks and waits again at its old place
+(`Roster.preempt`).
 """
 
 from jaxserve.cache.block_manager import BlockManager
@@ -17,6 +18,7 @@ from jaxserve.core.sequence import Sequence, Status
 from jaxserve.sched.draft import Draft
 from jaxserve.sched.journal import Journal
 from jaxserve.sched.roster import Roster
+from jaxserve.sched.shares import Shares
 from jaxserve.sched.tenant_ledger import TenantLedger
 from jaxserve.sched.victims import Claim, VictimPolicy, Wait
 
@@ -27,41 +29,52 @@ class Preempter:
         config: SchedulerConfig,
         roster: Roster,
         ledger: TenantLedger,
+        shares: Shares,
         blocks: BlockManager,
         victims: VictimPolicy,
         journal: Journal,
     ) -> None:
         self._preempts_for_admission = config.preempt_for_admission
-        self._roster, self._ledger, self._blocks = roster, ledger, blocks
+        self._roster, self._ledger, self._shares, self._blocks = roster, ledger, shares, blocks
         self._victims, self._journal = victims, journal
 
     # --- for a waiting sequence -------------------------------------------------------------------------------
 
     def for_admission(self, draft: Draft) -> None:
-        """Preempt running sequences that come after the first waiting one, until that one can be admitted."""
-        head = self._roster.waiting.first()
-        if head is None or not self._preempts_for_admission or not self._lacks_only_room(head, draft):
+        """Preempt running sequences for the first waiting one, until that one can be admitted.
+
+        The first of those whose tenants are not at a limit of their own.
+        """
+        if not self._preempts_for_admission or draft.limits.admit <= 0:
+            return
+        at_limit = set[str]()
+        while (head := self._roster.waiting.first(at_limit)) and not self._ledger.may_join(head, self._roster.running):
+            at_limit.add(head.tenant)
+        if head is None or head.num_pending or not self._blocks.tiers.ready(head):
             return
         chunk = min(draft.limits.chunk, draft.limits.tokens)
         while (missing := self._roster.shortage(head, chunk)) > 0 or not self._roster.has_slot:
-            candidates = tuple(s for s in self._roster.running if self._yields_to_waiting(s, head))
+            candidates = self._below_waiting(head)
             if not candidates or sum(len(s.blocks) for s in candidates) < missing:
                 return  # not even all of them together hold enough
             if self._preempt_one(head, candidates, missing, False, draft) is None:
                 return
             draft.claimant = head
 
-    def _lacks_only_room(self, head: Sequence, draft: Draft) -> bool:
-        """Whether blocks and a slot are all that keeps the sequence from being admitted in this step."""
-        allowed = draft.limits.admit > 0 and not head.num_pending
-        return allowed and self._ledger.may_join(head, self._roster.running) and self._blocks.tiers.ready(head)
+    def _below_waiting(self, head: Sequence) -> tuple[Sequence, ...]:
+        """Running sequences that may be preempted so that a waiting one can be admitted."""
+        roster, running = self._roster, self._roster.running
+        needed = self._blocks.blocks_for(len(head.tokens) + 1)
+        borrowed = self._shares.to_take_back(head, needed, not roster.has_slot, running)
+        candidates = [s for s in borrowed if self._preemptible(s) and (self._shares.fair or roster.precedes(head, s))]
+        for s in self._shares.of_lower_class(head, running):
+            if roster.preemptible(s) and roster.precedes(head, s) and s not in candidates:
+                candidates.append(s)
+        return tuple(candidates)
 
-    def _yields_to_waiting(self, sequence: Sequence, head: Sequence) -> bool:
-        return (
-            self._roster.preemptible(sequence)
-            and self._roster.precedes(head, sequence)
-            and self._ledger.may_preempt_to_join(head, sequence, self._roster.running)
-        )
+    def _preemptible(self, sequence: Sequence) -> bool:
+        """Whether what a sequence holds may be taken back. With fair shares, any number of times: see `Shares`."""
+        return self._roster.preempts if self._shares.fair else self._roster.preemptible(sequence)
 
     # --- for a running sequence -------------------------------------------------------------------------------
 
@@ -114,20 +127,18 @@ class Preempter:
         """Running sequences that may be preempted so that this one can grow.
 
         Only those of its tenant, if the tenant's cap is what limits it. Those of other tenants before its own, if its
-        tenant is below its guarantee.
+        tenant is within its part.
         """
-        ledger, running = self._ledger, self._roster.running
-        below_cap = ledger.within_cap(sequence, self._blocks.blocks_for(tokens), running)
+        running, loading = self._roster.running, self._blocks.tiers.loading
+        below_cap = self._ledger.within_cap(sequence, self._blocks.blocks_for(tokens), running)
         candidates = tuple(
             s
-            for s in running
-            if self._roster.preemptible(s)
-            and not self._blocks.tiers.loading(s)
-            and (below_cap or s.tenant == sequence.tenant)
-            and ledger.may_preempt_to_grow(sequence, s, running)
+            for s in self._shares.for_growth(sequence, running)
+            if not loading(s)
+            and (self._roster.preemptible(s) if s.tenant == sequence.tenant else below_cap and self._preemptible(s))
         )
         others = tuple(s for s in candidates if s.tenant != sequence.tenant)
-        return others if others and ledger.below_guarantee(sequence.tenant) else candidates
+        return others if others and self._shares.within(sequence.tenant, 1, running) else candidates
 
     # --- either -----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 A sequence has the same place in the order whether it waits or runs. The first difference decides:
 
-    1. its tenant is below its guarantee         `TenantLedger.below_guarantee`
+    1. its tenant is below its guarantee         `Shares.below_guarantee`
     2. the ordering's rank of its tenant         `Ordering.rank`
     3. the ordering's key of the sequence        `Ordering.key`
     4. its arrival number
@@ -16,7 +16,7 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.sched.orderings.ordering import Ordering
-from jaxserve.sched.tenant_ledger import TenantLedger
+from jaxserve.sched.shares import Shares
 from jaxserve.sched.waiting import WaitingQueue
 
 
@@ -28,12 +28,12 @@ class Roster:
     """
 
     def __init__(
-        self, ordering: Ordering, ledger: TenantLedger, blocks: BlockManager, slots: int, max_preemptions: int
+        self, ordering: Ordering, shares: Shares, blocks: BlockManager, slots: int, max_preemptions: int
     ) -> None:
-        self._ordering, self._ledger, self._blocks = ordering, ledger, blocks
+        self._ordering, self._shares, self._blocks = ordering, shares, blocks
         self._max_preemptions = max_preemptions
         self._slots = list(range(slots))
-        self.waiting = WaitingQueue(ordering, ledger.below_guarantee)
+        self.waiting = WaitingQueue(ordering, shares.below_guarantee)
         self.running: dict[Sequence, None] = {}
         """In the order in which they were admitted."""
 
@@ -46,7 +46,7 @@ class Roster:
 
     def _place(self, sequence: Sequence) -> tuple[bool, float, float, int]:
         ordering, tenant = self._ordering, sequence.tenant
-        above = not self._ledger.below_guarantee(tenant)
+        above = not self._shares.below_guarantee(tenant)
         return above, ordering.rank(tenant), ordering.key(sequence), sequence.arrival
 
     def in_prefill(self) -> list[Sequence]:
@@ -58,6 +58,11 @@ class Roster:
 
     def preemptible(self, sequence: Sequence) -> bool:
         return sequence.preemptions < self._max_preemptions
+
+    @property
+    def preempts(self) -> bool:
+        """Whether any sequence may ever be preempted."""
+        return self._max_preemptions > 0
 
     def shortage(self, sequence: Sequence, chunk: int) -> int:
         """Blocks that are missing for `admit`; 0 or less: there are enough."""

@@ -22,7 +22,8 @@ To follow `plan`, read these in turn:
 The other parts:
 
     QueueBounds     how much may wait                                        sched/queue_bounds.py
-    TenantLedger    what each tenant holds and may hold                      sched/tenant_ledger.py
+    TenantLedger    what each tenant may queue, and hold at most             sched/tenant_ledger.py
+    Shares          what is its own, and taken back by preemption            sched/shares.py
     TtftForecasts   when a first token is expected                           sched/ttft_forecasts.py
     Journal         why each step was as it was                              sched/journal.py
 """
@@ -49,6 +50,7 @@ from jaxserve.sched.policies.policy import Load
 from jaxserve.sched.preemption import Preempter
 from jaxserve.sched.queue_bounds import QueueBounds
 from jaxserve.sched.roster import Roster
+from jaxserve.sched.shares import Shares
 from jaxserve.sched.tenant_ledger import TenantLedger
 from jaxserve.sched.ttft_forecasts import TtftForecasts
 from jaxserve.sched.victims import VictimPolicy, YoungestFirst
@@ -74,12 +76,14 @@ class Scheduler:
         self._ledger = ledger = TenantLedger(tenants or Tenants(), config, blocks)
         self._ordering = make_ordering(OrderingContext(config, buckets, self.costs, ledger.tenants))
         max_preemptions = 0 if buckets.aligned_chunk else config.max_preemptions
-        self._roster = roster = Roster(self._ordering, ledger, blocks, config.max_num_seqs, max_preemptions)
+        fair, capacity, slots = config.ordering == "fair", blocks.pool.capacity, config.max_num_seqs
+        self._shares = shares = Shares(ledger.tenants, fair=fair, blocks=capacity, slots=slots)
+        self._roster = roster = Roster(self._ordering, shares, blocks, slots, max_preemptions)
         self.bounds = QueueBounds(config, roster.waiting, ledger.tenants)
         forecast = Forecast(config, buckets, self.costs, self._policy)
         self._forecasts = TtftForecasts(config, roster, ledger, blocks, self.costs, forecast)
-        preempter = Preempter(config, roster, ledger, blocks, victims or YoungestFirst(blocks), self.journal)
-        self._packer = Packer(config, buckets, roster, ledger, blocks, preempter)
+        preempter = Preempter(config, roster, ledger, shares, blocks, victims or YoungestFirst(blocks), self.journal)
+        self._packer = Packer(config, buckets, roster, ledger, shares, blocks, preempter)
         self.expects_more = False
         """More requests may come, so that a policy may wait to fill a batch. False: all requests have been added."""
         self.in_flight: deque[ScheduledStep] = deque()
@@ -153,9 +157,6 @@ class Scheduler:
         self._ledger.check(sequences, self._roster.waiting.count(tenant), now)
         self._forecasts.forecast(sequences[0], now)
         self._arrivals += len(sequences)
-        active = self._ledger.active()
-        if tenant not in active:
-            self._ordering.reactivated(tenant, active)
         self._ledger.joined(tenant, len(sequences))
         for sequence in sequences:
             self._roster.waiting.push(sequence)
@@ -190,9 +191,11 @@ class Scheduler:
         """
         load = self._load(now)
         self._ordering.refresh(load)
-        self._ledger.refresh(self._roster.running)
+        self._shares.refresh(self._roster.running, self._ledger.active)
         draft = Draft(now, self._policy.limits(load))
         self._packer.pack(draft)
+        if draft.at_limit:
+            self._ordering.held_back(draft.at_limit, self._roster.waiting.tenants)
         explain(draft, self._roster, self._config.max_num_seqs, self.journal)
         self._events += [self._preempted_event(sequence) for sequence in draft.preempted]
         plan = self._plan_of(draft)

@@ -1,8 +1,7 @@
-"""What each tenant holds of the KV blocks, and what follows: what may be queued, admitted, grown and preempted.
+"""What each tenant may queue, and what it may hold of the KV blocks at most. What is its own: `sched.shares`.
 
 A running sequence is booked with the blocks that it is likely to need: its prompt and the 0.9 quantile of its tenant's
-outputs, or what it holds if that is more. A tenant's bookings never exceed its `kv_max`. `kv_guaranteed` is lent to
-other tenants while it is idle; when its owner comes back, tenants above their own guarantee are preempted.
+outputs, or what it holds if that is more. A tenant's bookings never exceed its `kv_max`.
 """
 
 from collections import Counter
@@ -30,8 +29,6 @@ class TenantLedger:
         self._live: Counter[str] = Counter()
         self._rates = {t.name: _Rate(t.requests_per_s) for t in tenants if t.requests_per_s}
         self._capped = {t.name: int(t.kv_max * self._capacity) for t in tenants if t.kv_max < 1.0}
-        self._below: set[str] = set()
-        self._guaranteed = {t.name: int(t.kv_guaranteed * self._capacity) for t in tenants if t.kv_guaranteed}
 
     # --- coming and going -------------------------------------------------------------------------------------
 
@@ -83,9 +80,10 @@ class TenantLedger:
         if sequence.num_outputs:
             self.outputs.note(sequence.tenant, sequence.num_outputs)
 
-    def active(self) -> list[str]:
+    @property
+    def active(self) -> frozenset[str]:
         """Tenants with waiting or running sequences."""
-        return [name for name, count in self._live.items() if count]
+        return frozenset([name for name, count in self._live.items() if count])
 
     # --- shares -----------------------------------------------------------------------------------------------
 
@@ -115,56 +113,6 @@ class TenantLedger:
         """Whether its tenant stays within its cap if the waiting sequence is admitted, and book its blocks."""
         self.book(sequence)
         return self.within_cap(sequence, 0, running)
-
-    def may_preempt_to_join(self, claimant: Sequence, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether a running sequence may be preempted so that a waiting one can be admitted.
-
-        It may if its class is lower. Across tenants it also may if the claimant's tenant stays within its guarantee
-        with the claimant; but a tenant within its own guarantee is never preempted for another one.
-        """
-        if claimant.tenant == sequence.tenant:
-            return sequence.priority > claimant.priority
-        if self._within_guarantee(sequence.tenant, 0, running):
-            return False
-        if sequence.priority > claimant.priority:
-            return True
-        needed = self._blocks.blocks_for(len(claimant.tokens) + 1)
-        return self._within_guarantee(claimant.tenant, needed, running)
-
-    def may_preempt_to_grow(self, claimant: Sequence, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether a running sequence may be preempted so that another one can grow, or (the same) may preempt itself.
-
-        A sequence is not preempted for one of a lower class, and a tenant within its guarantee not for another tenant.
-        A claimant whose tenant is within its guarantee may preempt any tenant that is above its own, of any class.
-        """
-        if self._within_guarantee(claimant.tenant, 1, running):
-            if claimant.tenant != sequence.tenant:
-                return not self._within_guarantee(sequence.tenant, 0, running)
-            return claimant is sequence or sequence.priority >= claimant.priority
-        if claimant is sequence:
-            return True
-        if sequence.priority < claimant.priority:
-            return False
-        return claimant.tenant == sequence.tenant or not self._within_guarantee(sequence.tenant, 0, running)
-
-    def refresh(self, running: Iterable[Sequence]) -> None:
-        """Before a step is packed: find the tenants that hold less than their guarantee."""
-        if self._guaranteed:
-            held = Counter[str]()
-            for sequence in running:
-                held[sequence.tenant] += len(sequence.blocks)
-            self._below = {name for name, guaranteed in self._guaranteed.items() if held[name] < guaranteed}
-
-    def below_guarantee(self, tenant: str) -> bool:
-        """Whether the tenant held less than its guarantee at the last `refresh`: it then goes before all others."""
-        return tenant in self._below
-
-    def _within_guarantee(self, tenant: str, more: int, running: Iterable[Sequence]) -> bool:
-        """Whether the tenant, with `more` blocks more, holds no more than it was guaranteed."""
-        guaranteed = self._guaranteed.get(tenant)
-        if guaranteed is None:
-            return False
-        return sum(len(s.blocks) for s in running if s.tenant == tenant) + more <= guaranteed
 
 
 class _Rate:

@@ -147,11 +147,17 @@ class CheapestFirst(VictimPolicy):
         return total
 
     def _wait_s(self, claim: Claim) -> float | None:
-        """Price of the wait until a sequence that is about to end frees enough; None: there is no such sequence."""
+        """Price of the wait until a sequence that is about to end frees enough; None: there is no such sequence.
+
+        One that lacks blocks for its own last tokens is not waited for: two of them would wait for each other.
+        """
         ending = [
             remaining(s)
             for s in claim.running
-            if s is not claim.claimant and remaining(s) <= ENDING_TOKENS and self._freed(s) >= claim.missing_blocks
+            if s is not claim.claimant
+            and remaining(s) <= ENDING_TOKENS
+            and len(s.blocks) >= self._blocks.blocks_for(s.max_len - 1)
+            and self._freed(s) >= claim.missing_blocks
         ]
         return min(ending) * self._costs.last_s / max(len(claim.running), 1) if ending else None
 

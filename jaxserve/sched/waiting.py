@@ -1,5 +1,7 @@
 """The waiting sequences, sorted: a heap for each tenant, in the ordering's order.
 
+The ordering is asked when the first sequence of a tenant comes to wait, since it may count what each tenant is served.
+
 A sequence that leaves from the middle (an abort) stays in its heap as a dead entry until that is at the top.
 """
 
@@ -28,6 +30,7 @@ class WaitingQueue:
         self._entries: dict[Sequence, _Entry] = {}
         self._serial = 0
         self._counts: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
         self.tokens = 0
         """Known tokens of all sequences when they began to wait: prompts, and outputs from before a preemption."""
 
@@ -47,21 +50,35 @@ class WaitingQueue:
     def push(self, sequence: Sequence) -> None:
         self._serial += 1
         known = self._entries.get(sequence)
-        tokens = len(sequence.tokens) if known is None else known[4]
+        tokens, tenant = len(sequence.tokens) if known is None else known[4], sequence.tenant
         if known is None:
-            self._counts[sequence.tenant] += 1
+            if not self._counts[tenant]:
+                self._ordering.reactivated(tenant, self.tenants)
+            self._counts[tenant] += 1
+            self._tokens[tenant] += tokens
             self.tokens += tokens
         entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence, tokens)
         self._entries[sequence] = entry
         heapq.heappush(self._heaps.setdefault(sequence.tenant, []), entry)
 
     def remove(self, sequence: Sequence) -> None:
-        self.tokens -= self._entries.pop(sequence)[4]
+        tokens = self._entries.pop(sequence)[4]
+        self.tokens -= tokens
+        self._tokens[sequence.tenant] -= tokens
         self._counts[sequence.tenant] -= 1
 
     def count(self, tenant: str) -> int:
         """How many sequences of a tenant wait."""
         return self._counts[tenant]
+
+    def tokens_of(self, tenant: str) -> int:
+        """What a tenant's sequences count in `tokens`."""
+        return self._tokens[tenant]
+
+    @property
+    def tenants(self) -> list[str]:
+        """Those of which a sequence waits."""
+        return [tenant for tenant, count in self._counts.items() if count]
 
     def first(self, skipped: Collection[str] = ()) -> Sequence | None:
         """The next sequence of all tenants but the `skipped` ones; None if there is none."""

@@ -1,4 +1,4 @@
-"""Which running sequences may be preempted for which claimant, case by case, and what a preemption leaves behind."""
+"""What a preemption is made for, and what it leaves behind."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from jaxserve.cache.block_manager import BlockManager
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
-from jaxserve.core.sections import CacheConfig, SchedulerConfig
+from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import FinishReason, Request, Sequence, Status
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.sched.orderings.fcfs import FirstCome
 from jaxserve.sched.roster import Roster
-from jaxserve.sched.tenant_ledger import TenantLedger
+from jaxserve.sched.shares import Shares
 from tests.engine.conftest import build_engine, drive, request
 
 SIZE = 8
@@ -26,65 +26,10 @@ def sequence(tenant: str = "z", priority: int = 0, blocks: int = 0, tokens: int 
     return made
 
 
-def parts(host: int = 0, slots: int = 4, max_preemptions: int = 2) -> tuple[Roster, TenantLedger, BlockManager]:
+def parts(host: int = 0, slots: int = 4, max_preemptions: int = 2) -> tuple[Roster, BlockManager]:
     blocks = BlockManager(CacheConfig(block_size=SIZE, watermark=0.0), 41, tiers=TierLedger(host))
-    ledger = TenantLedger(TENANTS, SchedulerConfig(), blocks)
-    return Roster(FirstCome(None), ledger, blocks, slots, max_preemptions), ledger, blocks  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("claimant", "victim", "allowed"),
-    [
-        (("z", 0), ("z", 1, 9), True),
-        (("z", 1), ("z", 1, 9), False),
-        (("z", 0), ("y", 1, 11), True),
-        (("z", 0), ("y", 1, 10), False),  # y is within its guarantee, whatever the classes are
-        (("x", 0), ("y", 1, 10), False),
-        (("z", 1), ("y", 1, 11), False),  # y borrows, but z owns nothing and its class is no higher
-        (("x", 1), ("y", 1, 11), True),
-        (("x", 1), ("z", 0, 1), True),  # x is within its guarantee: even from a higher class
-        (("x", 0), ("x", 1, 9), True),
-        (("x", 1), ("x", 1, 9), False),
-    ],
-)
-def test_for_a_waiting_sequence(claimant: tuple[str, int], victim: tuple[str, int, int], allowed: bool) -> None:
-    _, ledger, _ = parts()
-    running = sequence(*victim)
-    assert ledger.may_preempt_to_join(sequence(*claimant), running, [running]) is allowed
-
-
-@pytest.mark.parametrize(
-    ("held", "tokens", "allowed"), [(17, 20, True), (18, 20, False), (17, 23, True), (17, 24, False)]
-)
-def test_a_claimant_and_what_its_tenant_holds_must_fit_into_the_guarantee(
-    held: int, tokens: int, allowed: bool
-) -> None:
-    _, ledger, _ = parts()
-    running, victim = sequence("x", blocks=held), sequence("z", blocks=5)
-    assert ledger.may_preempt_to_join(sequence("x", tokens=tokens), victim, [running, victim]) is allowed
-
-
-@pytest.mark.parametrize(
-    ("claimant", "victim", "allowed"),
-    [
-        (("z", 0, 5), ("z", 0, 5), True),
-        (("z", 0, 5), ("z", 1, 5), True),
-        (("z", 1, 5), ("z", 0, 5), False),
-        (("z", 0, 5), ("y", 0, 11), True),
-        (("z", 0, 5), ("y", 0, 10), False),
-        (("z", 1, 5), ("y", 0, 11), False),
-        (("x", 1, 19), ("z", 0, 5), True),  # with one block more x is still within its guarantee
-        (("x", 1, 20), ("z", 0, 5), False),
-        (("x", 0, 19), ("y", 0, 10), False),
-        (("x", 1, 5), ("x", 0, 5), False),
-        (("x", 0, 5), ("x", 0, 5), True),
-    ],
-)
-def test_for_a_running_sequence(claimant: tuple[str, int, int], victim: tuple[str, int, int], allowed: bool) -> None:
-    _, ledger, _ = parts()
-    grows, other = sequence(*claimant), sequence(*victim)
-    assert ledger.may_preempt_to_grow(grows, other, [grows, other]) is allowed
-    assert ledger.may_preempt_to_grow(grows, grows, [grows, other]), "itself, always"
+    shares = Shares(TENANTS, fair=False, blocks=40, slots=slots)
+    return Roster(FirstCome(None), shares, blocks, slots, max_preemptions), blocks  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("prompt", "preemptions"), [(24, 1), (56, 0)], ids=["enough together", "too few"])
@@ -114,7 +59,7 @@ def running(roster: Roster, blocks: BlockManager, tenant: str = "z") -> Sequence
 
 @pytest.mark.parametrize("tier", [None, Tier.HOST])
 def test_a_preempted_sequence_keeps_nothing_and_comes_back(tier: Tier | None) -> None:
-    roster, _, blocks = parts(host=10)
+    roster, blocks = parts(host=10)
     first, second = running(roster, blocks), running(roster, blocks, "x")
     assert (first.slot, second.slot) == (0, 1) and first.first_scheduled_s == 1.5
     first.decoding = True
@@ -131,7 +76,7 @@ def test_a_preempted_sequence_keeps_nothing_and_comes_back(tier: Tier | None) ->
 
 
 def test_after_the_last_preemption_it_is_admitted_with_all_its_blocks() -> None:
-    roster, _, blocks = parts(max_preemptions=1)
+    roster, blocks = parts(max_preemptions=1)
     found = running(roster, blocks)
     assert roster.preemptible(found) and len(found.blocks) == 3
     roster.preempt(found, None)
@@ -140,7 +85,7 @@ def test_after_the_last_preemption_it_is_admitted_with_all_its_blocks() -> None:
 
 
 def test_blocks_that_hold_nothing_are_not_parked() -> None:
-    roster, _, blocks = parts(host=10)
+    roster, blocks = parts(host=10)
     made = sequence()
     roster.waiting.push(made)
     assert roster.admit(made, 20, 0.0) and len(made.blocks) == 3
@@ -151,7 +96,7 @@ def test_blocks_that_hold_nothing_are_not_parked() -> None:
 
 @pytest.mark.parametrize("parked", [False, True])
 def test_a_finished_sequence_holds_nothing(parked: bool) -> None:
-    roster, _, blocks = parts(host=10)
+    roster, blocks = parts(host=10)
     found = running(roster, blocks)
     if parked:
         roster.preempt(found, Tier.HOST)

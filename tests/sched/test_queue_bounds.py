@@ -48,13 +48,34 @@ def test_check_refuses_exactly_what_has_no_room(
     except (QueueFull, InvalidParameter) as error:
         refused = True
         assert isinstance(error, InvalidParameter) == (count > most), "to come back would help, or would not"
-    assert refused is not bounds.have_room(count, count * tokens)
+    assert refused is not bounds.have_room("default", count, count * tokens)
 
 
 def test_a_prompt_over_the_bound_of_tokens_may_wait_alone() -> None:
     bounds_with([], 4, 50).check(sequences(1, 60))
     with pytest.raises(QueueFull, match=r"5 tokens wait and the bound is 50 \(max_waiting_tokens\)"):
         bounds_with([5], 4, 50).check(sequences(1, 60))
+
+
+@pytest.mark.parametrize(("own", "fits"), [(0, True), (1, True), (2, False)])
+def test_a_tenants_part_of_a_queue_that_others_have_filled_is_its_own(own: int, fits: bool) -> None:
+    """Of eight places b's weight makes two its own; of 400 tokens 100."""
+    tenants = Tenants([Tenant(name="a", weight=2.0), Tenant(name="b")])
+    queue = WaitingQueue(AsTheyCome())
+    bounds = QueueBounds(SchedulerConfig(max_waiting=8, max_waiting_tokens=400), queue, tenants)
+    for tenant in ["a"] * 8 + ["b"] * own:
+        made = sequences(1, 50, tenant)[0]
+        made.tenant = tenant
+        queue.push(made)
+    assert bounds.have_room("b", 1, 50) is fits
+    assert not bounds.have_room("a", 1, 1)
+    if fits:
+        bounds.check(sequences(1, 50, "b"))
+        with pytest.raises(QueueFull, match="max_waiting_tokens"):
+            bounds.check(sequences(1, 101, "b"))
+    else:
+        with pytest.raises(QueueFull, match=r"\(max_waiting\)"):
+            bounds.check(sequences(1, 1, "b"))
 
 
 def test_the_smaller_of_a_tenants_bound_and_all_others_names_itself() -> None:

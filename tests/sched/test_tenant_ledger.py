@@ -140,7 +140,7 @@ def test_a_refusal_changes_nothing() -> None:
         engine.add(request("b", [1] * 5, tenant="t"))
     while engine.has_work:
         engine.step()
-    assert engine.scheduler.num_waiting == 0 and engine.scheduler._ledger.active() == []
+    assert engine.scheduler.num_waiting == 0 and engine.scheduler._ledger.active == frozenset()
 
 
 def test_output_lengths_are_the_tenants_own() -> None:

@@ -97,7 +97,7 @@ def test_the_cheapest_return_for_a_freed_block() -> None:
 def test_who_is_about_to_end_is_spared_or_waited_for() -> None:
     case = Case()
     case.run(80, left=3)
-    ending = case.run(8, left=2)
+    ending = case.run(9, left=2)
     stays = case.run(160, left=50)
     claim = case.choose(stays)
     assert claim.sequence is stays and claim.prices[WAIT] == pytest.approx(2 * 0.01 / 3)
@@ -107,6 +107,17 @@ def test_who_is_about_to_end_is_spared_or_waited_for() -> None:
     assert case.choose(stays, must=False, missing=40).sequence is stays, "nobody who ends frees so much"
     case.running.remove(stays)
     assert case.choose(ending).sequence in (ending, case.running[0]), "all are about to end, and somebody must"
+
+
+def test_a_sequence_that_lacks_blocks_for_its_last_tokens_is_not_waited_for() -> None:
+    case = Case()
+    full, ending = case.run(8, left=2), case.run(7, left=2)
+    stays = case.run(160, left=50)
+    case.running.remove(ending)
+    assert WAIT not in case.choose(stays, must=False).prices, "a second block is needed for token 9"
+    case.running[:] = [ending, stays]
+    assert WAIT in case.choose(stays, must=False).prices, "its eight tokens fit into its block; the ninth is not stored"
+    assert full.blocks and ending.blocks
 
 
 def test_until_the_model_has_learnt_the_youngest_goes_where_there_is_room() -> None:

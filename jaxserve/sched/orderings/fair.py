@@ -1,10 +1,13 @@
 """Weighted fair over tenants: the one served least, relative to its weight, is next (VTC, Sheng et al. 2024).
 
 Every tenant has a counter. A prompt token adds `fair_input_weight`, an output token `fair_output_weight`, divided by
-the tenant's weight; the smallest counter goes first, and within a tenant first come, first served. A tenant that comes
-back is lifted to the smallest counter among the active ones: being idle earns no credit. For two tenants that always
-have requests waiting the difference of their counters stays below 2 max(input weight x longest prompt, output weight
-x tokens in the KV pool), however long they run.
+the tenant's weight; the smallest counter goes first, and within a tenant first come, first served. For two tenants that
+always have requests waiting the difference of their counters stays below 2 max(input weight x longest prompt, output
+weight x tokens in the KV pool), however long they run.
+
+Neither credit nor debt is banked. A tenant of which nothing waits lacks nothing: when something of it waits again, its
+counter is lifted to the smallest one among the tenants that wait. If no other tenant waits, what was served took
+nothing from any of them, and all counters are made equal. A tenant that a limit of its own keeps out is lifted as well.
 
 `fairness = "time"` counts predicted seconds of the device instead: each tenant's rows as they would cost alone, scaled
 to what the step costs. Tokens computed again after a preemption count once in tokens, and again in time.
@@ -33,9 +36,19 @@ class WeightedFair(Ordering):
     def rank(self, tenant: str) -> float:
         return self.counters.get(tenant, 0.0)
 
-    def reactivated(self, tenant: str, active: Collection[str]) -> None:
-        others = [self.rank(other) for other in active] or list(self.counters.values())
-        self.counters[tenant] = max(self.rank(tenant), min(others, default=0.0))
+    def reactivated(self, tenant: str, waiting: Collection[str]) -> None:
+        if waiting:
+            self._lift(tenant, waiting)
+        else:
+            self.counters = dict.fromkeys([*self.counters, tenant], max(self.counters.values(), default=0.0))
+
+    def held_back(self, tenants: Collection[str], waiting: Collection[str]) -> None:
+        if others := [tenant for tenant in waiting if tenant not in tenants]:
+            for tenant in tenants:
+                self._lift(tenant, others)
+
+    def _lift(self, tenant: str, others: Collection[str]) -> None:
+        self.counters[tenant] = max(self.rank(tenant), min(map(self.rank, others)))
 
     def planned(self, step: ScheduledStep) -> None:
         for tenant, served in (self._seconds(step) if self._by_time else self._tokens(step)).items():

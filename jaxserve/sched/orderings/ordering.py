@@ -43,8 +43,12 @@ class Ordering(Protocol):
         """Called before a step is packed, for an order that depends on the load."""
         return None
 
-    def reactivated(self, tenant: str, active: Collection[str]) -> None:
-        """A tenant without a waiting or running request has one again; `active`: the other tenants that have."""
+    def reactivated(self, tenant: str, waiting: Collection[str]) -> None:
+        """A tenant of which nothing waited has a waiting sequence again. `waiting`: the other tenants that have."""
+        return None
+
+    def held_back(self, tenants: Collection[str], waiting: Collection[str]) -> None:
+        """Limits of their own kept these tenants out of a step. `waiting`: all tenants with a waiting sequence."""
         return None
 
     def planned(self, step: ScheduledStep) -> None:
