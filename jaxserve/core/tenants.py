@@ -29,7 +29,7 @@ class Tenant:
     keys: tuple[str, ...] = ()
     """API keys that mean this tenant."""
     weight: float = 1.0
-    """Share of service under the ordering `fair`, against the others' weights."""
+    """Against the others': with the ordering `fair` its part of the service, slots and blocks; always of the queue."""
     priority: int = 0
     """Class of its requests: smaller goes first."""
     ttft_slo_s: float | None = None

@@ -48,7 +48,9 @@ class Shares:
 
     def _split(self, total: int, guaranteed: Mapping[str, int]) -> dict[str, int]:
         """Each active tenant's part of `total`: its guarantee if that is more than its weight gives of the rest."""
-        parts, left, open_ = dict[str, int](), total, sorted(self._active)
+        parts = dict[str, int]()
+        open_: list[str] = sorted(self._active)
+        left = total
         while open_:
             weights = sum(self._tenants[t].weight for t in open_)
             by_weight = {t: left * self._tenants[t].weight / weights for t in open_}

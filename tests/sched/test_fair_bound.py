@@ -141,11 +141,11 @@ def test_a_backlogged_tenant_gets_its_share_in_every_window(seed: int, weights: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("seed", range(20, 32))
+@pytest.mark.parametrize("seed", range(20, 26))
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_blocks": 101}, {"overlap": True, "policy": "adaptive"}, {"fairness": "time"}],
-    ids=["plain", "few blocks", "overlapped and adaptive", "by time"],
+    [{}, {"num_blocks": 101}, {"overlap": True, "policy": "adaptive"}],
+    ids=["plain", "few blocks", "overlapped and adaptive"],
 )
 def test_the_share_holds_in_any_configuration(
     seed: int, weights: tuple[float, float], changes: dict[str, object]
