@@ -14,6 +14,7 @@ import fcntl
 import json
 import sqlite3
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from jaxserve.batches.database import Database
 from jaxserve.batches.errors import InUse, NoSuchBatch, NoSuchFile
 from jaxserve.batches.records import ENDED, TIMES, Batch, StoredFile
 from jaxserve.core.errors import ConfigError, QueueFull
+from jaxserve.core.places import Places
 
 _ENDED = ", ".join(f"'{status}'" for status in sorted(ENDED))
 """As SQL lists them."""
@@ -34,14 +36,15 @@ class Store:
 
     Args:
       max_bytes: of contents and database together; past it StoreFull.
+      tenants: for whose uploads a part of these bytes is kept (`core.places`).
 
     Raises:
       ConfigError: the folder cannot be used, or another process uses it.
     """
 
-    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+    def __init__(self, folder: str | Path, max_bytes: int, tenants: Iterable[str] = ()) -> None:
         self._folder = Path(folder).expanduser()
-        self._max_bytes = max_bytes
+        self._places = Places(max_bytes, dict.fromkeys(tenants, 1.0))
         try:
             self._contents = Contents(self._folder / "files")
             self._lock = open(self._folder / "lock", "w")  # noqa: SIM115
@@ -70,7 +73,7 @@ class Store:
     def add_file(self, source: BinaryIO, tenant: str, filename: str, purpose: str, now: float) -> StoredFile:
         """Keep a copy of what `source` holds. Raises StoreFull."""
         file_id = f"file-{uuid.uuid4().hex}"
-        size = self._contents.write(file_id, iter(lambda: source.read(1 << 20), b""), self._bytes_left())
+        size = self._contents.write(file_id, iter(lambda: source.read(1 << 20), b""), self._bytes_left(tenant))
         stored = StoredFile(file_id, tenant, filename, purpose, size, int(now))
         try:
             with self._db.transaction() as db:
@@ -222,10 +225,15 @@ class Store:
             yield "".join(row["content"] + "\n" for row in rows).encode()
             line = rows[-1]["line"]
 
-    def _bytes_left(self) -> int:
-        row = self._db.one("select coalesce(sum(bytes), 0) as contents from files")
-        assert row is not None
-        return self._max_bytes - row["contents"] - self._db.num_bytes
+    def _bytes_left(self, tenant: str | None = None) -> int:
+        """For an upload of a tenant; None: for what batches write, which may have what is kept for others."""
+        held = Counter({row["tenant"]: row["bytes"] for row in self._db.all(
+            "select tenant, sum(bytes) as bytes from files group by tenant"
+        )})  # fmt: skip
+        total = held.total() + self._db.num_bytes
+        if tenant is None:
+            return self._places.most - total
+        return min(self._places.left(tenant, held.__getitem__, total), self._places.most - total)
 
 
 def _insert_file(db: sqlite3.Connection, stored: StoredFile) -> None:

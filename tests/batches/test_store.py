@@ -136,6 +136,15 @@ def test_a_bound_on_bytes(tmp_path: Path) -> None:
         store.add_results([(batch_id, 0, True, "small")])
 
 
+def test_uploads_of_one_tenant_leave_the_others_their_bytes(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "s", 400_000, ["a", "b"])) as store:
+        for _ in range(2):
+            store.add_file(io.BytesIO(b"x" * 100_000), "a", "in", "batch", 1.0)
+        with pytest.raises(StoreFull):
+            store.add_file(io.BytesIO(b"x" * 100_000), "a", "in", "batch", 1.0)
+        store.add_file(io.BytesIO(b"x" * 100_000), "b", "in", "batch", 1.0)
+
+
 def test_a_disk_that_is_really_full(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Everything of it is in `on_a_full_disk.py`, which mounts one."""
     status = run_inside("tests.batches.on_a_full_disk", [str(tmp_path)])
