@@ -2,8 +2,10 @@
 
 One task, in turns. A turn commits the lines that have ended; takes every batch as far as it goes without running lines,
 where there is news or it has not looked for a while (a new one is checked, one that is cancelled or out of time ends);
-starts lines while there is room, those of the batch that must end first before others'; and waits. A line is run again
-only if its result was not committed.
+starts lines while there is room; and waits. A line is run again only if its result was not committed.
+
+The next line is of the tenant whose lines have the fewest sequences running, relative to its share, and of its batches
+of the one that must end first. A tenant never has more than its share of the room.
 """
 
 import asyncio
@@ -11,6 +13,7 @@ import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +46,9 @@ _Task = asyncio.Task[LineResult]
 
 
 class BatchRunner:
-    """`room()`: how many sequences lines may have now, of those that run included. `now`: seconds since the epoch.
-    `changed` is told of every batch that gets another status, `report` of what is wrong."""
+    """`room()`: how many sequences lines may have now, of those that run included; `share(tenant)`: the most that lines
+    of one tenant may have. `now`: seconds since the epoch. `changed` is told of every batch that gets another status,
+    `report` of what is wrong."""
 
     def __init__(
         self,
@@ -53,11 +57,12 @@ class BatchRunner:
         room: Callable[[], int],
         *,
         max_lines: int,
+        share: Callable[[str], float] = lambda tenant: math.inf,
         now: Callable[[], float] = time.time,
         changed: Callable[[Batch], None] = lambda batch: None,
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self._store, self._run_line, self._room = store, run_line, room
+        self._store, self._run_line, self._room, self._share = store, run_line, room, share
         self._max_lines, self._now, self._changed, self._report = max_lines, now, changed, report
         self._news = asyncio.Event()
         self._batches: list[Batch] = []
@@ -124,15 +129,42 @@ class BatchRunner:
     # --- lines ------------------------------------------------------------------------------------------------
 
     async def _start_lines(self) -> None:
-        for batch in self._batches:
+        while (turn := await self._next_line()) is not None:
+            progress, line = turn
+            room = self._room()
+            if self.num_running + line.sequences > room and (self._running or room < 1):
+                return  # a line that is larger than all the room there is runs alone
+            progress.take()
+            work = asyncio.ensure_future(self._run_line(progress.batch, line))
+            self._running[work] = progress, line
+
+    async def _next_line(self) -> tuple[Progress, Line] | None:
+        """Of the tenant that has the least of its share, the batch that must end first. None: nobody may start one."""
+        held = self._held()
+        passed: set[str] = set()
+        best: tuple[Progress, Line] | None = None
+        least = math.inf
+        for batch in self._batches:  # those that must end first come first
+            if batch.tenant in passed:
+                continue
             progress = await self._progress_of(batch)
-            while (line := await progress.peek()) is not None:
-                room = self._room()
-                if self.num_running + line.sequences > room and (self._running or room < 1):
-                    return  # a line that is larger than all the room there is runs alone
-                progress.take()
-                work = asyncio.ensure_future(self._run_line(batch, line))
-                self._running[work] = progress, line
+            if (line := await progress.peek()) is None:
+                continue
+            passed.add(batch.tenant)
+            share, mine = self._share(batch.tenant), held[batch.tenant]
+            if mine and mine + line.sequences > share:
+                continue  # a line that is larger than its tenant's share runs as that tenant's only one
+            used = mine if share == math.inf else mine / share
+            if used < least:
+                best, least = (progress, line), used
+        return best
+
+    def _held(self) -> Counter[str]:
+        """Sequences of the lines that run, by the tenant of their batch."""
+        held: Counter[str] = Counter()
+        for progress, line in self._running.values():
+            held[progress.batch.tenant] += line.sequences
+        return held
 
     async def _progress_of(self, batch: Batch) -> Progress:
         if batch.id not in self._progress:

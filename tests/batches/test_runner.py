@@ -48,11 +48,12 @@ class Scenario:
         self.changes: list[tuple[str, str]] = []
         self.began: list[tuple[str, int]] = []
         self.begun: set[str] = set()
+        self.shares: dict[str, float] = {}
 
-    def begin(self, *lines: str, window_s: float = 100.0) -> str:
+    def begin(self, *lines: str, window_s: float = 100.0, tenant: str = "a") -> str:
         content = io.BytesIO("\n".join(lines).encode())
-        file = self.store.add_file(content, "a", "in", "batch", self.now)
-        batch_id = self.store.add_batch("a", ENDPOINT, file.id, "24h", window_s, None, self.now).id
+        file = self.store.add_file(content, tenant, "in", "batch", self.now)
+        batch_id = self.store.add_batch(tenant, ENDPOINT, file.id, "24h", window_s, None, self.now).id
         self.begun.add(batch_id)
         return batch_id
 
@@ -72,6 +73,7 @@ class Scenario:
         async def whole() -> None:
             runner = BatchRunner(
                 self.store, counted, room or (lambda: self.room), max_lines=1000, now=lambda: self.now,
+                share=lambda tenant: self.shares.get(tenant, 1000.0),
                 changed=lambda batch: self.changes.append((batch.id, batch.status)), report=self.reports.append,
             )  # fmt: skip
             task = asyncio.create_task(runner.run())
@@ -273,6 +275,51 @@ def test_the_batch_that_must_end_first_goes_first(scenario: Scenario) -> None:
     scenario.run(second_waits_for_the_other_batch, during)
     assert [batch_id for batch_id, _ in scenario.began] == [slow] * 2 + [fast] * 10 + [slow] * 8
     assert {scenario.store.batch(one).status for one in (slow, fast)} == {"completed"}
+
+
+def alternating(scenario: Scenario, **lines: tuple[int, float]) -> list[str]:
+    """The tenants of lines in the order in which they begin; `lines`: how many of each, and their window."""
+    names = {scenario.begin(*map(line, range(n)), window_s=w, tenant=t): t for t, (n, w) in lines.items()}
+
+    async def together(endpoint: str, body: dict[str, Any]) -> LineResult:
+        """No line ends before every batch has been checked."""
+        while any(scenario.store.batch(one).status == "validating" for one in names):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.002)
+        return LineResult(200, {}, "r")
+
+    scenario.run(together)
+    assert {scenario.store.batch(one).status for one in names} == {"completed"}
+    return [names[batch_id] for batch_id, _ in scenario.began]
+
+
+def test_a_batch_that_must_end_first_does_not_hold_up_another_tenants(scenario: Scenario) -> None:
+    began = alternating(scenario, a=(200, 10.0), b=(20, 1000.0))
+    assert set(began[60:]) == {"a"}, "b has half of the room until its lines have begun"
+
+
+def test_the_room_is_divided_by_share(scenario: Scenario) -> None:
+    scenario.room, scenario.shares = 8, {"a": 6.0, "b": 2.0}
+    began = alternating(scenario, a=(60, 100.0), b=(60, 100.0))
+    assert 10 <= began[:70].count("b") <= 25, "a quarter"
+
+
+def test_a_tenant_never_has_more_than_its_share_of_the_room(scenario: Scenario) -> None:
+    scenario.room, scenario.shares = 8, {"a": 3.0}
+    alternating(scenario, a=(40, 100.0))
+    assert scenario.most == 3
+    running, most = [0], [0]
+
+    async def counting(endpoint: str, body: dict[str, Any]) -> LineResult:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        await asyncio.sleep(0.002)
+        running[0] -= 1
+        return LineResult(200, {}, "r")
+
+    scenario.begin(*(line(i, body={"i": i, "n": 5}) for i in range(6)))
+    scenario.run(counting)
+    assert most[0] == 1, "more than its share runs alone"
 
 
 def test_a_line_takes_as_much_room_as_it_has_sequences(scenario: Scenario) -> None:
