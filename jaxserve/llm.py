@@ -56,6 +56,7 @@ class LLM:
       tokenizer: a `Tokenizer`, or a directory or hub id that holds one; default: the model's own. With `params` there
         may be none, and with `skip_tokenizer_init` there is none: then prompts are token ids, and outputs have no text.
       logits_processor: traced into the sampler: (logits [R, V], state) -> logits. See the property of this name.
+      tenants: who shares the engine, or a TOML file of them (the setting); default: the tenant `default` alone.
       progress: show progress bars.
       settings: any setting of `core.config`, by its flat name; or `config`, all of them.
 
@@ -71,6 +72,7 @@ class LLM:
         model_config: ModelConfig | None = None,
         tokenizer: Tokenizer | str | Path | None = None,
         logits_processor: Processor | None = None,
+        tenants: Tenants | str | Path | None = None,
         progress: bool = True,
         config: EngineConfig | None = None,
         **settings: Any,
@@ -81,12 +83,14 @@ class LLM:
             settings["model"] = str(model)
         if isinstance(tokenizer, str | Path):
             settings["tokenizer"], tokenizer = str(tokenizer), None
+        if isinstance(tenants, str | Path):
+            settings["tenants"], tenants = str(tenants), None
         for setting in all_settings():
             if setting.section in SERVER_SECTIONS and setting.name in settings:
                 require(False, setting.name, settings[setting.name], "none here: it is a setting of `jaxserve serve`")
         self.config = (config or EngineConfig()).replace(**settings)
         self._progress = progress
-        self._tenants = Tenants.of(self.config.scheduler)
+        self._tenants = Tenants.of(self.config.scheduler) if tenants is None else tenants
         for sentence in idle_settings(self.config, self._tenants) if settings else ():
             warnings.warn(sentence, stacklevel=2)
         use_compilation_cache(self.config.runtime.compilation_cache_dir)

@@ -1,14 +1,17 @@
 """Which block holds which tokens: a chain of hashes, one a full block.
 
 A block's hash covers its tokens and the hash before it, so that equal hashes mean equal prefixes from the first token
-on. The first link is seeded with the request's salt: requests with different salts never share a block. Hashes are
-128-bit BLAKE2, computed once a sequence, as its blocks fill.
+on. The first link is seeded with the sequence's scope (its tenant, unless that shares prefixes) and the request's salt:
+sequences with different seeds never share a block. Hashes are 128-bit BLAKE2, computed once a sequence, as its blocks
+fill.
 """
 
 import hashlib
 from array import array
 
 from jaxserve.core.sequence import Sequence
+
+_NO_SCOPE = bytes(16)
 
 
 class PrefixCache:
@@ -28,7 +31,7 @@ class PrefixCache:
         hashes, size = sequence.hashes, self._block_size
         while len(hashes) < count:
             begin = len(hashes) * size
-            link = hashes[-1] if hashes else _digest(sequence.request.cache_salt.encode())
+            link = hashes[-1] if hashes else _seed(sequence.prefix_scope, sequence.request.cache_salt)
             tokens = array("q", sequence.tokens[begin : begin + size])
             assert len(tokens) == size, "only full blocks have a hash"
             hashes.append(_digest(link + tokens.tobytes()))
@@ -66,6 +69,11 @@ class PrefixCache:
     def clear(self) -> None:
         self._block_of.clear()
         self._hash_of.clear()
+
+
+def _seed(scope: str | None, salt: str) -> bytes:
+    """Both parts have a fixed length, so that no salt can stand for another scope."""
+    return _digest((_NO_SCOPE if scope is None else _digest(scope.encode())) + _digest(salt.encode()))
 
 
 def _digest(data: bytes) -> bytes:

@@ -50,17 +50,20 @@ def run(given: argparse.Namespace) -> int:
     if given.record_tokens and not given.record:
         raise ConfigError("record_tokens: there is no record: give --record FILE beside it")
     try:
+        from jaxserve.server.keys import Keys
         from jaxserve.server.serve import serve, service_of
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install starlette uvicorn httptools pydantic") from error
 
+    keys = Keys.from_settings(config.server.api_keys_file, config.server.admin_key_file, tenants)
+    tenants = tenants.with_names(keys.tenants)
     recording = open_recording(given.record) if given.record else None
     stop_recording: list[Callable[[], None]] = []
 
     def load() -> "Service":
         from jaxserve.llm import LLM
 
-        llm = LLM(config=config)
+        llm = LLM(config=config, tenants=tenants)
         if recording is not None:
             recorder = record_engine(llm.engine, recording, llm.config, llm.tenants, tokens=given.record_tokens)
             stop_recording.append(lambda: recorder.close(llm.engine.scheduler.live()))
@@ -68,7 +71,7 @@ def run(given: argparse.Namespace) -> int:
         return service_of(llm, config.server)
 
     try:
-        return serve(load, config.server, config.batches, tenants)
+        return serve(load, config.server, config.batches, keys)
     finally:
         for stop in stop_recording:  # the engine's thread has ended: what waits still is written down, without an end
             stop()

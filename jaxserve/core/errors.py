@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
 class JaxserveError(Exception):
@@ -93,15 +94,29 @@ class UnknownModel(InvalidRequest):
         super().__init__(f"the model {model!r} is not served here: ask for {served!r}, or leave model out", "model")
 
 
+class RateState(NamedTuple):
+    """How far a tenant has used up one of its rates."""
+
+    kind: str
+    """Of what: "requests" or "tokens"."""
+    limit: int
+    remaining: int
+    reset_s: float
+    """Seconds until nothing of it is used."""
+
+
 class TooBusy(JaxserveError):
     """Not now: the same request may be served later (HTTP 429 with Retry-After).
 
-    `retry_after_s`: when a new attempt may succeed. `reason`: "queue_full", "rate_limit" or "slo".
+    `retry_after_s`: when a new attempt may succeed. `rate`: the rate that refused it, if one did. `reason`:
+
+        "queue_full", "slo"              the engine has too much to do
+        "rate_limit", "tenant_limit"     the tenant is at a limit of its own: a rate, or how many may wait or run
     """
 
-    def __init__(self, message: str, reason: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, reason: str, retry_after_s: float, rate: RateState | None = None) -> None:
         super().__init__(message)
-        self.reason, self.retry_after_s = reason, retry_after_s
+        self.reason, self.retry_after_s, self.rate = reason, retry_after_s, rate
 
 
 class QueueFull(TooBusy):
@@ -114,11 +129,10 @@ class QueueFull(TooBusy):
         limit_name: str = "max_waiting",
         retry_after_s: float = 1.0,
         what: str = "requests",
+        reason: str = "queue_full",
     ) -> None:
         super().__init__(
-            f"{waiting} {what} wait and the bound is {limit} ({limit_name}): try again later",
-            "queue_full",
-            retry_after_s,
+            f"{waiting} {what} wait and the bound is {limit} ({limit_name}): try again later", reason, retry_after_s
         )
 
 

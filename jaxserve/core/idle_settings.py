@@ -49,14 +49,19 @@ def _why_idle(setting: Setting, values: Mapping[str, object], replaced_by: Mappi
 
 
 def _without_objective(config: SchedulerConfig, tenants: Tenants | None) -> Iterator[str]:
-    for name, value, objective, then in (
-        ("admission", "slo", "ttft_slo_s", "refuses only requests that bring an objective of their own"),
-        ("policy", "adaptive", "tpot_slo_s", "fits its steps only to requests that bring an objective of their own"),
-        ("ordering", "slack", "ttft_slo_s", "is like 'fcfs' for requests that bring no objective of their own"),
-    ):
-        if getattr(config, name) == value and not any(
-            getattr(who, objective) is not None for who in (config, *(tenants or Tenants.of(config)))
-        ):
+    for name, value, objective, with_own, without in (
+        ("admission", "slo", "ttft_slo_s", "refuses only requests that bring an objective of their own",
+         "refuses no request"),
+        ("policy", "adaptive", "tpot_slo_s", "fits its steps only to requests that bring an objective of their own",
+         "fits its steps to no request"),
+        ("ordering", "slack", "ttft_slo_s", "is like 'fcfs' for requests that bring no objective of their own",
+         "is like 'fcfs'"),
+    ):  # fmt: skip
+        if getattr(config, name) != value:
+            continue
+        known = tenants or Tenants.of(config)
+        if all(getattr(who, objective) is None for who in (config, *known)):
+            then = with_own if any(tenant.may_raise_priority for tenant in known) else without
             yield f"{name} = {value!r} {then}: set {objective}, here or for tenants"
 
 

@@ -42,8 +42,9 @@ class FinishReason(enum.StrEnum):
 class Request:
     """One prompt and what to do with it.
 
-    `prompt` holds token ids. `cache_salt` isolates the prefix cache: only requests with an equal salt share blocks.
-    `priority`: smaller goes first, with orderings that use it. A field that is None takes the tenant's setting.
+    `prompt` holds token ids. `cache_salt` isolates the prefix cache: only requests of one tenant (see
+    `Tenant.shares_prefixes`) with an equal salt share blocks. `priority`: smaller goes first, with orderings that use
+    it. A field that is None takes the tenant's setting; `Tenant.may_raise_priority` says what the others may ask for.
     """
 
     id: str
@@ -58,6 +59,8 @@ class Request:
     """Objective: longest time from the arrival to the first token."""
     tpot_slo_s: float | None = None
     """Objective: longest mean time between output tokens."""
+    owner: str | None = None
+    """The tenant whose prefixes it shares, where it runs as another: a line of a batch runs as `batch_tenant`."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -126,14 +129,23 @@ class Sequence:
     """Leading blocks that the prefix cache knows."""
     hashes: list[bytes] = field(default_factory=list[bytes])
 
-    # --- TenantLedger: the request's own settings, or else its tenant's, or else the engine's
+    # --- TenantLedger: the request's own settings as far as its tenant may have them, or else its tenant's, or else the
+    # engine's
     tenant: str = "default"
     priority: int = 0
     """Smaller goes first."""
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    """The objectives that the scheduler works to."""
+    promised_ttft_s: float | None = None
+    promised_tpot_s: float | None = None
+    """What its tenant was promised, which `slo_requests` judges; None: nothing, or the request asked for less."""
+    prefix_scope: str | None = None
+    """Sequences with an equal scope and salt share prefixes; None: the common pool."""
     booked_blocks: int = 0
     """KV blocks that it is expected to need while it runs."""
+    booked_tokens: int = 0
+    """What it was charged of its tenant's `tokens_per_minute` when it was queued."""
 
     # --- TtftForecasts
     forecast: TtftForecast | None = None

@@ -5,7 +5,9 @@
     priority = 0
     ttft_slo_s = 0.5
 
-A request names its tenant by an API key or by a field; whoever is unknown is `default`.
+A request names its tenant by an API key or by a field; a name that no tenant has means `default`. A tenant is a
+boundary: what its requests may ask for beyond its class and its objectives is said here, and so are its limits.
+Limits count in one process; docs/serving.md says what that means for several replicas.
 """
 
 import dataclasses
@@ -32,16 +34,26 @@ class Tenant:
     """Against the others': with the ordering `fair` its part of the service, slots and blocks; always of the queue."""
     priority: int = 0
     """Class of its requests: smaller goes first."""
+    may_raise_priority: bool = False
+    """Its requests may ask for more than its class: a smaller `priority`, a tighter `ttft_slo_s` or `tpot_slo_s`."""
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     kv_guaranteed: float = 0.0
     """Share of the KV blocks that is its own: lent while idle, taken back by preemption."""
     kv_max: float = 1.0
     """Share of the KV blocks that it never exceeds."""
+    shares_prefixes: bool = False
+    """Its prefix-cache blocks are in one pool with those of all tenants that say so; else they are its own."""
     max_waiting: int | None = None
     """Most requests that wait; one more is refused."""
+    max_concurrent: int | None = None
+    """Most requests that wait or run; one more is refused."""
     requests_per_s: float | None = None
     """Rate above which requests are refused; bursts of up to a second's worth pass."""
+    tokens_per_minute: int | None = None
+    """Prompt and output tokens; requests above it are refused, bursts of up to a minute's worth pass."""
+    batch_share: float = 1.0
+    """Share of `batch_concurrency` that the lines of its own batches may hold at once."""
 
     def __post_init__(self) -> None:
         where = f"tenants.{self.name}."
@@ -51,17 +63,40 @@ class Tenant:
             self.kv_guaranteed <= self.kv_max <= 1.0 and self.kv_max > 0.0, where + "kv_max", self.kv_max,
             "a share up to 1, not below kv_guaranteed",
         )  # fmt: skip
-        for name in ("ttft_slo_s", "tpot_slo_s", "max_waiting", "requests_per_s"):
+        require(0.0 < self.batch_share <= 1.0, where + "batch_share", self.batch_share, "a share above 0 and up to 1")
+        for name in (
+            "ttft_slo_s", "tpot_slo_s", "max_waiting", "max_concurrent", "requests_per_s", "tokens_per_minute",
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value > 0, where + name, value, "a positive number")
 
+    def allowed_priority(self, asked: int | None) -> int:
+        """The class of a request that asks for `asked`: a request may lower itself, and raise itself if it may."""
+        if asked is None:
+            return self.priority
+        return asked if self.may_raise_priority else max(asked, self.priority)
+
+    def allowed_objective(self, asked: float | None, promised: float | None) -> float | None:
+        """The objective (seconds) that the scheduler works to: what was promised, or a looser one.
+
+        A tighter one, or one where nothing was promised, would put the request before other tenants' requests: it
+        counts only for a tenant that may raise its priority.
+        """
+        if asked is None or (promised is None and not self.may_raise_priority):
+            return promised
+        return asked if self.may_raise_priority or promised is None else max(asked, promised)
+
 
 class Tenants:
-    """All tenants by name; a name that nobody has is `default`'s, which always exists. Equal if all of theirs are."""
+    """All tenants by name; a name that no tenant has is `default`'s, which always exists. Equal if all of theirs are.
+
+    Without any, `default` is alone: its requests harm no other tenant, so they may set their own priority.
+    """
 
     def __init__(self, tenants: Iterable[Tenant] = ()) -> None:
         self._by_name = {tenant.name: tenant for tenant in tenants}
-        self._by_name.setdefault(DEFAULT, Tenant(name=DEFAULT))
+        self._given = bool(self._by_name)
+        self._by_name.setdefault(DEFAULT, Tenant(name=DEFAULT, may_raise_priority=not self._given))
         keys: set[str] = set()
         for tenant in self._by_name.values():
             for key in tenant.keys:
@@ -84,6 +119,24 @@ class Tenants:
 
     def __hash__(self) -> int:
         return hash(tuple(self))
+
+    def prefix_scope(self, name: str) -> str | None:
+        """Requests with an equal scope, and an equal `cache_salt`, share prefixes. None: the common pool."""
+        tenant = self[name]
+        return None if tenant.shares_prefixes else tenant.name
+
+    def with_names(self, names: Iterable[str]) -> "Tenants":
+        """These, and a tenant for each other name, with the settings of `default` but its keys and its guarantee.
+
+        For API keys whose tenant has no table: without this their owners would all be the one tenant `default`.
+        """
+        missing = sorted(set(names) - set(self._by_name))
+        if not missing:
+            return self
+        given = list(self) if self._given else []
+        base = self[DEFAULT] if self._given else Tenant(name=DEFAULT)
+        more = [dataclasses.replace(base, name=name, keys=(), kv_guaranteed=0.0) for name in missing]
+        return Tenants([*given, *more])
 
     def to_toml(self) -> str:
         """A file that `from_toml` reads back, keys included; fields that are not the defaults."""
@@ -120,7 +173,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "kv_guaranteed": (int, float),
     "kv_max": (int, float),
     "max_waiting": (int,),
+    "max_concurrent": (int,),
     "requests_per_s": (int, float),
+    "tokens_per_minute": (int,),
+    "batch_share": (int, float),
+    "may_raise_priority": (bool,),
+    "shares_prefixes": (bool,),
 }
 
 
@@ -137,7 +195,7 @@ def _tenant(path: str | Path, name: str, table: object) -> Tenant:
             keys = cast(list[object], value if isinstance(value, list) else [None])
             good = all(isinstance(key, str) and key for key in keys)
         else:
-            good = isinstance(value, _KINDS[field]) and not isinstance(value, bool)
+            good = isinstance(value, _KINDS[field]) and isinstance(value, bool) == (_KINDS[field] == (bool,))
         if not good:
             raise ConfigError(f"{where}.{field} = {value!r} cannot work: give {_expected(field)}")
     settings: dict[str, Any] = fields | {"keys": tuple(fields.get("keys", ()))}
@@ -147,4 +205,5 @@ def _tenant(path: str | Path, name: str, table: object) -> Tenant:
 def _expected(field: str) -> str:
     if field == "keys":
         return "a list of texts"
-    return "a whole number" if _KINDS[field] == (int,) else "a number"
+    kinds = _KINDS[field]
+    return "a whole number" if kinds == (int,) else "true or false" if kinds == (bool,) else "a number"

@@ -39,7 +39,7 @@ class Metric:
 
 REASONS = tuple(reason.value for reason in Reason)
 ENDS = tuple(reason.value for reason in FinishReason)
-REFUSALS = ("queue_full", "rate_limit", "slo", "max_open_requests", "invalid")
+REFUSALS = ("queue_full", "rate_limit", "tenant_limit", "slo", "max_open_requests", "invalid")
 TIERS = ("host", "disk")
 
 
@@ -134,10 +134,13 @@ TENANTS = (
            SHORT_SECONDS),
     Metric("tenant_e2e_request_latency_seconds", "histogram", "as e2e_request_latency_seconds", ("tenant",), SECONDS),
     Metric("tenant_queue_time_seconds", "histogram", "as request_queue_time_seconds", ("tenant",), SECONDS),
-    Metric("slo_requests", "counter", "requests with an objective that were judged, by ttft also those that failed, or "
-           "were given up when it was over, before a first token; objective: ttft, tpot",
-           ("tenant", "objective")),
+    Metric("slo_requests", "counter", "requests judged by what their tenant was promised, by ttft also those that "
+           "failed, or were given up when it was over, before a first token; without those that asked for less (a "
+           "lower class, a looser objective); objective: ttft, tpot", ("tenant", "objective")),
     Metric("slo_requests_met", "counter", "of these, requests that met it", ("tenant", "objective")),
+    Metric("request_slo_requests", "counter", "requests with an objective of their own, judged by that alone; no alert "
+           "looks at them", ("tenant", "objective")),
+    Metric("request_slo_requests_met", "counter", "of these, requests that met it", ("tenant", "objective")),
     Metric("slo_objective_seconds", "gauge", "the tenant's objective, where it has one", ("tenant", "objective")),
 )  # fmt: skip
 

@@ -91,7 +91,7 @@ class EngineMetrics:
         counts.add("tenant_prompt_tokens", prompt, tenant)
         counts.observe("request_prompt_tokens", prompt)
         counts.observe("request_uncached_prompt_tokens", max(prompt - sequence.num_cached, 0))
-        self._judge(sequence, "ttft", waited, sequence.ttft_slo_s)
+        self._judge(sequence, "ttft", waited)
         self.history.add_point(sequence, "ttft", waited, sequence.ttft_slo_s, now)
 
     def _count_gaps(self, gaps: dict[tuple[str, float | None], int], now: float) -> None:
@@ -149,7 +149,7 @@ class EngineMetrics:
             gap = (end - first) / (sequence.num_outputs - 1)
             counts.observe("request_time_per_output_token_seconds", gap)
             counts.observe("tenant_time_per_output_token_seconds", gap, labels=tenant)
-            self._judge(sequence, "tpot", gap, sequence.tpot_slo_s)
+            self._judge(sequence, "tpot", gap)
             self.history.add_point(sequence, "tpot", gap, sequence.tpot_slo_s, now)
 
     def _judge_the_unanswered(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
@@ -157,16 +157,26 @@ class EngineMetrics:
         ended_s = now if sequence.finished_s is None else sequence.finished_s
         slo_s, waited = sequence.ttft_slo_s, ended_s - received_s(sequence)
         if reason is FinishReason.ERROR:
-            self._judge(sequence, "ttft", float("inf"), slo_s)
-        elif slo_s is not None and waited > slo_s:
-            self._judge(sequence, "ttft", waited, slo_s)
+            self._judge(sequence, "ttft", float("inf"))
+            return
+        self._judge(sequence, "ttft", waited, only_missed=True)
+        if slo_s is not None and waited > slo_s:
             self.history.add_point(sequence, "ttft", waited, slo_s, now)
 
-    def _judge(self, sequence: Sequence, objective: str, seconds: float, slo_s: float | None) -> None:
-        if slo_s is not None:
-            labels = (sequence.tenant, objective)
-            self.counts.add("slo_requests", labels=labels)
-            self.counts.add("slo_requests_met", seconds <= slo_s, labels)
+    def _judge(self, sequence: Sequence, objective: str, seconds: float, only_missed: bool = False) -> None:
+        """By what its tenant was promised, and by what it wants itself: series of their own, so that no request can
+        spoil the first. `only_missed`: count it only where it missed."""
+        request = sequence.request
+        promised, own = (
+            (sequence.promised_ttft_s, request.ttft_slo_s)
+            if objective == "ttft"
+            else (sequence.promised_tpot_s, request.tpot_slo_s)
+        )
+        labels = (sequence.tenant, objective)
+        for series, slo_s in (("slo_requests", promised), ("request_slo_requests", own)):
+            if slo_s is not None and (seconds > slo_s or not only_missed):
+                self.counts.add(series, labels=labels)
+                self.counts.add(f"{series}_met", seconds <= slo_s, labels)
 
 
 def received_s(sequence: Sequence) -> float:

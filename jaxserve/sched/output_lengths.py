@@ -28,14 +28,18 @@ class OutputLengths:
             del ordered[bisect_left(ordered, oldest)]
             self._sum[tenant] -= oldest
 
+    def known(self, tenant: str) -> bool:
+        """Whether enough of the tenant's requests have ended."""
+        return len(self._recent.get(tenant, ())) >= ENOUGH
+
     def quantile(self, tenant: str, share: float, most: int) -> int:
         """Output tokens that suffice for this share of the tenant's requests; at most `most`.
 
         The nearest rank, a length that has occurred, while `metrics.distribution` interpolates between two.
         """
-        ordered = self._sorted.get(tenant, [])
-        if len(ordered) < ENOUGH:
+        if not self.known(tenant):
             return most
+        ordered = self._sorted[tenant]
         return min(ordered[min(int(share * len(ordered)), len(ordered) - 1)], most)
 
     def mean(self, default: float) -> float:

@@ -23,9 +23,11 @@ class QueueBounds:
     def most_of(self, tenant: str) -> tuple[int, str]:
         """The most sequences of a tenant that may ever wait at once, and the setting that limits them."""
         known = self._tenants[tenant]
-        if known.max_waiting is not None and known.max_waiting < self._most:
-            return known.max_waiting, f"max_waiting of tenant {known.name!r}"
-        return self._most, "max_waiting"
+        limits = [(self._most, "max_waiting")]
+        for name in ("max_waiting", "max_concurrent"):
+            if (own := getattr(known, name)) is not None:
+                limits.append((own, f"{name} of tenant {known.name!r}"))
+        return min(limits, key=lambda limit: limit[0])
 
     def have_room(self, tenant: str, count: int, tokens: int) -> bool:
         """Whether `count` more sequences of a tenant, of `tokens` tokens together, may wait."""

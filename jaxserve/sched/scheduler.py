@@ -157,7 +157,7 @@ class Scheduler:
         self._ledger.check(sequences, self._roster.waiting.count(tenant), now)
         self._forecasts.forecast(sequences[0], now)
         self._arrivals += len(sequences)
-        self._ledger.joined(tenant, len(sequences))
+        self._ledger.joined(sequences, now)
         for sequence in sequences:
             self._roster.waiting.push(sequence)
             self.journal.queued(sequence, now)

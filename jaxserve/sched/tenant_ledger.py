@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Iterable
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.core.errors import PromptTooLong, QueueFull, RequestTooLarge, TooBusy
+from jaxserve.core.errors import PromptTooLong, RequestTooLarge
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import Sequence
 from jaxserve.core.tenants import Tenants
 from jaxserve.sched.output_lengths import OutputLengths
+from jaxserve.sched.tenant_limits import TenantLimits
 
 BOOKED_QUANTILE = 0.9
 """A booking covers the output length of this share of the tenant's requests."""
 
 
 class TenantLedger:
-    """Writes a sequence's `tenant`, its objectives, its priority, its `max_len` and its booking."""
+    """Writes a sequence's `tenant`, what it takes of the tenant's settings, its `max_len` and its booking."""
 
     def __init__(self, tenants: Tenants, config: SchedulerConfig, blocks: BlockManager) -> None:
         self.tenants = tenants
@@ -27,7 +28,7 @@ class TenantLedger:
         self._config, self._blocks = config, blocks
         self._capacity = blocks.pool.capacity
         self._live: Counter[str] = Counter()
-        self._rates = {t.name: _Rate(t.requests_per_s) for t in tenants if t.requests_per_s}
+        self._limits = {tenant.name: TenantLimits(tenant, self.outputs) for tenant in tenants}
         self._capped = {t.name: int(t.kv_max * self._capacity) for t in tenants if t.kv_max < 1.0}
 
     # --- coming and going -------------------------------------------------------------------------------------
@@ -36,20 +37,11 @@ class TenantLedger:
         """Whether a request may be queued. `waiting`: sequences of its tenant that wait.
 
         Raises:
-          QueueFull, TooBusy: the tenant is at its bound. RequestTooLarge, PromptTooLong: `kv_max` can never hold it.
+          QueueFull, TooBusy: the tenant is at a limit. RequestTooLarge, PromptTooLong: a limit of it can never hold it.
         """
         name = sequences[0].tenant
-        tenant = self.tenants[name]
-        if tenant.max_waiting is not None and waiting + len(sequences) > tenant.max_waiting:
-            raise QueueFull(waiting, tenant.max_waiting, f"max_waiting of tenant {name!r}")
         self._fit_share(sequences)
-        rate = self._rates.get(name)
-        if rate is not None and (wait_s := rate.take(now)):
-            raise TooBusy(
-                f"tenant {name!r} is over its {rate.per_s:g} requests a second: try again in {wait_s:.2g} s",
-                "rate_limit",
-                wait_s,
-            )
+        self._limits[name].check(sequences, waiting, self._live[name], now)
 
     def _fit_share(self, sequences: list[Sequence]) -> None:
         name = sequences[0].tenant
@@ -65,18 +57,32 @@ class TenantLedger:
                 raise RequestTooLarge(sequence.max_len, most, limit)
 
     def resolve(self, sequence: Sequence) -> None:
-        """Set its tenant, priority and objectives: the request's own, else the tenant's, else the engine's."""
-        request, tenant = sequence.request, self.tenants[sequence.request.tenant]
-        sequence.tenant = tenant.name
-        sequence.priority = tenant.priority if request.priority is None else request.priority
-        sequence.ttft_slo_s = _first(request.ttft_slo_s, tenant.ttft_slo_s, self._config.ttft_slo_s)
-        sequence.tpot_slo_s = _first(request.tpot_slo_s, tenant.tpot_slo_s, self._config.tpot_slo_s)
+        """Set its tenant, priority and objectives: the request's own, else the tenant's, else the engine's.
 
-    def joined(self, tenant: str, count: int) -> None:
-        self._live[tenant] += count
+        A request that asks for more than its tenant's class or objectives has those (see `Tenant.may_raise_priority`).
+        One that asks for less is not judged by what its tenant was promised.
+        """
+        request, tenant = sequence.request, self.tenants[sequence.request.tenant]
+        ttft_s = _first(tenant.ttft_slo_s, self._config.ttft_slo_s)
+        tpot_s = _first(tenant.tpot_slo_s, self._config.tpot_slo_s)
+        sequence.tenant = tenant.name
+        sequence.prefix_scope = self.tenants.prefix_scope(request.owner or request.tenant)
+        sequence.priority = tenant.allowed_priority(request.priority)
+        sequence.ttft_slo_s = tenant.allowed_objective(request.ttft_slo_s, ttft_s)
+        sequence.tpot_slo_s = tenant.allowed_objective(request.tpot_slo_s, tpot_s)
+        lower = sequence.priority > tenant.priority
+        sequence.promised_ttft_s = None if lower or _looser(request.ttft_slo_s, ttft_s) else ttft_s
+        sequence.promised_tpot_s = None if lower or _looser(request.tpot_slo_s, tpot_s) else tpot_s
+
+    def joined(self, sequences: list[Sequence], now: float) -> None:
+        """A request that passed `check` is queued."""
+        name = sequences[0].tenant
+        self._live[name] += len(sequences)
+        self._limits[name].book(sequences, now)
 
     def ended(self, sequence: Sequence) -> None:
         self._live[sequence.tenant] -= 1
+        self._limits[sequence.tenant].settle(sequence)
         if sequence.num_outputs:
             self.outputs.note(sequence.tenant, sequence.num_outputs)
 
@@ -115,25 +121,9 @@ class TenantLedger:
         return self.within_cap(sequence, 0, running)
 
 
-class _Rate:
-    """A token bucket: as many requests as `per_s` may come at once."""
-
-    def __init__(self, per_s: float) -> None:
-        self.per_s = per_s
-        self._most = max(per_s, 1.0)
-        self._left = self._most
-        self._at: float | None = None
-
-    def take(self, now: float) -> float:
-        """Count a request that is within the rate and return 0, or return the seconds until the next one would be."""
-        if self._at is not None:
-            self._left = min(self._left + (now - self._at) * self.per_s, self._most)
-        self._at = now
-        if self._left < 1.0:
-            return (1.0 - self._left) / self.per_s
-        self._left -= 1.0
-        return 0.0
-
-
 def _first(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
+
+
+def _looser(own: float | None, promised: float | None) -> bool:
+    return own is not None and promised is not None and own > promised

@@ -28,7 +28,7 @@ from jaxserve.server import (
 )
 from jaxserve.server.batches import Batches
 from jaxserve.server.dashboard import routes as dashboard
-from jaxserve.server.errors import error_response
+from jaxserve.server.errors import RATE_HEADERS, error_response
 from jaxserve.server.front import Front
 from jaxserve.server.keys import Keys
 from jaxserve.server.service import Service
@@ -79,7 +79,8 @@ def create_app(
     Without a `service` it answers 503 until `open_service(app, service)`; `on_start` is called on its event loop.
     `kept`: where files and batches are; None: nowhere. `traces`: what is told of every generating call.
     """
-    state = ServerState(config or (service.config if service else ServerConfig()))
+    keys = keys or Keys()
+    state = ServerState(config or (service.config if service else ServerConfig()), keys.tenants)
     origins = [origin.strip() for origin in (state.config.cors_origins or "").split(",") if origin.strip()]
 
     @asynccontextmanager
@@ -95,11 +96,11 @@ def create_app(
             on_start()
             yield
 
-    middleware = [Middleware(Front, state=state, keys=keys or Keys(), traces=traces)]
+    middleware = [Middleware(Front, state=state, keys=keys, traces=traces)]
     if origins:
         cors = Middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", *RATE_HEADERS],
         )  # fmt: skip
         middleware.insert(0, cors)
     app = Starlette(

@@ -17,6 +17,7 @@ from jaxserve.batches.runner import BatchRunner, LineResult
 from jaxserve.batches.store import Store
 from jaxserve.core.errors import EngineStopped, JaxserveError, StepFailed, TooBusy
 from jaxserve.core.server_sections import BatchConfig
+from jaxserve.core.tenants import Tenant
 from jaxserve.server import chat, completions
 from jaxserve.server.body import read_body
 from jaxserve.server.context import Call
@@ -53,6 +54,10 @@ class Batches:
         others = max(0, service.client.num_open - running)  # a line that waits to try again has none open
         return max(0, min(self.config.batch_concurrency, service.facts.max_num_seqs - others))
 
+    def share(self, tenant: Tenant) -> int:
+        """Sequences that the lines of a tenant's own batches may have at once: 1 or more."""
+        return max(1, int(tenant.batch_share * self.config.batch_concurrency))
+
     @property
     def num_lines(self) -> int:
         """Lines that run."""
@@ -78,6 +83,7 @@ class Batches:
             run_line,
             lambda: self.room(service, state),
             max_lines=self.config.batch_max_lines,
+            share=lambda tenant: self.share(service.facts.tenants[tenant]),
             changed=tell,
             report=logger.warning,
         )
@@ -95,7 +101,9 @@ class Batches:
         """
         request_id, began_s, failures = f"req-{uuid.uuid4().hex}", time.monotonic(), 0
         while True:
-            call = Call(request_id, tenant=self.config.batch_tenant, tenant_by="a batch", began_s=began_s)
+            call = Call(
+                request_id, tenant=self.config.batch_tenant, tenant_by="a batch", owner=batch.tenant, began_s=began_s
+            )
             try:
                 job = await _job_of(service, batch.endpoint, line.body, call)
                 note(call, service, job)

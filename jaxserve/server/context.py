@@ -37,6 +37,8 @@ class Call:
     tenant: str = "default"
     tenant_by: str | None = None
     """What said who the tenant is, "this API key"; None: nothing did, and the body may."""
+    owner: str | None = None
+    """The tenant of the batch that it is a line of."""
     admin: bool = False
     began_s: float = field(default_factory=time.monotonic)
     received_s: float | None = None
@@ -59,6 +61,8 @@ class Call:
     """The error that its answer told of, by its class."""
     user: str | None = None
     """Whom the caller says that it asks for; for the log."""
+    priorities: tuple[int, int] | None = None
+    """The priority that the body asked for, and the one that its tenant may have, where they differ."""
     text: LoggedText | None = None
 
     def count(self, output: SequenceOutput) -> None:
@@ -95,4 +99,6 @@ class Call:
             }
         named = {"response_id": self.response_id, "error": self.failure, "trace_id": self.trace_id, "user": self.user}
         fields |= {name: value for name, value in named.items() if value is not None}
+        if self.priorities is not None:
+            fields |= {"priority_asked": self.priorities[0], "priority": self.priorities[1]}
         return fields if self.text is None else fields | self.text.fields()

@@ -11,6 +11,7 @@ from jaxserve.core.errors import (
     EngineStopped,
     InvalidRequest,
     JaxserveError,
+    RateState,
     ReaderTooSlow,
     TooBusy,
     UnknownModel,
@@ -19,6 +20,12 @@ from jaxserve.engine.profile import ProfileRunning
 
 CLIENT_CLOSED_REQUEST = 499
 """What nginx calls the status of a call whose client has left; no client sees it."""
+
+
+RATE_HEADERS = tuple(
+    f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
+)
+"""What a refusal over a rate says of it, in the names of OpenAI's API."""
 
 
 class ClientLeft(Exception):
@@ -106,6 +113,17 @@ def error_response(error: Exception) -> JSONResponse:
     headers: dict[str, str] = {}
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", 1.0))))
+    rate = getattr(error, "rate", None)
+    if isinstance(rate, RateState):
+        headers |= _rate_headers(rate)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status, headers)
+
+
+def _rate_headers(rate: RateState) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{rate.kind}": str(rate.limit),
+        f"x-ratelimit-remaining-{rate.kind}": str(rate.remaining),
+        f"x-ratelimit-reset-{rate.kind}": f"{rate.reset_s:.3f}s",
+    }

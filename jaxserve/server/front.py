@@ -39,7 +39,7 @@ class Front:
         scope.setdefault("state", {})["call"] = call
         works = scope["method"] == "POST"  # or may, as far as can be said before it is read
         incoming = Incoming(receive)
-        counted = False
+        counted: str | None = None
         status = 0
         id_header = (b"x-request-id", call.request_id.encode())
 
@@ -57,9 +57,9 @@ class Front:
         try:
             self._authorize(scope["path"], headers, call)
             if works and not call.admin:  # a profile is wanted just when too much is open
-                self._state.check_admission()
-                self._state.open_calls += 1
-                counted = True
+                self._state.check_admission(call.tenant)
+                counted = call.tenant  # a body may name another one later
+                self._state.call_began(counted)
             elif self._state.service is None and scope["path"] not in OPEN_PATHS | FEED_PATHS:
                 self._state.check_admission()
             await self._app(scope, incoming, send_with_id)
@@ -74,7 +74,8 @@ class Front:
             if status >= 500 and not hasattr(error, "retry_after_s"):
                 logger.error("request failed", exc_info=error, extra={"fields": {"request_id": call.request_id}})
         finally:
-            self._state.open_calls -= counted
+            if counted is not None:
+                self._state.call_ended(counted)
             self._state.telemetry.answered(_route(scope), status, call)
             if self._traces is not None:
                 model = self._state.service and self._state.service.model_name

@@ -13,6 +13,7 @@ from jaxserve.core.sequence import Request as EngineRequest
 from jaxserve.engine.collect import CompletionOutput, RequestOutput
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.server.body import read_body
+from jaxserve.server.context import Call
 from jaxserve.server.generation import Job, respond
 from jaxserve.server.logprobs import finite
 from jaxserve.server.schemas.generate import GenerateBody
@@ -26,20 +27,25 @@ async def generate(request: Request) -> Response:
     params = body.sampling(service.sampling_defaults)
     timeout_s = body.check_timeout(service.config.request_timeout_s)
     tokens = await service.encode(body.the_prompt)
-    request_id = body.request_id or f"gen-{uuid.uuid4().hex}"
-    wanted = service.request(tokens, params, request_id, body, request.state.call)
-    job = Job([wanted], GenerateAnswer(wanted, service.model_name), timeout_s, wanted.id)
+    call: Call = request.state.call
+    shown_id = engine_id = body.request_id or f"gen-{uuid.uuid4().hex}"
+    if body.request_id is not None and call.tenant_by is not None:  # another tenant may use the same one
+        engine_id = f"{call.tenant}/{body.request_id}"
+    wanted = service.request(tokens, params, engine_id, body, call)
+    job = Job([wanted], GenerateAnswer(wanted, shown_id, service.model_name), timeout_s, shown_id)
     return await respond(request, service, job, bool(body.stream))
 
 
 class GenerateAnswer:
-    def __init__(self, wanted: EngineRequest, model: str) -> None:
-        self._wanted, self._model = wanted, model
+    """`id`: the request's, as its caller knows it."""
+
+    def __init__(self, wanted: EngineRequest, id: str, model: str) -> None:
+        self._wanted, self._id, self._model = wanted, id, model
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         (output,) = outputs
         answer: dict[str, Any] = {
-            "id": output.request_id,
+            "id": self._id,
             "model": self._model,
             "choices": [_choice(completion) for completion in output.outputs],
             "usage": Usage([self._wanted]).of_whole(outputs),
@@ -49,15 +55,15 @@ class GenerateAnswer:
         return answer
 
     def events(self, outputs: Sequence[SequenceOutput]) -> list[bytes]:
-        return [pydantic_core.to_json(_piece(output)) for output in outputs]
+        return [pydantic_core.to_json(_piece(output, self._id)) for output in outputs]
 
     def last_events(self) -> list[bytes]:
         return []
 
 
-def _piece(output: SequenceOutput) -> dict[str, Any]:
+def _piece(output: SequenceOutput, id: str) -> dict[str, Any]:
     event: dict[str, Any] = {
-        "id": output.request_id,
+        "id": id,
         "index": output.index,
         "text": output.text,
         "token_ids": output.tokens,

@@ -25,7 +25,6 @@ from starlette.applications import Starlette
 from jaxserve.batches.store import Store
 from jaxserve.core.errors import ConfigError, EngineStopped
 from jaxserve.core.server_sections import BatchConfig, ServerConfig
-from jaxserve.core.tenants import Tenants
 from jaxserve.engine.loop import EngineLoop
 from jaxserve.server import log
 from jaxserve.server.app import create_app, open_service
@@ -45,17 +44,16 @@ FLUSH_S = 5.0
 """After the drain: how long answers that are complete may take to leave."""
 
 
-def serve(load: MakeService, config: ServerConfig, batches: BatchConfig, tenants: Tenants) -> int:
+def serve(load: MakeService, config: ServerConfig, batches: BatchConfig, keys: Keys) -> int:
     """Serve what `load` makes until a signal; returns the exit status. `load` runs on a thread of its own.
 
     Raises:
-      ConfigError: keys, certificates, addresses or the batches' folder cannot be used. Whatever `load` raises.
+      ConfigError: certificates, addresses or the batches' folder cannot be used. Whatever `load` raises.
     """
-    keys = Keys.from_settings(config.api_keys_file, config.admin_key_file, tenants)
     log.set_up(config.log_level)
     kept = None
     if batches.batch_dir is not None:
-        kept = Batches(Store(batches.batch_dir, batches.batch_store_bytes), batches)
+        kept = Batches(Store(batches.batch_dir, batches.batch_store_bytes, keys.tenants), batches)
     loader = Loader(load)
     traces = open_traces(config.otlp_traces_endpoint)
     sock = bind(config)

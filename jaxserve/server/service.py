@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from jaxserve.core.errors import InvalidRequest, PromptTooLong, UnknownModel
@@ -103,6 +103,11 @@ class Service:
             ttft_slo_s=body.ttft_slo_s,
             tpot_slo_s=body.tpot_slo_s,
         )
+        if call.owner is not None:
+            request = replace(request, owner=call.owner)
+        allowed = self.facts.tenants[call.tenant].allowed_priority(body.priority)
+        if body.priority is not None and allowed != body.priority:
+            call.priorities = body.priority, allowed
         call.received_s = call.received_s or time.monotonic()
         return request
 

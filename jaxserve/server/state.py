@@ -3,10 +3,14 @@
 starting --model loaded, programs compiled--> ready --SIGTERM--> draining --nothing runs, or time is up--> exit
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 from jaxserve.core.errors import EngineStopped
+from jaxserve.core.places import Places
 from jaxserve.core.server_sections import ServerConfig
+from jaxserve.core.tenants import DEFAULT
 from jaxserve.server.errors import NotServing, TooManyRequests
 from jaxserve.server.service import Service
 from jaxserve.server.telemetry import Telemetry
@@ -17,13 +21,16 @@ Phase = Literal["starting", "ready", "draining"]
 class ServerState:
     """One writer: the event loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, tenants: Sequence[str] = ()) -> None:
+        """`tenants`: those that have keys; without any, all calls are one tenant's."""
         self.config = config
         self.phase: Phase = "starting"
         self.service: Service | None = None
         self.telemetry = Telemetry(config)
         self.open_calls = 0
         """Calls that may make work, from their first byte to their last."""
+        self._open: Counter[str] = Counter()
+        self._places = Places(config.max_open_requests, dict.fromkeys(tenants or (DEFAULT,), 1.0))
 
     def open(self, service: Service) -> None:
         """The model is there. Starts its engine's thread, unless the server is already on its way out."""
@@ -37,8 +44,20 @@ class ServerState:
         """Take nothing new; what runs goes on."""
         self.phase = "draining"
 
-    def check_admission(self) -> None:
-        """Raises NotServing, EngineStopped or TooManyRequests if a call that makes work cannot be taken now."""
+    def call_began(self, tenant: str) -> None:
+        """Count a call that `check_admission` let in, or whose place nobody needs."""
+        self.open_calls += 1
+        self._open[tenant] += 1
+
+    def call_ended(self, tenant: str) -> None:
+        self.open_calls -= 1
+        self._open[tenant] -= 1
+
+    def check_admission(self, tenant: str = DEFAULT) -> None:
+        """Raises NotServing, EngineStopped or TooManyRequests if a call that makes work cannot be taken now.
+
+        Tenants share `max_open_requests` as `core.places` says.
+        """
         if self.phase == "starting":
             raise NotServing("the model is still loading: try again, or ask /ready", 5.0)
         if self.phase == "draining":
@@ -46,7 +65,7 @@ class ServerState:
         if trouble := self.trouble():
             raise EngineStopped(trouble)
         limit = self.config.max_open_requests
-        if self.open_calls >= limit:
+        if not self._places.have_room(tenant, 1, self._open.__getitem__, self.open_calls):
             self.telemetry.refused("max_open_requests")
             raise TooManyRequests(f"{limit} requests are open, which is the bound (max_open_requests): try again later")
 

@@ -51,6 +51,7 @@ class RecordedRequest:
     priority: int | None = None
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    owner: str | None = None
     refused: str = ""
     order: float = math.inf
     """The scheduler's arrival number."""

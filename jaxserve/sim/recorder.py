@@ -148,7 +148,7 @@ class Recorder:
             "tenant": request.tenant,
             "n": request.params.n,
         }
-        for name in ("priority", "ttft_slo_s", "tpot_slo_s"):
+        for name in ("priority", "ttft_slo_s", "tpot_slo_s", "owner"):
             if getattr(request, name) is not None:
                 fields[name] = getattr(request, name)
         return fields

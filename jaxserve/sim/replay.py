@@ -125,7 +125,7 @@ def _request(recorded: RecordedRequest, block_size: int) -> Request:
     return Request(
         id=str(recorded.number), prompt=tuple(tokens), params=params, arrival_s=recorded.arrival_s,
         tenant=recorded.tenant, priority=recorded.priority, ttft_slo_s=recorded.ttft_slo_s,
-        tpot_slo_s=recorded.tpot_slo_s,
+        tpot_slo_s=recorded.tpot_slo_s, owner=recorded.owner,
     )  # fmt: skip
 
 

@@ -54,6 +54,23 @@ def test_one_token_is_always_left_to_compute() -> None:
     assert shared == 8
 
 
+def test_no_salt_imitates_another_scope() -> None:
+    """Whatever a tenant sends for a salt, it finds no block of another tenant, nor of the common pool."""
+    blocks, prompt = manager(100), list(range(20))
+    texts = ["", "a", "b", "ab", "a\x00", "\x00a", "1:a", "a1:", "default"]
+    seen: set[bytes] = set()
+    for scope in (None, *texts):
+        for salt in texts:
+            s = sequence(prompt, salt)
+            s.prefix_scope = scope
+            assert blocks.num_cached(s) == 0 and s.hashes[0] not in seen
+            seen.add(s.hashes[0])
+            blocks.admit(s, len(prompt))
+            s.num_computed = len(prompt)
+            blocks.note_computed(s)
+            blocks.free(s)
+
+
 def test_salts_isolate() -> None:
     blocks = manager()
     admitted(blocks, list(range(20)), "a")

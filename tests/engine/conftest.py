@@ -60,7 +60,7 @@ def build_engine(
     return engine
 
 
-OF_THE_REQUEST = ("tenant", "priority", "ttft_slo_s", "tpot_slo_s", "arrival_s")
+OF_THE_REQUEST = ("tenant", "priority", "ttft_slo_s", "tpot_slo_s", "arrival_s", "owner")
 
 
 def request(name: str, prompt: list[int], *, eos: tuple[int, ...] = (), salt: str = "", **params: Any) -> Request:

@@ -102,6 +102,38 @@ def test_objectives_are_judged_by_tenant() -> None:
     }  # fmt: skip
 
 
+def test_objectives_of_requests_have_a_series_of_their_own() -> None:
+    """What a body asks for neither spoils nor embellishes what its tenant was promised."""
+    clock = VirtualClock(1.0)
+    tenants = Tenants([Tenant(name="x", priority=1, ttft_slo_s=5.0, tpot_slo_s=5.0), Tenant(name="free")])
+    engine, metrics = timed(clock, tenants=tenants)
+    tight, loose = {"ttft_slo_s": 1e-6, "tpot_slo_s": 1e-6}, {"ttft_slo_s": 100.0, "tpot_slo_s": 100.0}
+    for i, asked in enumerate([{}, tight, tight, loose, {"priority": 9}, {"priority": -9}]):
+        engine.add(request(f"x{i}", [1, 2, 3], max_tokens=4, tenant="x", **asked))
+        engine.add(request(f"free{i}", [1, 2, 3], max_tokens=4, tenant="free", **asked))
+    drive(engine)
+    counted = metrics.counts.counters
+    kinds = ("ttft", "tpot")
+    assert counted["slo_requests"] == counted["slo_requests_met"] == {("x", kind): 4 for kind in kinds}
+    own = {(tenant, kind): 3 for tenant in ("x", "free") for kind in kinds}
+    assert counted["request_slo_requests"] == own
+    assert counted["request_slo_requests_met"] == dict.fromkeys(own, 1)
+
+
+def test_who_asked_for_less_and_gives_up_missed_nothing() -> None:
+    clock = VirtualClock(1.0)
+    engine, metrics = timed(clock, tenants=Tenants([Tenant(name="x", ttft_slo_s=0.5)]), max_num_seqs=1)
+    engine.add(request("runs", [1, 2], max_tokens=100, tenant="x"))
+    engine.step()
+    engine.add(request("waits", [1, 2], tenant="x", ttft_slo_s=50.0))
+    clock.advance(1.0)
+    engine.abort("waits")
+    engine.abort("runs")
+    engine.step()
+    assert ("x", "ttft") not in metrics.counts.counters["request_slo_requests"]
+    assert metrics.counts.counters["slo_requests"].get(("x", "ttft"), 0) <= 1  # that which ran
+
+
 def test_what_ended_early_has_no_latency() -> None:
     engine, metrics = timed(VirtualClock(1.0), max_waiting=2)
     engine.add(request("a", [1, 2]))

@@ -84,3 +84,8 @@ def test_the_smaller_of_a_tenants_bound_and_all_others_names_itself() -> None:
     assert bounds.most_of("b") == bounds.most_of("default") == (4, "max_waiting")
     with pytest.raises(InvalidParameter, match=r"at most max_waiting of tenant 'a' \(2\)"):
         bounds.check(sequences(3, 1, "a"))
+
+
+def test_a_tenant_of_few_concurrent_requests_has_few_completions_in_one() -> None:
+    bounds = bounds_with([], 40, None, Tenants([Tenant(name="a", max_concurrent=3, max_waiting=9)]))
+    assert bounds.most_of("a") == (3, "max_concurrent of tenant 'a'")

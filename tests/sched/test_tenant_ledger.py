@@ -115,22 +115,10 @@ def test_queues_are_bounded_by_tenant() -> None:
         engine.add(request(name, [1], tenant="t"))
     with pytest.raises(QueueFull, match="max_waiting of tenant 't'") as caught:
         engine.add(request("c", [1], tenant="t"))
-    assert caught.value.reason == "queue_full" and caught.value.retry_after_s > 0
+    assert caught.value.reason == "tenant_limit" and caught.value.retry_after_s > 0
     with pytest.raises(InvalidParameter, match=r"at most max_waiting of tenant 't' \(2\)"):
         engine.add(request("e", [1], tenant="t", n=3))
     engine.add(request("d", [1], tenant="other"))
-
-
-def test_rates_are_bounded_and_say_when_to_come_back() -> None:
-    clock = VirtualClock(5.0)
-    engine = engine_of([Tenant(name="t", requests_per_s=2.0)], clock)
-    for name in "ab":
-        engine.add(request(name, [1], tenant="t"))
-    with pytest.raises(TooBusy, match="2 requests a second") as caught:
-        engine.add(request("c", [1], tenant="t"))
-    assert caught.value.reason == "rate_limit" and caught.value.retry_after_s == pytest.approx(0.5)
-    clock.advance(0.5)
-    engine.add(request("c", [1], tenant="t"))
 
 
 def test_a_refusal_changes_nothing() -> None:
@@ -194,3 +182,112 @@ def test_nine_forecasts_of_ten_hold(seed: int) -> None:
     covered = sum(s.ttft_s <= s.predicted_p90_s for s in known) / len(known)
     assert 0.85 <= covered <= 0.95
     assert sum(abs(s.predicted_ttft_s - s.ttft_s) / s.ttft_s for s in known) / len(known) < 0.3
+
+
+# --- what a body may ask for ----------------------------------------------------------------------------------
+
+
+def finishing_order(ordering: str, tenants: list[Tenant], **asked) -> list[str]:
+    """The requests of `chat`, among 200 of `batch` that ask for `asked`, and those, in the order in which they end."""
+    engine = engine_of(tenants, ordering=ordering, num_blocks=400, max_num_seqs=8)
+    for i in range(200):
+        engine.add(request(f"b{i}", [0] * 20, tenant="batch", max_tokens=20, **asked))
+    for i in range(8):
+        engine.add(request(f"c{i}", [0] * 20, tenant="chat", max_tokens=5))
+    ended = []
+    while engine.has_work:
+        ended += [output.request_id for output in engine.step() if output.finish_reason is not None]
+    return ended
+
+
+EXTREMES = [{"priority": -(2**31)}, {"priority": 0}, {"ttft_slo_s": 1e-9}, {"tpot_slo_s": 1e-9}]
+
+
+@pytest.mark.parametrize("ordering", ["fcfs", "priority", "fair", "slack", "shortest"])
+@pytest.mark.parametrize("asked", EXTREMES, ids=str)
+@pytest.mark.parametrize("promised", [None, 5.0])
+def test_no_field_of_a_body_puts_it_before_another_tenants(ordering: str, asked: dict, promised: float | None) -> None:
+    """Everything is decided as if the field had not been sent."""
+    tenants = [Tenant(name="chat", ttft_slo_s=1.0), Tenant(name="batch", priority=1, ttft_slo_s=promised)]
+    assert finishing_order(ordering, tenants, **asked) == finishing_order(ordering, tenants)
+
+
+@pytest.mark.parametrize(("ordering", "asked"), [("priority", EXTREMES[0]), ("slack", EXTREMES[2])])
+def test_a_trusted_tenant_may_raise_itself(ordering: str, asked: dict) -> None:
+    tenants = [Tenant(name="chat", ttft_slo_s=1.0), Tenant(name="batch", priority=1, may_raise_priority=True)]
+    raised = finishing_order(ordering, tenants, **asked)
+    assert raised.index("c0") > 150 > finishing_order(ordering, tenants).index("c0")
+
+
+def test_a_request_may_lower_itself_within_its_tenant() -> None:
+    engine = engine_of([Tenant(name="t", priority=1)], ordering="priority", max_num_seqs=1)
+    for name, priority in (("last", 9), ("first", None), ("second", -5)):
+        engine.add(request(name, [1], tenant="t", max_tokens=2, priority=priority))
+    ended = []
+    while engine.has_work:
+        ended += [output.request_id for output in engine.step() if output.finish_reason is not None]
+    assert ended == ["first", "second", "last"]
+
+
+def test_an_own_objective_cannot_make_admission_refuse_or_spare_another() -> None:
+    """A flood with the tightest objective is judged as one without; and it never gets another tenant refused."""
+    for asked in ({}, {"ttft_slo_s": 1e-6}):
+        engine = engine_of([Tenant(name="chat", ttft_slo_s=5.0), Tenant(name="batch")], admission="slo")
+        for i in range(20):
+            engine.add(request(f"b{i}", [0] * 50, tenant="batch", **asked))
+        assert all(s.ttft_slo_s is None and s.forecast is None for s in engine.scheduler.waiting)
+
+
+# --- the prefix cache -----------------------------------------------------------------------------------------
+
+
+def cached(engine: Engine, name: str, **asked) -> int:
+    """Prompt tokens that a request finds in the prefix cache, by admission and by the forecast before it."""
+    (sequence,) = engine.add(request(name, list(range(100)), **({"max_tokens": 2} | asked)))
+    expected = engine.scheduler.blocks.num_cached(sequence)
+    while engine.has_work:
+        engine.step()
+    assert sequence.num_cached == expected
+    return expected
+
+
+def test_prefixes_of_one_tenant_are_no_others() -> None:
+    tenants = [Tenant(name="a"), Tenant(name="b"), Tenant(name="x", shares_prefixes=True),
+               Tenant(name="y", shares_prefixes=True)]  # fmt: skip
+    engine = engine_of(tenants, enable_prefix_caching=True)
+    assert cached(engine, "1", tenant="a") == 0
+    assert cached(engine, "2", tenant="a") == 96
+    assert cached(engine, "3", tenant="b") == 0
+    assert cached(engine, "4", tenant="b", salt="a") == 0
+    assert cached(engine, "5", tenant="default") == 0
+    assert cached(engine, "6", tenant="x") == 0
+    assert cached(engine, "7", tenant="y") == 96
+    assert cached(engine, "8", tenant="b") == 96
+
+
+def test_prefixes_of_a_line_of_a_batch_are_its_owners() -> None:
+    engine = engine_of([Tenant(name="a"), Tenant(name="b"), Tenant(name="batch")], enable_prefix_caching=True)
+    assert cached(engine, "1", tenant="batch", owner="a") == 0
+    assert cached(engine, "2", tenant="batch", owner="b") == 0
+    assert cached(engine, "3", tenant="batch") == 0
+    assert cached(engine, "4", tenant="a") == 96
+
+
+def test_prefixes_kept_in_host_memory_are_a_tenants_own() -> None:
+    """What was evicted from the device comes back for its tenant alone."""
+    cost = FormulaCost(source="made up", overhead_s=0.01, weights_s=0.0, token_s=0.001, pair_s=0.0, context_s=0.0,
+                       row_s=0.0, kv_bytes_per_token=1, move_s_per_token=1e-9)  # fmt: skip
+    config = EngineConfig.from_settings(num_blocks=20, block_size=8, offload_host_bytes=1000, overlap=False)
+    engine = simulated_engine(config, cost, VirtualClock(), Tenants([Tenant(name="a"), Tenant(name="b")]))
+    prompt = list(range(100))
+    for i, (tenant, tokens) in enumerate([("a", prompt), ("b", [7] * 150)]):
+        engine.add(request(str(i), tokens, tenant=tenant, max_tokens=2))
+        while engine.has_work:
+            engine.step()
+    found = []
+    for i, tenant in enumerate("ba"):
+        (sequence,) = engine.add(request(f"again{i}", prompt, tenant=tenant, max_tokens=2))
+        while engine.has_work:
+            engine.step()
+        found.append(sequence.num_cached)
+    assert found[0] == 0 < found[1]

@@ -216,7 +216,10 @@ def test_tokens_that_wait_are_bounded() -> None:
 
 
 def test_stop_and_n_are_bounded(tight: Running) -> None:
-    for field, value in [("stop", ["a"] * 17), ("n", 129), ("logit_bias", {str(i): 1 for i in range(301)})]:
+    for field, value in [
+        ("stop", ["a"] * 17), ("stop", ["a" * 1025]), ("n", 129), ("logit_bias", {str(i): 1 for i in range(301)}),
+        ("cache_salt", "a" * 513),
+    ]:  # fmt: skip
         response = tight.client.post("/generate", json={"prompt": [1], field: value})
         assert response.status_code == 400 and response.json()["error"]["param"] == field
 

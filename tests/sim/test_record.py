@@ -90,7 +90,7 @@ def test_a_record_runs_again_decision_by_decision(tmp_path: Path, settings: dict
 
 def test_another_decision_is_noticed(tmp_path: Path) -> None:
     record, _ = recorded(tmp_path / "r", requests())
-    record.requests[60].queued_s += 0.5
+    record.requests[50].queued_s += 0.5
     report = replay(record)
     assert report.first_difference is not None and report.share < 1.0 and report.was != report.became
 

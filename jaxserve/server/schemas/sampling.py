@@ -61,7 +61,9 @@ Prompts = Annotated[
         {"type": "array", "items": _PROMPT, "minItems": 1, "maxItems": MAX_PROMPTS},
     ]}),
 ]  # fmt: skip
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+"""Longer ones are no use, and each output token is compared with all of them on the host."""
+Stops = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)]
 
 
 class StreamOptions(Body):
@@ -96,20 +98,24 @@ class SamplingFields(Body):
         "token id -> what to add to its logit, from -100 to 100", maxProperties=MAX_LOGIT_BIAS,
         patternProperties={"^[0-9]+$": {"type": "number", "minimum": -100, "maximum": 100}}, additionalProperties=False,
     )  # fmt: skip
-    stop: Annotated[str, Field(min_length=1)] | Stops | None = Field(None, description="texts that end the output")
+    stop: StopString | Stops | None = Field(None, description="texts that end the output")
     stop_token_ids: TokenIds | None = shown("tokens that end it", maxItems=MAX_STOP_TOKENS)
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = Field(None, description="go on after the model's own end tokens")
     skip_special_tokens: bool | None = Field(None, description="leave special tokens out of the text (default)")
     prompt_logprobs: int | None = shown("log-probabilities of the prompt's tokens", minimum=0, maximum=MAX_LOGPROBS)
     stream: bool | None = Field(None, description="answer as server-sent events, one a token")
-    cache_salt: str | None = Field(None, description="only requests with an equal salt share cached prefixes")
+    cache_salt: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="only requests of the tenant with an equal salt share cached prefixes"
+    )
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="smaller goes first, where the server's policy heeds it"
+        None, description="smaller goes first, with orderings that use it; not before the tenant's own class"
     )
     tenant: str | None = Field(None, description="who asks, where no API key says it")
     ttft_slo_s: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="seconds within which the first token is wanted; without it, what the tenant was promised"
+        None,
+        description="seconds within which the first token is wanted; the scheduler works to it if it is looser "
+        "than what the tenant was promised",
     )
     tpot_slo_s: Annotated[float, Field(gt=0)] | None = Field(
         None, description="seconds between output tokens that are wanted at most, likewise"
