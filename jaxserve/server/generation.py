@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import pydantic_core
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -25,6 +26,9 @@ from jaxserve.server.service import Service
 from jaxserve.server.stream import EventStream, wait_for_disconnect
 
 _T = TypeVar("_T")
+LARGE = 10_000
+"""Log-probabilities from which on an answer is written on a thread: the event loop serves others meanwhile. With 20 of
+each of 8192 prompt tokens that took 0.3 s."""
 
 
 class Answer(Protocol):
@@ -51,13 +55,30 @@ class Job:
     id: str
     """The answer's."""
 
+    def is_large(self, *, streamed: bool = False) -> bool:
+        """Whether so many log-probabilities were asked for that writing the answer takes long.
+
+        `streamed`: those of outputs are written one by one.
+        """
+        count = 0
+        for wanted in self.requests:
+            params = wanted.params
+            if params.prompt_logprobs is not None:
+                count += len(wanted.prompt) * (params.prompt_logprobs + 1)
+            if params.logprobs is not None and not streamed:
+                count += params.n * (params.max_tokens or LARGE) * (params.logprobs + 1)
+        return count > LARGE
+
 
 async def respond(request: Request, service: Service, job: Job, stream: bool) -> Response:
     """The HTTP response to a job, whole or a stream; a client that leaves first aborts it."""
     call: Call = request.state.call
     note(call, service, job, stream)
     if not stream:
-        return JSONResponse(await unless_left(request, whole(service, job, call)))
+        answer = await unless_left(request, whole(service, job, call))
+        if not job.is_large():
+            return JSONResponse(answer)
+        return Response(await asyncio.to_thread(pydantic_core.to_json, answer), media_type="application/json")
     backlog = service.config.max_stream_backlog
     outputs = service.client.open(job.requests, timeout_s=job.timeout_s, max_backlog=backlog)
     first = await unless_left(request, _first(outputs))
@@ -91,7 +112,8 @@ async def whole(service: Service, job: Job, call: Call) -> dict[str, Any]:
                 call.count(output)
     finally:
         stream.close()
-    return job.answer.whole([collector.output for collector in collectors.values()])
+    found = [collector.output for collector in collectors.values()]
+    return await asyncio.to_thread(job.answer.whole, found) if job.is_large() else job.answer.whole(found)
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
@@ -124,13 +146,13 @@ async def _payloads(
     first: list[SequenceOutput], stream: OutputStream, job: Job, call: Call
 ) -> AsyncGenerator[list[bytes], None]:
     """Payloads that are ready together, together: they go out in one write."""
-    outputs = first
+    outputs, events, large = first, job.answer.events, job.is_large(streamed=True)
     try:
         while outputs:
             for output in outputs:
                 check_step(output)
                 call.count(output)
-            yield job.answer.events(outputs)
+            yield await asyncio.to_thread(events, outputs) if large else events(outputs)
             outputs = await stream.next()
         yield job.answer.last_events()
     except Exception as error:

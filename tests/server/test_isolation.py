@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.tenants import Tenant, Tenants
+from jaxserve.server import generation
+from jaxserve.server.generate import GenerateAnswer
 from jaxserve.server.keys import Keys
 from tests.engine.conftest import build_engine
 from tests.server.conftest import PATIENCE_S, Running, fake_service, serve, wait_for
@@ -190,3 +192,30 @@ def test_a_refusal_over_a_rate_says_so_in_the_headers_that_clients_read(running:
     assert post(running, "chat", max_tokens=10).status_code == 200
     found = series(running)
     assert found["jaxserve_tenant_rejections_total", "fake", "rate_limit", "tokens"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_large_answer_is_not_written_on_the_event_loop(
+    embedded: Running, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    threads: list[int] = []
+    for name in ("whole", "events"):
+        write = getattr(GenerateAnswer, name)
+
+        def noted(self: Any, outputs: Any, write: Any = write) -> Any:
+            threads.append(threading.get_ident())
+            return write(self, outputs)
+
+        monkeypatch.setattr(GenerateAnswer, name, noted)
+    answers: list[str] = []
+    for large in (False, True):
+        monkeypatch.setattr(generation, "LARGE", 10 if large else 10_000)
+        body = {"prompt_token_ids": [5, 6, 7, 8], "max_tokens": 2, "prompt_logprobs": 3, "temperature": 0,
+                "request_id": "mine", "stream": stream}  # fmt: skip
+        answer = embedded.client.post("/generate", json=body)
+        answers.append(answer.text if stream else json.dumps(answer.json()))
+        assert answer.headers["content-type"].startswith("text/event-stream" if stream else "application/json")
+        loop = embedded.app.state.service.client._thread._loop._thread_id
+        assert {ident == loop for ident in threads} == {not large}
+        threads.clear()
+    assert answers[0] == answers[1]

@@ -89,6 +89,29 @@ def test_a_line_of_a_batch_is_of_the_batches_tenant(open_to_all: Running, tmp_pa
     assert told == [403] == [result.status] and "a batch is of 'bulk'" in result.body["error"]["message"]
 
 
+def test_a_line_of_a_batch_has_the_prefixes_of_its_owner(
+    open_to_all: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(0, "c0", {"prompt": [1, 2], "max_tokens": 2, "priority": -5})
+    seen: list[Request] = []
+    add = open_to_all.engine.add
+    monkeypatch.setattr(open_to_all.engine, "add", lambda request: seen.append(request) or add(request))
+    with closing(Store(tmp_path, 1 << 20)) as store:
+        file = store.add_file(io.BytesIO(b"x"), "chat", "in.jsonl", "batch", 0.0)
+        batch = store.add_batch("chat", "/v1/completions", file.id, "24h", 86400, None, 0.0)
+        batches = Batches(store, BatchConfig(batch_tenant="bulk", batch_concurrency=10))
+        service = open_to_all.app.state.service
+
+        async def run() -> int:
+            work = batches.run_line(service, batch, line, lambda *one: None)
+            result = asyncio.run_coroutine_threadsafe(work, service.client._thread._loop)
+            return (await asyncio.wrap_future(result)).status
+
+        assert asyncio.run(run()) == 200
+    assert [(request.tenant, request.owner) for request in seen] == [("bulk", "chat")]
+    assert [batches.share(Tenant(name="a", batch_share=share)) for share in (0.01, 0.25, 1.0)] == [1, 2, 10]
+
+
 def test_a_tenants_own_queue_is_bounded_and_nobody_elses() -> None:
     tenants = Tenants([Tenant(name="chat", max_waiting=2), Tenant(name="bulk")])
     engine = build_engine(tenants=tenants, max_num_seqs=1, max_model_len=20_000, blocks=3000)
