@@ -94,11 +94,17 @@ class RealEngine(ReadyEngine):
 
 
 def random_prompts(vocab_size: int, longest: int) -> Prompts:
-    """Random tokens, the same in every run. No two prompts begin alike, so that the prefix cache cannot help."""
-    tokens = random.Random(0).choices(range(vocab_size), k=BEGINNINGS + longest)
+    """Random tokens, the same in every run. Prompts begin alike only where their `prefix_blocks` do, so that the prefix
+    cache cannot help otherwise."""
+    tokens, shared = (random.Random(seed).choices(range(vocab_size), k=BEGINNINGS + longest) for seed in (0, 1))
 
     def prompt(arrival: Arrival, number: int) -> tuple[int, ...]:
+        found: list[int] = []
+        for block in arrival.prefix_blocks:
+            begin = block % BEGINNINGS
+            found += shared[begin : begin + arrival.block_tokens]
         begin = number % BEGINNINGS
-        return tuple(tokens[begin : begin + arrival.prompt_tokens])
+        found += tokens[begin : begin + max(arrival.prompt_tokens - len(found), 0)]
+        return tuple(found[: arrival.prompt_tokens])
 
     return prompt

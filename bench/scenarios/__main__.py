@@ -7,14 +7,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.scenarios import azure, s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness
+from bench.scenarios import (
+    azure,
+    s1_batching,
+    s2_chunks,
+    s3_tenants,
+    s4_adaptive,
+    s5_admission,
+    s6_fairness,
+    s7_hostile,
+)
 from bench.scenarios.stage import Real, Simulated
 from jaxserve.commands.plots import expect_plots
 from jaxserve.commands.results import expect_folder, write_text
 from jaxserve.core.errors import ConfigError, JaxserveError
 
 SCENARIOS = {
-    module.NAME: module for module in (s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness)
+    module.NAME: module
+    for module in (s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness, s7_hostile)
 }
 
 

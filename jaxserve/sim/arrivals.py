@@ -15,7 +15,7 @@ from jaxserve.core.sequence import Request
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request to come."""
+    """One request to come. The fields from `priority` on are the request's own; None takes the tenant's setting."""
 
     at_s: float
     prompt_tokens: int
@@ -27,10 +27,29 @@ class Arrival:
     """Ids of the prompt's leading blocks: equal leading ids are equal tokens, shared by the prefix cache."""
     block_tokens: int = 512
     """Tokens of such a block."""
+    n: int = 1
+    """Completions of the prompt; each has `output_tokens`."""
+    cache_salt: str = ""
+    """Requests share prefix blocks only with requests of an equal salt."""
+    abort_s: float | None = None
+    """Seconds after `at_s` at which the caller closes the stream; None: it reads to the end."""
+    abort_tokens: int | None = None
+    """Output tokens of a completion after which the caller closes the stream."""
+    priority: int | None = None
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+
+    @property
+    def aborts(self) -> bool:
+        """Its caller closes the stream early."""
+        return self.abort_s is not None or self.abort_tokens is not None
 
     def request(self, name: str, prompt: tuple[int, ...], start_s: float = 0.0) -> Request:
-        params = SamplingParams(max_tokens=self.output_tokens, temperature=0.0, ignore_eos=True, seed=0)
-        return Request(id=name, prompt=prompt, params=params, arrival_s=start_s + self.at_s, tenant=self.tenant)
+        params = SamplingParams(max_tokens=self.output_tokens, n=self.n, temperature=0.0, ignore_eos=True, seed=0)
+        return Request(
+            id=name, prompt=prompt, params=params, arrival_s=start_s + self.at_s, tenant=self.tenant,
+            cache_salt=self.cache_salt, priority=self.priority, ttft_slo_s=self.ttft_slo_s, tpot_slo_s=self.tpot_slo_s,
+        )  # fmt: skip
 
 
 # --- when -----------------------------------------------------------------------------------------------------

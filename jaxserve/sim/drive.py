@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from jaxserve.core.clock import Clock
 from jaxserve.core.errors import InvalidRequest, TooBusy
+from jaxserve.core.sequence import FinishReason
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.outputs import SequenceOutput
 from jaxserve.metrics.latency import e2e_s, tpot_s, ttft_s
@@ -31,7 +32,10 @@ _HALF = 1 << 30
 
 @dataclass(slots=True)
 class Served:
-    """What became of an arrival: a `metrics.latency.Measured`. Times are seconds since the drive began."""
+    """What became of an arrival: a `metrics.latency.Measured`. Times are seconds since the drive began.
+
+    An arrival of several completions has one for each; if it is refused, it has one.
+    """
 
     number: int
     arrival: Arrival
@@ -40,7 +44,7 @@ class Served:
     refused: str = ""
     """Why it was not taken: "queue_full", "rate_limit", "slo" or "cannot_fit"; `why` says more."""
     failed: str = ""
-    """A step failed, or it was aborted."""
+    """A step failed, or it was "aborted"."""
     why: str = ""
     preemptions: int = 0
     cached_tokens: int = 0
@@ -49,6 +53,10 @@ class Served:
     predicted_ttft_s: float = 0.0
     """What the scheduler forecast when it came, and what 9 of 10 such forecasts stay within; 0: nothing."""
     predicted_p90_s: float = 0.0
+    index: int = 0
+    """Which of the arrival's completions this is."""
+    last: bool = True
+    """No completion of the arrival is still under way."""
 
     @property
     def arrival_s(self) -> float:
@@ -119,9 +127,10 @@ def drive_lanes(lanes: list["Lane"], source: Source, router: Router | None = Non
             return
         for served in ended:
             served.replica = index
-            ended_s = served.token_s[-1] if served.token_s else lanes[index].now_s
-            heapq.heappush(told, (ended_s, served.number, index, served.arrival))
-            source.ended(ended_s)
+            if served.last:
+                ended_s = served.token_s[-1] if served.token_s and not served.failed else lanes[index].now_s
+                heapq.heappush(told, (ended_s, served.number, index, served.arrival))
+                source.ended(ended_s)
             yield served
 
 
@@ -132,7 +141,8 @@ class Lane:
         self.engine = engine
         self._clock, self._prompts, self._gauges = clock, prompts, gauges
         self._start_s = clock.now()
-        self._live: dict[str, Served] = {}
+        self._live: dict[str, dict[int, Served]] = {}  # by request, then by completion
+        self._leaving: list[tuple[float, str]] = []  # (when its caller closes the stream, request), a heap
         self._asleep = False
 
     @property
@@ -147,7 +157,9 @@ class Lane:
         if not self._asleep:
             return self.now_s
         wake_s = self.engine.wake_s
-        return math.inf if wake_s is None else max(wake_s - self._start_s, self.now_s)
+        wake_s = math.inf if wake_s is None else wake_s - self._start_s
+        leaves_s = self._leaving[0][0] if self._leaving else math.inf
+        return max(min(wake_s, leaves_s), self.now_s)
 
     def expect(self, more: bool, at_s: float) -> None:
         """Say at `at_s` whether more requests may come; who waited for company thinks again when there is none."""
@@ -171,13 +183,16 @@ class Lane:
         except InvalidRequest as error:
             served.refused, served.why = "cannot_fit", str(error)
             return served
-        self._live[request.id] = served
+        self._live[request.id] = {index: Served(number, arrival, index=index) for index in range(arrival.n)}
+        if arrival.abort_s is not None:
+            heapq.heappush(self._leaving, (arrival.at_s + arrival.abort_s, request.id))
         return None
 
     def step(self) -> list[Served]:
         """One step of the engine, when it has something to do; returns the requests that ended."""
         if self._asleep:
             self._wait_until(self.next_s)
+        self._abort_due()
         began_s = self.now_s
         outputs = self.engine.step()
         now_s = self.now_s
@@ -185,7 +200,8 @@ class Lane:
         ended: list[Served] = []
         tokens = 0
         for output in outputs:
-            served = self._live[output.request_id]
+            siblings = self._live[output.request_id]
+            served = siblings[output.index]
             count = len(output.tokens)
             tokens += count
             if count == 1:
@@ -193,8 +209,12 @@ class Lane:
             else:
                 served.token_s.extend([now_s] * count)
             if output.finish_reason is not None:
-                del self._live[output.request_id]
-                ended.append(self._ended(served, output))
+                del siblings[output.index]
+                ended.append(self._ended(served, output, last=not siblings))
+                if not siblings:
+                    del self._live[output.request_id]
+            elif served.arrival.abort_tokens is not None and len(served.token_s) >= served.arrival.abort_tokens:
+                self.engine.abort(output.request_id)
         if self._gauges is not None:
             scheduler = self.engine.scheduler
             self._gauges.sample(
@@ -202,17 +222,28 @@ class Lane:
             )
         return ended
 
+    def _abort_due(self) -> None:
+        """End the requests whose callers have closed their streams by now."""
+        now_s = self.now_s
+        while self._leaving and self._leaving[0][0] <= now_s:
+            self.engine.abort(heapq.heappop(self._leaving)[1])
+
     def _wait_until(self, at_s: float) -> None:
         self._clock.sleep_until(self._start_s + at_s)
 
-    def _ended(self, served: Served, output: SequenceOutput) -> Served:
+    def _ended(self, served: Served, output: SequenceOutput, last: bool) -> Served:
         metrics = output.metrics
         assert metrics is not None, "the last output of a sequence brings its metrics"
         served.predicted_ttft_s, served.predicted_p90_s = metrics.predicted_ttft_s, metrics.predicted_p90_s
         served.preemptions, served.cached_tokens = metrics.preemptions, metrics.cached_tokens
         if metrics.first_scheduled_s is not None:
             served.first_scheduled_s = metrics.first_scheduled_s - self._start_s
-        served.failed = output.error or ("" if len(served.token_s) == served.arrival.output_tokens else "cut short")
+        if output.finish_reason is FinishReason.ABORT:
+            served.failed = "aborted"
+        else:
+            whole = len(served.token_s) == served.arrival.output_tokens
+            served.failed = output.error or ("" if whole else "cut short")
+        served.last = last
         return served
 
 

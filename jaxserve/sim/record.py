@@ -116,7 +116,8 @@ class Record:
                 arrivals.append(
                     Arrival(
                         max(request.arrival_s, 0.0), request.prompt_tokens, output, request.tenant,
-                        prefix_blocks=blocks, block_tokens=self.config.cache.block_size,
+                        prefix_blocks=blocks, block_tokens=self.config.cache.block_size, priority=request.priority,
+                        ttft_slo_s=request.ttft_slo_s, tpot_slo_s=request.tpot_slo_s,
                     )
                 )  # fmt: skip
         return sorted(arrivals, key=lambda arrival: arrival.at_s)

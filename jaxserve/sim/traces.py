@@ -3,8 +3,9 @@
     {"arrival_s": 0.05, "prompt_tokens": 3180, "output_tokens": 8, "tenant": "chat", "prefix_blocks": [0, 14, 15]}
 
 The first three fields must be there. `prefix_blocks` are ids of the prompt's leading blocks of `block_tokens` (512)
-tokens: prompts whose ids begin alike begin alike. Lines as Mooncake publishes them are read, too (their stamps are
-milliseconds, their blocks of 512 tokens):
+tokens: prompts whose ids begin alike begin alike. A line may have every other field of `Arrival` as well: `n`,
+`cache_salt`, `abort_s`, `abort_tokens`, `priority`, `ttft_slo_s`, `tpot_slo_s`. Lines as Mooncake publishes them are
+read, too (their stamps are milliseconds, their blocks of 512 tokens):
 
     {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
 """
@@ -22,7 +23,7 @@ from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.lines import open_lines
 from jaxserve.sim.record_reader import is_record, read_record
 
-_KNOWN = {"arrival_s", "prompt_tokens", "output_tokens", "tenant", "kind", "prefix_blocks", "block_tokens"}
+_KNOWN = {"arrival_s", *(field.name for field in dataclasses.fields(Arrival))} - {"at_s"}
 
 _EXAMPLE = '{"arrival_s": 0.05, "prompt_tokens": 3180, "output_tokens": 8}'
 _MOONCAKE = {"input_length": "prompt_tokens", "output_length": "output_tokens", "hash_ids": "prefix_blocks"}
@@ -77,6 +78,13 @@ def _arrival(where: str, line: str) -> Arrival:
         _word(where, fields, "kind", ""),
         _blocks(where, fields, prompt, block_tokens),
         block_tokens,
+        n=_count(where, fields, "n", 1),
+        cache_salt=_word(where, fields, "cache_salt", ""),
+        abort_s=_limit(where, fields, "abort_s"),
+        abort_tokens=_count(where, fields, "abort_tokens") if fields.get("abort_tokens") is not None else None,
+        priority=_priority(where, fields),
+        ttft_slo_s=_limit(where, fields, "ttft_slo_s"),
+        tpot_slo_s=_limit(where, fields, "tpot_slo_s"),
     )
 
 
@@ -99,6 +107,22 @@ def _count(where: str, fields: dict[str, object], name: str, default: int | None
     value = fields.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{where}: {name} = {value!r}: expected a whole number of at least 1")
+    return value
+
+
+def _limit(where: str, fields: dict[str, object], name: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{where}: {name} = {value!r}: expected seconds, more than 0")
+    return float(value)
+
+
+def _priority(where: str, fields: dict[str, object]) -> int | None:
+    value = fields.get("priority")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ConfigError(f"{where}: priority = {value!r}: expected a whole number")
     return value
 
 

@@ -96,8 +96,8 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. InvalidRequest: the text has half a surrogate pair, as JSON can write one."""
-        try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:  # `encode` of one text would hold the interpreter's lock: for seconds, if the text is long
+            return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError as error:
             at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
             if at is None:

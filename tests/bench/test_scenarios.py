@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.scenarios import s1_batching, s2_chunks, s3_tenants
+from bench.scenarios import s1_batching, s2_chunks, s3_tenants, s7_hostile
 from bench.scenarios.__main__ import main
 from bench.scenarios.bars import least, most
 from bench.scenarios.outcome import Outcome, Row
@@ -24,6 +24,7 @@ def test_every_policy_has_a_bucket_for_every_step_and_no_setting_without_effect(
     chosen = s1_batching.policies(real) | s2_chunks.policies(real) | s2_chunks.sweep(real)
     common = s3_tenants.Plan(real).common
     chosen |= {name: common | settings for name, (settings, _) in s3_tenants.policies(real, str(tmp_path)).items()}
+    chosen["s7"] = s7_hostile.Plan(real).common
     for settings in [common, *chosen.values()]:
         config = EngineConfig.from_settings(**settings)
         assert idle_settings(config) == []
@@ -60,6 +61,11 @@ def test_a_stage_tells_how_full_its_steps_were() -> None:
     )
     assert run.occupancy.busy_s == pytest.approx(duration_s(run.served))
     assert run.occupancy.row_s / run.occupancy.busy_s / 2 == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_run_may_abort_only_what_its_arrivals_say() -> None:
+    one, two = Simulated().run([Arrival(0.0, 4, 10, abort_tokens=3), Arrival(0.0, 4, 10, n=1)], {}).served
+    assert (len(one.token_s), one.failed, len(two.token_s), two.failed) == (3, "aborted", 10, "")
 
 
 def test_tenants_survive_their_file(tmp_path: Path) -> None:

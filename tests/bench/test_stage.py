@@ -48,6 +48,19 @@ def test_prompts_begin_differently() -> None:
     assert made[0] == random_prompts(512, 100)(Arrival(0.0, 100, 1), 0)
 
 
+def test_prompts_begin_alike_where_their_prefix_blocks_do() -> None:
+    prompts = random_prompts(512, 100)
+
+    def made(number: int, *blocks: int) -> tuple[int, ...]:
+        return prompts(Arrival(0.0, 20, 1, prefix_blocks=blocks, block_tokens=8), number)
+
+    one, two, other = made(0, 1, 2), made(1, 1, 2), made(0, 1, 3)
+    assert len(one) == len(two) == 20 and one[:16] == two[:16] and one[16:] != two[16:]
+    assert one[:8] == other[:8] and one[8:16] != other[8:16] and one[16:] == other[16:]
+    assert len(made(0, 1, 2, 3)) == 20, "the last block is cut"
+    assert one[:8] != prompts(Arrival(0.0, 20, 1), 1)[:8]
+
+
 def test_a_stopped_run_leaves_the_real_engine_empty() -> None:
     from jaxserve.llm import LLM
 

@@ -107,6 +107,14 @@ def test_a_record_is_a_trace(tmp_path: Path) -> None:
     assert all(found[n].output_tokens == arrivals[n].output_tokens for n in taken)
 
 
+def test_a_record_keeps_what_a_request_asked_for_itself(tmp_path: Path) -> None:
+    asked = {"priority": 3, "ttft_slo_s": 0.5, "tpot_slo_s": 0.05}
+    recorded(tmp_path / "r", [Arrival(0.0, 9, 2, **asked), Arrival(1.0, 9, 2)])
+    one, two = read_trace(tmp_path / "r")
+    assert {name: getattr(one, name) for name in asked} == asked
+    assert not any(getattr(two, name) for name in asked)
+
+
 def test_equal_beginnings_are_equal_ids(tmp_path: Path) -> None:
     prefixes = ((1, 2), (1, 3), (4, 2))
     arrivals = [Arrival(float(i), 24, 2, prefix_blocks=p, block_tokens=8) for i, p in enumerate(prefixes)]

@@ -23,10 +23,15 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
     path = write(
         tmp_path, GOOD, "", '{"arrival_s": 1.5, "prompt_tokens": 600, "output_tokens": 3, "tenant": "chat", '
         '"kind": "long", "prefix_blocks": [7, 8], "block_tokens": 512}',
+        '{"arrival_s": 2, "prompt_tokens": 6, "output_tokens": 3, "n": 4, "cache_salt": "x", "abort_s": 1, '
+        '"abort_tokens": 2, "priority": -1, "ttft_slo_s": 0.5, "tpot_slo_s": 0.05}',
     )  # fmt: skip
     assert list(read_trace(path)) == [
         Arrival(0.0, 5, 2),
         Arrival(1.5, 600, 3, "chat", "long", (7, 8), 512),
+        Arrival(
+            2.0, 6, 3, n=4, cache_salt="x", abort_s=1.0, abort_tokens=2, priority=-1, ttft_slo_s=0.5, tpot_slo_s=0.05
+        ),
     ]
 
 
@@ -43,6 +48,10 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
         ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 0}', "output_tokens = 0"),
         ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": true}', "output_tokens = True"),
         ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "tenant": 4}', "tenant = 4: expected a string"),
+        ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "n": 0}', "n = 0: expected a whole number"),
+        ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "abort_tokens": 0.5}', "abort_tokens = 0.5"),
+        ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "abort_s": 0}', "abort_s = 0: expected seconds"),
+        ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "priority": 1.5}', "priority = 1.5"),
         ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "tenent": "a"}', "tenent: an unknown field; known"),
         ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "prefix_blocks": 4}', "prefix_blocks = 4"),
         ('{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 1, "prefix_blocks": ["a"]}', "expected a list of ids"),
