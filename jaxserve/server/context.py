@@ -38,6 +38,8 @@ class Call:
     tenant_by: str | None = None
     """What said who the tenant is, "this API key"; None: nothing did, and the body may."""
     admin: bool = False
+    local: bool = False
+    """Its client is on this machine."""
     began_s: float = field(default_factory=time.monotonic)
     received_s: float | None = None
     """When it was ready for the engine: read, checked and tokenized."""

@@ -37,17 +37,19 @@ class ServerState:
         """Take nothing new; what runs goes on."""
         self.phase = "draining"
 
-    def check_admission(self) -> None:
+    def check_admission(self, tenant: str) -> None:
         """Raises NotServing, EngineStopped or TooManyRequests if a call that makes work cannot be taken now."""
         if self.phase == "starting":
+            self.telemetry.refused("starting", tenant)
             raise NotServing("the model is still loading: try again, or ask /ready", 5.0)
         if self.phase == "draining":
+            self.telemetry.refused("drain", tenant)
             raise NotServing("the server is shutting down and takes nothing new: try another", 1.0)
         if trouble := self.trouble():
             raise EngineStopped(trouble)
         limit = self.config.max_open_requests
         if self.open_calls >= limit:
-            self.telemetry.refused("max_open_requests")
+            self.telemetry.refused("max_open_requests", tenant)
             raise TooManyRequests(f"{limit} requests are open, which is the bound (max_open_requests): try again later")
 
     def trouble(self) -> str | None:
