@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+import httpx
 import pytest
 
 from jaxserve.cli import main
@@ -16,7 +17,7 @@ from jaxserve.metrics import diagnosis
 from jaxserve.server.keys import Keys
 from jaxserve.server.telemetry import CallFact
 from tests.engine.conftest import build_engine
-from tests.server.conftest import fake_service, serve
+from tests.server.conftest import PATIENCE_S, fake_service, serve, wait_for
 
 
 class SlowWay:
@@ -92,15 +93,26 @@ def test_which_addresses_are_this_machines_own(host: str, local: bool) -> None:
 
 def test_refusals_before_the_engine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXSERVE_ADMIN_KEY", "the-admin-key")
-    tenants = Tenants([Tenant(name="chat"), Tenant(name="batch")])
-    service = fake_service(build_engine(tenants=tenants), max_open_requests=1)
+    engine = build_engine(tenants=Tenants([Tenant(name="chat"), Tenant(name="batch")]))
+    going_on = threading.Event()
+    submit = engine.fake.submit
+
+    def slow(plan):
+        going_on.wait(PATIENCE_S)
+        return submit(plan)
+
+    engine.fake.submit = slow
+    service = fake_service(engine, max_open_requests=1)
     for running in serve(service, Keys({"chat-key-1": "chat"}, "the-admin-key")):
         headers, body = {"Authorization": "Bearer chat-key-1"}, {"prompt_token_ids": [1, 2, 3], "max_tokens": 5}
         state = running.app.state.server
-        state.open_calls = 1
+        url = running.url
+        first = threading.Thread(target=lambda: httpx.post(f"{url}/generate", json=body, headers=headers, timeout=60))  # noqa: B023
+        first.start()
+        wait_for(lambda: state.open_calls == 1)  # noqa: B023
         assert [running.client.post("/generate", json=body, headers=headers).status_code for _ in range(5)] == [429] * 5
-        state.open_calls = 0
-        assert running.client.post("/generate", json=body, headers=headers).status_code == 200
+        going_on.set()
+        first.join()
         state.drain()
         assert [running.client.post("/generate", json=body, headers=headers).status_code for _ in range(4)] == [503] * 4
         assert main(["doctor", running.url]) == 1

@@ -29,7 +29,7 @@ function axis(c, left, right, y, words) {
 
 // The last `span_s` seconds, a value each; `top`: what fills the height at least.
 export function spark(canvas, values, name, span_s, top = 1) {
-  const [c, width, height] = begin(canvas), foot = 12;
+  const [c, width, height] = begin(canvas), foot = 15;
   const most = Math.max(top, ...values), step = width / Math.max(values.length - 1, 1), base = height - foot;
   const at = (i) => [i * step, base - 1 - (values[i] / most) * (base - 4)];
   c.beginPath();
@@ -38,20 +38,20 @@ export function spark(canvas, values, name, span_s, top = 1) {
   c.lineTo(width, base); c.lineTo(0, base); c.closePath();
   c.globalAlpha = 0.14; c.fillStyle = colour(name); c.fill();
   c.globalAlpha = 1; c.font = c.font.replace("11px", "10px");
-  axis(c, 0, width, height - 1, [`${span_s} s ago`, "now"]);
+  axis(c, 0, width, height - 3, [`${span_s} s ago`, "now"]);
 }
 
 // One dot a request over the last `window_s`, on a logarithmic scale, with the objective as a dashed line.
 export function dots(canvas, points, now, window_s, slo_s, name) {
   const [c, width, height] = begin(canvas);
-  const left = 50, bottom = 17, top = 6;
+  const left = 50, bottom = 19, top = 6;
   const values = points.map((p) => Math.max(p.seconds, 1e-4));
   if (slo_s) values.push(slo_s);
   let low = Math.min(...values, slo_s || 1), high = Math.max(...values, slo_s || 0.001);
   low = Math.max(low / 1.6, 1e-4); high = Math.max(high * 1.6, low * 10);
   const y = (s) => top + (height - top - bottom) * (1 - Math.log(s / low) / Math.log(high / low));
   const first = left + 3, last = width - 5, x = (t) => first + (last - first) * (1 - (now - t) / window_s);
-  axis(c, first, last, height - 2, [`${window_s} s ago`, `${window_s / 2} s`, "now"]);
+  axis(c, first, last, height - 4, [`${window_s} s ago`, `${window_s / 2} s ago`, "now"]);
   c.textAlign = "right"; c.textBaseline = "middle";
   for (let power = Math.ceil(Math.log10(low)); 10 ** power <= high; power++) {
     const mark = 10 ** power;
@@ -105,9 +105,9 @@ function stepAxis(c, steps, left, width, y, now) {
 
 // One bar a step: decode rows, prefill tokens and padding, stacked to the bucket's size; a red foot marks preemption.
 export function stepBars(canvas, all, now) {
-  const [c, width, whole] = begin(canvas), height = whole - 13;
+  const [c, width, whole] = begin(canvas), height = whole - 15;
   const left = 34, foot = 6, [steps, each] = fitting(all, width - left);
-  stepAxis(c, steps, width - steps.length * each, width, whole - 1, now);
+  stepAxis(c, steps, width - steps.length * each, width, whole - 4, now);
   const top = Math.max(8, ...steps.map((s) => s.decodes + s.prefill_tokens + s.padding));
   const scale = (tokens) => (Math.sqrt(tokens) / Math.sqrt(top)) * (height - foot - 8);
   c.textAlign = "right"; c.textBaseline = "middle";
@@ -131,9 +131,9 @@ export function stepBars(canvas, all, now) {
 
 // Measured step times as a line, predicted ones as dots.
 export function stepTimes(canvas, all, now) {
-  const [c, width, whole] = begin(canvas), height = whole - 13;
+  const [c, width, whole] = begin(canvas), height = whole - 15;
   const left = 50, [steps, each] = fitting(all, width - left);
-  stepAxis(c, steps, width - steps.length * each, width, whole - 1, now);
+  stepAxis(c, steps, width - steps.length * each, width, whole - 4, now);
   const ordered = steps.map((s) => s.seconds).sort((a, b) => a - b);
   const top = Math.max(1e-4, (ordered[Math.floor(ordered.length * 0.98)] || 0) * 1.25);
   const y = (s) => height - 4 - Math.min(s / top, 1) * (height - 12);

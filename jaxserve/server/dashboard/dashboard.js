@@ -340,7 +340,7 @@ async function openDetail() {
 function ended(r) {
   const ms = (value) => (value === null ? "–" : seconds(value));
   return [["tenant", r.tenant], ["ended with", r.reason], ["time to first token", ms(r.ttft_s)], ["queue", ms(r.queue_s)],
-          ["prefill", ms(r.prefill_s)], ["decode", ms(r.decode_s)], ["preempted", `${r.preemptions} times, ${ms(r.stalled_s)}`],
+          ["prefill", ms(r.prefill_s)], ["decode", ms(r.decode_s)], ["preempted", r.preemptions ? `${r.preemptions} times, ${ms(r.stalled_s)}` : "never"],
           ["prompt tokens", `${whole(r.prompt_tokens)}, of them cached ${whole(r.cached_tokens)}`],
           ["output tokens", whole(r.output_tokens)]];
 }
