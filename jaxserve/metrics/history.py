@@ -1,6 +1,6 @@
 """The last steps, requests and first tokens, kept one by one: what the dashboard draws and `jaxserve doctor` reads.
 
-Beside them, by second: what ran, was refused and ended, and each tenant's share (`metrics.shares`). All rings are
+Beside them, by second: what ran, was refused and ended, and each tenant's service (`metrics.starvation`). All rings are
 bounded; a reader asks for what is new since a number that it has seen.
 """
 
@@ -11,7 +11,7 @@ from jaxserve.core.plan import NO_BUCKET
 from jaxserve.core.sequence import FinishReason, Sequence
 from jaxserve.core.step_record import StepRecord
 from jaxserve.metrics.by_second import SECONDS, BySecond
-from jaxserve.metrics.shares import Shares
+from jaxserve.metrics.starvation import ServiceBySecond
 
 STEPS = 512
 REQUESTS = 512
@@ -116,7 +116,7 @@ class History:
         self.requests: deque[RequestFact] = deque(maxlen=REQUESTS)
         self.points: deque[Point] = deque(maxlen=POINTS)
         self.seconds: deque[Second] = deque(maxlen=SECONDS)
-        self.shares = Shares()
+        self.service = ServiceBySecond()
         self.refused = BySecond()
         """Requests by (tenant, reason)."""
         self.ended = BySecond()
@@ -154,13 +154,13 @@ class History:
         second.running = max(second.running, occupancy.running)
         second.waiting = max(second.waiting, sum(occupancy.waiting.values()))
         second.kv_usage = max(second.kv_usage, occupancy.kv_usage)
-        self.shares.add_step(step, record.now)
+        self.service.add_step(step, record.now)
         if record.predicted_s > 0.0:
             self._predicted(second, record.seconds, record.predicted_s)
 
     def add_tokens(self, tenant: str, count: int, now: float) -> None:
         self._second(now).output_tokens += count
-        self.shares.add_tokens(tenant, count, now)
+        self.service.add_tokens(tenant, count, now)
 
     def add_refusal(self, tenant: str, reason: str, now: float) -> None:
         self._second(now).refused += 1

@@ -97,7 +97,8 @@ def _of_a_full_queue(
     evidence, advice = "", "more comes than is served: serve more (see the other findings), or add a server; "
     if longest["waiting"]:
         evidence = f"; now {longest['waiting']} of tenant {longest['name']!r} wait"
-    if len(tenants) > 1 and longest["waiting"] and longest["max_waiting"] is None:
+    others = [tenant for tenant in own if tenant is not longest]
+    if others and longest["waiting"] and longest["max_waiting"] is None:
         advice += f"keep tenant {longest['name']!r} from filling the queue with a max_waiting of its own; "
     return evidence, advice + f"if requests may wait longer, raise {' or '.join(bounds)}"
 
@@ -181,7 +182,7 @@ def _for_the_starved(tenant: Mapping[str, Any], most: Mapping[str, Any], setting
     else:
         parts.append(f"requests of {other} hold the slots or the KV blocks until they end")
     if not settings["preempt_for_admission"]:
-        parts.append("let it take its share back (preempt_for_admission, now off)")
+        return "; ".join([*parts, "let it take its share back (preempt_for_admission, now off)"])
     parts.append(
         f"give tenant {name} a kv_guaranteed (now {tenant['kv_guaranteed']:g}), which preempts others for it, or "
         f"tenant {other} a smaller kv_max (now {most['kv_max']:g})"

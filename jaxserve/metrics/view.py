@@ -19,8 +19,8 @@ from jaxserve.metrics.counts import Counts
 from jaxserve.metrics.distribution import percentile
 from jaxserve.metrics.engine_metrics import EngineMetrics
 from jaxserve.metrics.history import History, Point
-from jaxserve.metrics.shares import SPAN_S
 from jaxserve.metrics.snapshot import Snapshot
+from jaxserve.metrics.starvation import SPAN_S
 from jaxserve.metrics.window import LOOK_S
 from jaxserve.sched.journal import Journal
 
@@ -110,7 +110,7 @@ def _tenants(
     ttft, tpot = history.latencies("ttft", since), history.latencies("tpot", since)
     ended, lately = history.ended.since(begin_s), history.ended.since(since)
     weights = {tenant.name: tenant.weight for tenant in tenants}
-    starved = history.shares.starved(weights, config.fair_input_weight, config.fair_output_weight, begin_s)
+    starved = history.service.starved(weights, config.fair_input_weight, config.fair_output_weight, begin_s)
     refused: Counter[str] = Counter()
     for (tenant, _), count in counters["tenant_rejections"].items():
         refused[tenant] += int(count)

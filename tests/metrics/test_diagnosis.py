@@ -233,11 +233,11 @@ def test_with_fair_ordering_neither_of_two_floods_is_starved_and_fair_is_not_adv
 
 
 def test_a_tenant_whose_neighbour_holds_every_slot() -> None:
-    ward = Ward(slowness=10.0, tenants=PAIR, max_num_seqs=2, prefix=False, ordering="fair")
+    ward = Ward(slowness=10.0, tenants=PAIR, max_num_seqs=2, prefix=False, ordering="fair", preempt_for_admission=False)
     ward.serve(both(stream(2, 0.0, tenant="flood", max_tokens=240), stream(9, 0.1, tenant="quiet")), until_s=8.0)
     found = the_one(ward, Cause.STARVATION)
     assert "tenant 'quiet'" in found.evidence and "got 0%" in found.evidence and "2 of tenant 'flood'" in found.evidence
-    assert "kv_guaranteed (now 0)" in found.advice and "--ordering" not in found.advice
+    assert "preempt_for_admission, now off" in found.advice and "--ordering" not in found.advice
 
 
 def test_a_lower_class_that_gets_nothing_is_told_that_this_is_configured() -> None:
@@ -262,8 +262,9 @@ def test_a_full_queue_names_who_fills_it() -> None:
     ward = Ward(tenants=PAIR, max_num_seqs=2, max_waiting=20, prefix=False)
     ward.serve(both(stream(900, 0.001, tenant="flood"), stream(30, 0.03, tenant="quiet")), until_s=0.9)
     found = the_one(ward, Cause.REFUSALS)
-    assert "refused as queue_full" in found.evidence and "of tenant 'quiet'" in found.evidence
-    assert "keep tenant 'flood' from filling the queue" in found.advice and "max_waiting (now 20)" in found.advice
+    assert "refused as queue_full" in found.evidence and "of tenant 'flood' wait" in found.evidence
+    assert ("keep tenant 'flood' from filling the queue" in found.advice) == ("of tenant 'quiet'" in found.evidence)
+    assert "raise max_waiting (now 20)" in found.advice
 
 
 def test_admission_that_refuses_the_promised_tenant() -> None:

@@ -69,7 +69,7 @@ class _Span:
     """Of all tenants that were served or waited, together."""
 
 
-class Shares:
+class ServiceBySecond:
     """One writer: the engine's thread."""
 
     def __init__(self) -> None:
