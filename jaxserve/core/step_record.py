@@ -1,11 +1,24 @@
 """One step on the host: its plan with the sequences behind it, and, for observers, what came of it and when."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from jaxserve.core.events import Event
 from jaxserve.core.plan import StepPlan
 from jaxserve.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How full the engine was when a step had been packed."""
+
+    running: int = 0
+    """Sequences."""
+    waiting: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Sequences that still wait, by tenant; tenants without any are left out."""
+    kv_usage: float = 0.0
+    """Share of the KV blocks that sequences hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +32,7 @@ class ScheduledStep:
     preempted: tuple[Sequence, ...]
     planned_s: float
     """When it was planned, on the engine's clock."""
+    occupancy: Occupancy
 
     @property
     def decodes(self) -> tuple[Sequence, ...]:

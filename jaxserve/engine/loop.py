@@ -180,8 +180,8 @@ class EngineLoop(EngineClient):
     async def view(self, seen: Seen, timeout_s: float) -> tuple[dict[str, Any], Seen]:
         def look(engine: Engine) -> tuple[dict[str, Any], Seen]:
             shot = take(engine.scheduler, engine.now, with_map=True)
-            metrics, journal = self._metrics, engine.scheduler.journal
-            return view(shot, metrics.history, metrics.counts, journal, self._facts.tenants, seen)
+            scheduler = engine.scheduler
+            return view(shot, self._metrics, scheduler.journal, self._facts.tenants, scheduler.config, seen)
 
         return await self._thread.ask(look, timeout_s)
 

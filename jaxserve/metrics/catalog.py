@@ -39,7 +39,7 @@ class Metric:
 
 REASONS = tuple(reason.value for reason in Reason)
 ENDS = tuple(reason.value for reason in FinishReason)
-REFUSALS = ("queue_full", "rate_limit", "tenant_limit", "slo", "max_open_requests", "invalid")
+REFUSALS = ("queue_full", "rate_limit", "tenant_limit", "slo", "max_open_requests", "drain", "starting", "invalid")
 TIERS = ("host", "disk")
 
 

@@ -6,78 +6,56 @@ one time (`metrics.window`); a server whose slow requests are not much slower th
 objectives, has none. Where requests are slow and no cause is beyond its threshold, that is said too.
 """
 
-import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from jaxserve.metrics.window import ENOUGH, Window, look
+from jaxserve.metrics import isolation
+from jaxserve.metrics.finding import Cause, Finding
+from jaxserve.metrics.window import ENOUGH, Window, late, look
 
 SLOW = 2.0
 """A tail this many times the median, where no objective says what is too slow."""
 LEAST_S = 0.05
-"""A difference of less is nobody's trouble."""
+"""A difference of less is no trouble."""
 KV_REASONS = ("blocks", "share", "tier")
 KV_SHARE = 1 / 3
 """Of the time of the first in line; some of the rest always goes to the step that takes in the one before."""
 FEW_STEPS = 20
 """Steps without which nothing is said of them."""
+KV_ROOM = 0.9
+"""Below this share of the KV blocks in use more sequences find room."""
 
 
-class Cause(enum.StrEnum):
-    QUEUEING = "queueing"
-    LONG_PROMPTS = "longer prompts"
-    KV_PRESSURE = "KV pressure"
-    PREEMPTION = "preemption"
-    PADDING = "padding"
-    RECOMPILATION = "recompilation"
-    SLOW_STEPS = "slow steps"
-    NETWORK = "network"
-    UNEXPLAINED = "none of the known causes"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`weight`: seconds of the slow requests that it explains; the heaviest comes first."""
-
-    cause: Cause
-    weight: float
-    evidence: str
-    advice: str
-
-
-def diagnose(view: Mapping[str, Any], round_trip_s: float = 0.0) -> list[Finding]:
+def diagnose(view: Mapping[str, Any], round_trip_s: float = 0.0, *, local: bool = False) -> list[Finding]:
     """Causes, the heaviest first; none for a healthy server.
 
-    `round_trip_s`: median time of an empty call as its caller sees it.
+    `round_trip_s`: median time of an empty call as its caller sees it. `local`: the caller is on the server's machine.
     """
     window = look(view)
-    findings = [*_network(view["http"], round_trip_s), *_recompilation(window)]
+    findings = [*_way(view["http"], round_trip_s, local), *_recompilation(view, window)]
+    findings += [*isolation.refusals(view, window), *isolation.failures(view), *isolation.starvation(view)]
     requests = window.requests
     if len(requests) >= ENOUGH:
+        findings += isolation.priorities(view, window)
         slow = _slow(requests)
         if slow:
             usual = [r for r in requests if r not in slow] or requests
-            findings += [*_queue(view, slow), *_prefill(slow, usual), *_preemption(slow), *_steps(view, window, slow)]
+            findings += [*_queue(view, slow), *_prefill(view, slow, usual), *_preemption(view, slow)]
+            findings += _steps(view, window, slow)
             if not findings:
                 findings.append(_unexplained(slow, usual))
+        findings += isolation.own_objectives(view, window)
     return sorted(findings, key=lambda finding: -finding.weight)
-
-
-def missed(request: Any, kind: str) -> bool:
-    """Whether it took longer than its own objective. `kind`: ttft or tpot."""
-    slo, value = request[f"{kind}_slo_s"], request[f"{kind}_s"]
-    return slo is not None and value is not None and value > slo
 
 
 def _slow(requests: list[Any]) -> list[Any]:
     """Those that missed an objective, if that is 1 of 100 or more; without objectives, a tail far from the median."""
     judged = [r for r in requests if r["ttft_slo_s"] is not None or r["tpot_slo_s"] is not None]
-    late = [r for r in judged if missed(r, "ttft") or missed(r, "tpot")]
+    found = [r for r in judged if late(r, "ttft") or late(r, "tpot")]
     if judged:
-        return late if len(late) >= max(1, len(judged) // 100) else []
+        return found if len(found) >= max(1, len(judged) // 100) else []
     times = sorted(r["ttft_s"] for r in requests)
     typical, edge = times[len(times) // 2], times[int(0.9 * len(times))]
     if edge < max(SLOW * typical, typical + LEAST_S) and not _all_queue(requests):
@@ -92,29 +70,44 @@ def _all_queue(requests: list[Any]) -> bool:
 
 def _queue(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
     # who was slow later did not queue too long
-    slow = [r for r in slow if r["ttft_slo_s"] is None or missed(r, "ttft")]
+    slow = [r for r in slow if r["ttft_slo_s"] is None or late(r, "ttft")]
     if not slow:
         return
     queue, rest = _mid(slow, "queue_s"), _mid(slow, "prefill_s")
     if queue < LEAST_S or queue < rest:
         return
     shares = _held_up_by(view, slow)
-    told = f"slow requests wait {queue:.2f} s in the queue, of {queue + rest:.2f} s to the first token"
+    told = f"slow requests ({_whose(slow)}) wait {queue:.2f} s in the queue, of {queue + rest:.2f} s to the first token"
     if shares:
         told += f"; the first in line for {', '.join(f'{reason} ({share:.0%})' for reason, share in shares.items())}"
     told += f"; {view['waiting']} wait now; KV in use now {view['kv']['usage']:.0%}"
     if sum(shares.get(reason, 0.0) for reason in KV_REASONS) >= KV_SHARE:
+        capped = [t for t in view["tenants"] if t["kv_max"] < 1.0 and any(r["tenant"] == t["name"] for r in slow)]
+        raised = ", ".join(f"{tenant['name']!r} (now {tenant['kv_max']:g})" for tenant in capped)
         yield Finding(
             Cause.KV_PRESSURE, queue, told,
-            "give the pool more room (gpu_memory_utilization, kv_cache_bytes), or an offload tier; shorten max_tokens"
-            + ("; raise the tenant's kv_max" if "share" in shares else ""),
+            f"give the pool more room (gpu_memory_utilization, kv_cache_bytes){_or_a_tier(view)}; shorten max_tokens"
+            + (f"; raise kv_max of tenant {raised}" if "share" in shares and raised else ""),
         )  # fmt: skip
     else:
-        yield Finding(
-            Cause.QUEUEING, queue, told,
-            f"more comes than is served: raise max_num_seqs (now {view['max_num_seqs']}) if KV has room, refuse early "
-            "(--admission slo), weigh tenants (--ordering fair), or add a server",
-        )  # fmt: skip
+        yield Finding(Cause.QUEUEING, queue, told, f"more comes than is served: {_against_a_queue(view, slow)}")
+
+
+def _against_a_queue(view: Mapping[str, Any], slow: list[Any]) -> str:
+    """What is not on yet, or can be raised."""
+    settings = view["settings"]
+    parts: list[str] = []
+    if view["kv"]["usage"] < KV_ROOM:
+        parts.append(f"raise max_num_seqs (now {settings['max_num_seqs']}), for which KV has room")
+    if settings["admission"] != "slo" and any(r["ttft_slo_s"] is not None for r in slow):
+        parts.append("refuse early (--admission slo)")
+    if settings["ordering"] != "fair" and sum(bool(t["ended"] or t["waiting"]) for t in view["tenants"]) > 1:
+        parts.append(f"weigh tenants (--ordering fair, now {settings['ordering']})")
+    return ", ".join([*parts, "add a server" if not parts else "or add a server"])
+
+
+def _or_a_tier(view: Mapping[str, Any]) -> str:
+    return "" if view["kv"]["tiers"] else ", or an offload tier (offload_host_bytes)"
 
 
 def _held_up_by(view: Mapping[str, Any], slow: list[Any]) -> dict[str, float]:
@@ -127,29 +120,36 @@ def _held_up_by(view: Mapping[str, Any], slow: list[Any]) -> dict[str, float]:
     return {reason: spent / held.total() for reason, spent in held.most_common() if spent}
 
 
-def _prefill(slow: list[Any], usual: list[Any]) -> Iterable[Finding]:
+def _prefill(view: Mapping[str, Any], slow: list[Any], usual: list[Any]) -> Iterable[Finding]:
     own = _mid(slow, "prefill_s")
     fresh = [r["prompt_tokens"] - r["cached_tokens"] for r in slow]
     normal = [r["prompt_tokens"] - r["cached_tokens"] for r in usual]
     grown = median(fresh) / max(median(normal), 1)
     if grown >= SLOW and own - _mid(usual, "prefill_s") >= LEAST_S / 5 and own > _mid(slow, "queue_s"):
+        settings = view["settings"]
+        parts = [f"give prefill more of a step (max_num_batched_tokens, now {settings['max_num_batched_tokens']})"]
+        if settings.get("enable_prefix_caching") is False:
+            parts.append("share prefixes (enable_prefix_caching, now off)")
+        if settings["long_prefill_token_threshold"] is None:
+            parts.append("keep long prompts from each other (long_prefill_token_threshold)")
         yield Finding(
             Cause.LONG_PROMPTS, own,
-            f"slow requests have {median(fresh):.0f} prompt tokens to compute, the others {median(normal):.0f}; their "
-            f"prefill takes {own:.2f} s against {_mid(usual, 'prefill_s'):.2f} s",
-            "give prefill more of a step (max_num_batched_tokens), share prefixes (enable_prefix_caching), keep long "
-            "prompts from each other (long_prefill_token_threshold), or give them a tenant of their own",
+            f"slow requests ({_whose(slow)}) have {median(fresh):.0f} prompt tokens to compute, the others "
+            f"{median(normal):.0f}; their prefill takes {own:.2f} s against {_mid(usual, 'prefill_s'):.2f} s",
+            f"{', '.join(parts)}, or give them a tenant of their own",
         )  # fmt: skip
 
 
-def _preemption(slow: list[Any]) -> Iterable[Finding]:
+def _preemption(view: Mapping[str, Any], slow: list[Any]) -> Iterable[Finding]:
     stalled = [r for r in slow if r["preemptions"]]
     if len(stalled) * 4 >= len(slow) and stalled:
         lost = median(r["stalled_s"] for r in stalled)
+        settings = view["settings"]
         yield Finding(
             Cause.PREEMPTION, lost * len(stalled) / len(slow),
-            f"{len(stalled)} of {len(slow)} slow requests were preempted and lost {lost:.2f} s each",
-            "raise watermark, lower max_num_seqs, give the KV pool more room, or an offload tier (offload_host_bytes)",
+            f"{len(stalled)} of {len(slow)} slow requests ({_whose(slow)}) were preempted and lost {lost:.2f} s each",
+            f"raise watermark (now {settings.get('watermark', 'unknown')}), lower max_num_seqs (now "
+            f"{settings['max_num_seqs']}), give the KV pool more room{_or_a_tier(view)}",
         )  # fmt: skip
 
 
@@ -179,25 +179,40 @@ def _steps(view: Mapping[str, Any], window: Window, slow: list[Any]) -> Iterable
             )  # fmt: skip
 
 
-def _recompilation(window: Window) -> Iterable[Finding]:
+def _recompilation(view: Mapping[str, Any], window: Window) -> Iterable[Finding]:
     if done := window.compilations:
+        warmup = view["settings"].get("warmup")
         took = sum(compilation["seconds"] for compilation in done)
         yield Finding(
             Cause.RECOMPILATION, took,
             f"{len(done)} programs were compiled while serving, which took {took:.2f} s; the last of them "
             f"{window.now_s - done[-1]['ended_s']:.0f} s ago",
-            "a shape has no bucket: start with --warmup full, and say which settings did it",
+            "a shape has no program: "
+            + ("set the bucket sizes (jaxserve buckets)" if warmup == "full" else "start with --warmup full")
+            + ", and report it with the settings that did it",
         )  # fmt: skip
 
 
-def _network(http: Mapping[str, Any], round_trip_s: float) -> Iterable[Finding]:
+def _way(http: Mapping[str, Any], round_trip_s: float, local: bool) -> Iterable[Finding]:
+    """The way between clients and server; on one machine that is no network."""
     server_s = http["receive_s"] + http["blocked_s"]
-    if round_trip_s >= LEAST_S or server_s >= 2 * LEAST_S:
+    far = round_trip_s >= LEAST_S
+    if not far and server_s < 2 * LEAST_S:
+        return
+    told = (
+        f"an empty call takes {round_trip_s * 1000:.0f} ms from here, and the last {http['calls']} calls "
+        f"({http['local']} from the server's machine) spent {http['receive_s'] * 1000:.0f} ms each on coming in and "
+        f"{http['blocked_s'] * 1000:.0f} ms on readers that do not read"
+    )
+    if local if far else http["local"] == http["calls"]:
         yield Finding(
-            Cause.NETWORK, round_trip_s + server_s,
-            f"an empty call takes {round_trip_s * 1000:.0f} ms from here, and the last {http['calls']} calls spent "
-            f"{http['receive_s'] * 1000:.0f} ms each on coming in and {http['blocked_s'] * 1000:.0f} ms on readers "
-            "that do not read",
+            Cause.BUSY_HOST, round_trip_s + server_s, told,
+            "these calls cross no network: look at the server's machine for other processes, long prompts that are "
+            "tokenized, clients that do not read, or a tunnel or proxy behind which the network begins",
+        )  # fmt: skip
+    else:
+        yield Finding(
+            Cause.NETWORK, round_trip_s + server_s, told,
             "look at the way between: proxies that buffer, distance, TLS without keep-alive, slow readers",
         )  # fmt: skip
 
@@ -210,8 +225,8 @@ def _unexplained(slow: list[Any], usual: list[Any]) -> Finding:
     worst = max(slow, key=lambda r: r["queue_s"] + r["prefill_s"] + r["decode_s"])
     return Finding(
         Cause.UNEXPLAINED, 0.0,
-        f"{len(slow)} requests were slow, and no known cause is beyond its threshold; the median of theirs "
-        f"against the others': {', '.join(parts)}",
+        f"{len(slow)} requests ({_whose(slow)}) were slow, and no known cause is beyond its threshold; the median of "
+        f"theirs against the others': {', '.join(parts)}",
         "is the objective within what an idle server can do? GET /debug/requests/ID tells where one's time went: "
         f"{worst['id']} was the longest",
     )  # fmt: skip
@@ -219,3 +234,9 @@ def _unexplained(slow: list[Any], usual: list[Any]) -> Finding:
 
 def _mid(requests: list[Any], field: str) -> float:
     return median(r[field] for r in requests)
+
+
+def _whose(requests: list[Any]) -> str:
+    """How many of which tenant."""
+    counts = Counter(request["tenant"] for request in requests)
+    return ", ".join(f"{count} of {tenant!r}" for tenant, count in counts.most_common())

@@ -48,6 +48,8 @@ class EngineMetrics:
             elif type(event) is Refused:
                 self.counts.add("admission_rejections", labels=(event.reason,))
                 self.counts.add("tenant_rejections", labels=(event.tenant, event.reason))
+                if event.reason != "invalid":
+                    self.history.add_refusal(event.tenant, event.reason, now)
         self._count_gaps(gaps, now)
         for sequence, reason in ended:
             self._ended(sequence, reason, now)
@@ -97,7 +99,7 @@ class EngineMetrics:
     def _count_gaps(self, gaps: dict[tuple[str, float | None], int], now: float) -> None:
         """`gaps`: how many tokens, by tenant and by when the token before was known; None: a first token."""
         for (tenant, before), count in gaps.items():
-            self.history.add_tokens(count, now)
+            self.history.add_tokens(tenant, count, now)
             self.counts.add("generation_tokens", count)
             self.counts.add("tenant_generation_tokens", count, (tenant,))
             if before is not None:

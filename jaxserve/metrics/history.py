@@ -1,6 +1,7 @@
 """The last steps, requests and first tokens, kept one by one: what the dashboard draws and `jaxserve doctor` reads.
 
-All rings are bounded; a reader asks for what is new since a number that it has seen.
+Beside them, by second: what ran, was refused and ended, and each tenant's service (`metrics.starvation`). All rings are
+bounded; a reader asks for what is new since a number that it has seen.
 """
 
 from collections import deque
@@ -9,11 +10,12 @@ from dataclasses import dataclass
 from jaxserve.core.plan import NO_BUCKET
 from jaxserve.core.sequence import FinishReason, Sequence
 from jaxserve.core.step_record import StepRecord
+from jaxserve.metrics.by_second import SECONDS, BySecond
+from jaxserve.metrics.starvation import ServiceBySecond
 
 STEPS = 512
 REQUESTS = 512
 POINTS = 2048
-SECONDS = 300
 LATE, LATE_S = 4.0, 0.05
 """A step that took so many times what was predicted, and so many seconds more, was late."""
 
@@ -55,10 +57,18 @@ class RequestFact:
     tpot_s: float | None
     ttft_slo_s: float | None
     tpot_slo_s: float | None
+    """The objectives that the scheduler worked to."""
+    asked_ttft_slo_s: float | None
+    asked_tpot_slo_s: float | None
+    """Those that the request itself brought."""
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
     preemptions: int
+    priority: int
+    """The class that it had: smaller goes first."""
+    asked_priority: int | None
+    """The class that the request itself brought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,12 @@ class Second:
     steps: int = 0
     decode_rows: int = 0
     padding: int = 0
+    running: int = 0
+    """The most sequences at once; likewise the next."""
+    waiting: int = 0
+    kv_usage: float = 0.0
+    """The largest share of the KV blocks that sequences held."""
+    refused: int = 0
     predicted_steps: int = 0
     """Those that the cost model had something to say of; the next four are of these."""
     measured_s: float = 0.0
@@ -100,11 +116,17 @@ class History:
         self.requests: deque[RequestFact] = deque(maxlen=REQUESTS)
         self.points: deque[Point] = deque(maxlen=POINTS)
         self.seconds: deque[Second] = deque(maxlen=SECONDS)
+        self.service = ServiceBySecond()
+        self.refused = BySecond()
+        """Requests by (tenant, reason)."""
+        self.ended = BySecond()
+        """Sequences by (tenant,)."""
         self._requests = self._points = 0
 
     def add_step(self, record: StepRecord) -> None:
-        plan = record.plan
-        assert plan is not None
+        step = record.step
+        assert step is not None
+        plan = step.plan
         if plan.bucket is NO_BUCKET:
             return
         decodes, tokens = len(plan.decodes), plan.num_tokens
@@ -128,11 +150,21 @@ class History:
         second.decode_rows += decodes
         second.prompt_tokens += tokens - decodes
         second.padding += plan.bucket.tokens - tokens
+        occupancy = step.occupancy
+        second.running = max(second.running, occupancy.running)
+        second.waiting = max(second.waiting, sum(occupancy.waiting.values()))
+        second.kv_usage = max(second.kv_usage, occupancy.kv_usage)
+        self.service.add_step(step, record.now)
         if record.predicted_s > 0.0:
             self._predicted(second, record.seconds, record.predicted_s)
 
-    def add_tokens(self, count: int, now: float) -> None:
+    def add_tokens(self, tenant: str, count: int, now: float) -> None:
         self._second(now).output_tokens += count
+        self.service.add_tokens(tenant, count, now)
+
+    def add_refusal(self, tenant: str, reason: str, now: float) -> None:
+        self._second(now).refused += 1
+        self.refused.add((tenant, reason), now)
 
     def add_point(self, sequence: Sequence, kind: str, seconds: float, slo_s: float | None, now: float) -> None:
         self._points += 1
@@ -142,6 +174,7 @@ class History:
         self, sequence: Sequence, reason: FinishReason, received_s: float, end_s: float, stalled_s: float, now: float
     ) -> None:
         self._requests += 1
+        self.ended.add((sequence.tenant,), now)
         start, first, outputs = sequence.first_scheduled_s, sequence.first_token_s, sequence.num_outputs
         self.requests.append(
             RequestFact(
@@ -158,10 +191,14 @@ class History:
                 tpot_s=None if first is None or outputs < 2 else (end_s - first) / (outputs - 1),
                 ttft_slo_s=sequence.ttft_slo_s,
                 tpot_slo_s=sequence.tpot_slo_s,
+                asked_ttft_slo_s=sequence.request.ttft_slo_s,
+                asked_tpot_slo_s=sequence.request.tpot_slo_s,
                 prompt_tokens=sequence.num_prompt,
                 cached_tokens=sequence.num_cached,
                 output_tokens=outputs,
                 preemptions=sequence.preemptions,
+                priority=sequence.priority,
+                asked_priority=sequence.request.priority,
             )
         )
 

@@ -55,6 +55,8 @@ class Snapshot:
     failed_saves: int = 0
     failed_fetches: int = 0
     prediction_error: float | None = None
+    first_waiting: dict[str, Live] = field(default_factory=dict[str, Live])
+    """Of every tenant the one that came first of those that wait."""
     live: tuple[Live, ...] = ()
     """Those that wait first, in order of arrival; at most MOST_SHOWN of either."""
     block_map: bytes = b""
@@ -72,6 +74,9 @@ def take(scheduler: Scheduler, now: float, *, with_map: bool = False) -> Snapsho
         held[sequence.tenant] += len(sequence.blocks)
     states = _states(blocks.pool)
     offload = [tier for tier in (Tier.HOST, Tier.DISK) if tiers.capacity[tier]]
+    firsts: dict[str, Sequence] = {}
+    for sequence in waiting:
+        firsts.setdefault(sequence.tenant, sequence)
     shown = (*waiting[:MOST_SHOWN], *running[:MOST_SHOWN]) if with_map else ()
     return Snapshot(
         now=now,
@@ -89,6 +94,7 @@ def take(scheduler: Scheduler, now: float, *, with_map: bool = False) -> Snapsho
         failed_saves=tiers.counts.failed_saves,
         failed_fetches=tiers.counts.failed_fetches,
         prediction_error=scheduler.costs.median_error,
+        first_waiting={tenant: _live(sequence, reasons[sequence], now) for tenant, sequence in firsts.items()},
         live=tuple(_live(sequence, reasons.get(sequence), now) for sequence in shown),
         block_map=states if with_map else b"",
     )

@@ -1,7 +1,10 @@
 """What the dashboard and `jaxserve doctor` are sent: a snapshot, latencies by tenant, and what is new in the history.
 
 Plain JSON values, times in seconds on the engine's clock. A reader passes the `Seen` of the view before and gets only
-steps, requests and points that it does not have; without one, all that are kept.
+steps, requests and points that it does not have; without one, all that are kept, and the scheduler's settings.
+
+What was refused, what ended and who was starved is told of the last LOOK_S in which anything happened, to a reader that
+has seen nothing, and of the last WINDOW_S to the others; `lately` is always the last WINDOW_S.
 """
 
 from collections import Counter
@@ -9,11 +12,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.tenants import Tenants
+from jaxserve.metrics.by_second import BySecond
 from jaxserve.metrics.counts import Counts
 from jaxserve.metrics.distribution import percentile
+from jaxserve.metrics.engine_metrics import EngineMetrics
 from jaxserve.metrics.history import History, Point
 from jaxserve.metrics.snapshot import Snapshot
+from jaxserve.metrics.starvation import SPAN_S
+from jaxserve.metrics.window import LOOK_S
 from jaxserve.sched.journal import Journal
 
 WINDOW_S = 30.0
@@ -22,6 +30,8 @@ MAP_CELLS = 4096
 """More KV blocks than this are drawn several to a cell, each by its fullest."""
 TOTALS = ("prompt_tokens", "generation_tokens", "prompt_tokens_cached", "num_preemptions", "admission_rejections",
           "request_success", "step_measured_seconds", "step_predicted_seconds")  # fmt: skip
+PATHS = ("tenants", "cost_model")
+"""Settings that name files: they stay here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +45,12 @@ class Seen:
 
 
 def view(
-    snapshot: Snapshot, history: History, counts: Counts, journal: Journal, tenants: Tenants, seen: Seen
+    snapshot: Snapshot, metrics: EngineMetrics, journal: Journal, tenants: Tenants, config: SchedulerConfig, seen: Seen
 ) -> tuple[Any, Seen]:
     """(the view, what its reader will have seen)"""
+    history, counts = metrics.history, metrics.counts
+    new_reader = seen == Seen()
+    begin_s = _active_s(history, snapshot.now) - LOOK_S if new_reader else snapshot.now - WINDOW_S
     steps = [asdict(step) for step in history.steps if step.number > seen.step]
     requests: list[dict[str, Any]] = [
         asdict(request) | {"waits": journal.waits(request.id)}
@@ -53,7 +66,8 @@ def view(
         "waiting": snapshot.waiting.total(),
         "waiting_by_reason": dict(snapshot.waiting_by_reason),
         "live": [asdict(live) for live in snapshot.live],
-        "tenants": _tenants(snapshot, history, counts, tenants),
+        "tenants": _tenants(snapshot, metrics, tenants, config, begin_s),
+        "refusals": refusals(history.refused, begin_s, snapshot.now - WINDOW_S),
         "kv": _kv(snapshot),
         "prediction_error": snapshot.prediction_error,
         "totals": {name: sum(counts.counters[name].values()) for name in TOTALS},
@@ -63,6 +77,8 @@ def view(
         "points": points,
         "seconds": seconds,
     }
+    if new_reader:
+        content["settings"] = {name: value for name, value in asdict(config).items() if name not in PATHS}
     last = Seen(
         step=steps[-1]["number"] if steps else seen.step,
         request=requests[-1]["number"] if requests else seen.request,
@@ -72,30 +88,62 @@ def view(
     return content, last
 
 
-def _tenants(snapshot: Snapshot, history: History, counts: Counts, tenants: Tenants) -> list[dict[str, Any]]:
+def refusals(counted: BySecond, begin_s: float, lately_s: float) -> list[dict[str, Any]]:
+    """Counts of (tenant, reason) since `begin_s`, and of these since `lately_s`, as rows."""
+    lately = counted.since(lately_s)
+    return [
+        {"tenant": tenant, "reason": reason, "count": count, "lately": lately.get((tenant, reason), 0)}
+        for (tenant, reason), count in counted.since(begin_s).items()
+    ]
+
+
+def _active_s(history: History, now: float) -> float:
+    """When something ran, ended or was refused for the last time."""
+    return min(history.seconds[-1].at_s + 1.0, now) if history.seconds else now
+
+
+def _tenants(
+    snapshot: Snapshot, metrics: EngineMetrics, tenants: Tenants, config: SchedulerConfig, begin_s: float
+) -> list[dict[str, Any]]:
+    history, counters = metrics.history, metrics.counts.counters
     since = snapshot.now - WINDOW_S
     ttft, tpot = history.latencies("ttft", since), history.latencies("tpot", since)
+    ended, lately = history.ended.since(begin_s), history.ended.since(since)
+    weights = {tenant.name: tenant.weight for tenant in tenants}
+    starved = history.service.starved(weights, config.fair_input_weight, config.fair_output_weight, begin_s)
     refused: Counter[str] = Counter()
-    for (tenant, _), count in counts.counters["tenant_rejections"].items():
+    for (tenant, _), count in counters["tenant_rejections"].items():
         refused[tenant] += int(count)
     shown: list[dict[str, Any]] = []
     for tenant in tenants:
         name = tenant.name
+        first, hunger = snapshot.first_waiting.get(name), starved.get(name)
+        about = {field: value for field, value in asdict(tenant).items() if field != "keys"}
         shown.append(
-            {
-                "name": name,
-                "weight": tenant.weight,
+            about
+            | {
+                "ttft_slo_s": tenant.ttft_slo_s or config.ttft_slo_s,
+                "tpot_slo_s": tenant.tpot_slo_s or config.tpot_slo_s,
                 "running": snapshot.running[name],
                 "waiting": snapshot.waiting[name],
+                "waits_s": None if first is None else first.age_s,
+                "waits_for": None if first is None else first.waits_for,
                 "blocks": snapshot.held_blocks[name],
-                "kv_max": tenant.kv_max,
-                "generation_tokens": counts.counters["tenant_generation_tokens"].get((name,), 0),
+                "generation_tokens": counters["tenant_generation_tokens"].get((name,), 0),
                 "refused": refused[name],
+                "ended": ended.get((name,), 0),
+                "ended_lately": lately.get((name,), 0),
+                "starved": None if hunger is None else asdict(hunger) | {"now": _goes_on(hunger.ended_s, snapshot)},
                 "ttft": _latency(ttft.get(name, []), tenant.ttft_slo_s),
                 "tpot": _latency(tpot.get(name, []), tenant.tpot_slo_s),
             }
         )
     return shown
+
+
+def _goes_on(ended_s: int, snapshot: Snapshot) -> bool:
+    """Not over for long: a tenant that is served now and then between long waits is starved all the time."""
+    return snapshot.now - ended_s <= 2 * SPAN_S
 
 
 def _latency(points: Iterable[Point], slo_s: float | None) -> dict[str, Any]:

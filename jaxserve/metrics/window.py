@@ -40,7 +40,12 @@ class Window:
 
 def look(view: Mapping[str, Any]) -> Window:
     now_s = view["now_s"]
-    ended = [told for request in view["requests"] if (told := _told(request)) is not None]
+    promised = {tenant["name"]: tenant for tenant in view["tenants"]}
+    ended = [
+        told | _judged_by(told, promised[told["tenant"]])
+        for request in view["requests"]
+        if (told := _told(request)) is not None
+    ]
     end_s = ended[-1]["ended_s"] if ended else now_s
     recent = [request for request in ended if request["ended_s"] >= end_s - LOOK_S]
     requests = recent if len(recent) >= ENOUGH else ended[-ENOUGH:]
@@ -59,5 +64,23 @@ def _told(request: dict[str, Any]) -> dict[str, Any] | None:
     return request if request["reason"] in ("stop", "length") else None
 
 
+def _judged_by(request: Mapping[str, Any], tenant: Mapping[str, Any]) -> dict[str, Any]:
+    """A request is late by the objective that its tenant was promised: its own may be looser, and tighter it is a wish.
+
+    Where nothing was promised it is the objective that the scheduler worked to.
+    """
+    found: dict[str, Any] = {}
+    for name in ("ttft_slo_s", "tpot_slo_s"):
+        limits = [limit for limit in (request[name], tenant[name]) if limit is not None]
+        found[name] = max(limits, default=None)
+    return found
+
+
 def _arrival_s(request: Mapping[str, Any]) -> float:
     return request["ended_s"] - request["queue_s"] - request["prefill_s"] - request["decode_s"]
+
+
+def late(request: Mapping[str, Any], kind: str) -> bool:
+    """Whether it took longer than the objective that it is judged by. `kind`: ttft or tpot."""
+    slo, value = request[f"{kind}_slo_s"], request[f"{kind}_s"]
+    return slo is not None and value is not None and value > slo

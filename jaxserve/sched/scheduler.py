@@ -37,7 +37,7 @@ from jaxserve.core.events import Event, Finished, Preempted, PromptScored, token
 from jaxserve.core.plan import NO_BUCKET, Admitted, StepPlan, StepResult
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import FinishReason, Sequence, Status
-from jaxserve.core.step_record import ScheduledStep, StepRecord
+from jaxserve.core.step_record import Occupancy, ScheduledStep, StepRecord
 from jaxserve.core.tenants import Tenants
 from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.draft import Draft, explain, record
@@ -118,6 +118,10 @@ class Scheduler:
     @property
     def waiting(self) -> Collection[Sequence]:
         return self._roster.waiting.sequences
+
+    @property
+    def config(self) -> SchedulerConfig:
+        return self._config
 
     @property
     def max_num_seqs(self) -> int:
@@ -202,7 +206,8 @@ class Scheduler:
         if plan is None:
             return None
         step = ScheduledStep(
-            plan, (*draft.decoding, *draft.chunks), tuple(draft.admitted), tuple(draft.preempted), now
+            plan, (*draft.decoding, *draft.chunks), tuple(draft.admitted), tuple(draft.preempted), now,
+            Occupancy(len(self._roster.running), self._roster.waiting.counts(), self._blocks.usage),
         )  # fmt: skip
         self.in_flight.append(step)
         if plan.bucket.tokens:

@@ -80,6 +80,10 @@ class WaitingQueue:
         """Those of which a sequence waits."""
         return [tenant for tenant, count in self._counts.items() if count]
 
+    def counts(self) -> dict[str, int]:
+        """How many wait, by tenant; tenants without any are left out."""
+        return {tenant: count for tenant, count in self._counts.items() if count}
+
     def first(self, skipped: Collection[str] = ()) -> Sequence | None:
         """The next sequence of all tenants but the `skipped` ones; None if there is none."""
         if self._ordering.epoch != self._epoch:

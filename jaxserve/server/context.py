@@ -40,6 +40,8 @@ class Call:
     owner: str | None = None
     """The tenant of the batch that it is a line of."""
     admin: bool = False
+    local: bool = False
+    """Its client is on this machine."""
     began_s: float = field(default_factory=time.monotonic)
     received_s: float | None = None
     """When it was ready for the engine: read, checked and tokenized."""

@@ -3,6 +3,7 @@
 Written as plain ASGI: a stream's events pass one thin function more, and nothing is buffered.
 """
 
+import ipaddress
 import re
 import time
 import uuid
@@ -35,7 +36,7 @@ class Front:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        call = Call(_request_id(headers.get(b"x-request-id")))
+        call = Call(_request_id(headers.get(b"x-request-id")), local=_is_local(scope))
         scope.setdefault("state", {})["call"] = call
         works = scope["method"] == "POST"  # or may, as far as can be said before it is read
         incoming = Incoming(receive)
@@ -61,7 +62,7 @@ class Front:
                 counted = call.tenant  # a body may name another one later
                 self._state.call_began(counted)
             elif self._state.service is None and scope["path"] not in OPEN_PATHS | FEED_PATHS:
-                self._state.check_admission()
+                self._state.check_admission(call.tenant)
             await self._app(scope, incoming, send_with_id)
         except ClientLeft:
             status = CLIENT_CLOSED_REQUEST
@@ -115,6 +116,15 @@ class Front:
 def _route(scope: Scope) -> str:
     """The path as the routing table has it: a bounded number of names."""
     return getattr(scope.get("route"), "path", "none")
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether the client is on this machine; a proxy beside the server is, too."""
+    host = (scope.get("client") or ("",))[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _request_id(given: bytes | None) -> str:

@@ -80,6 +80,11 @@ def service_of(llm: "LLM", config: ServerConfig) -> Service:
         llm.model_name,
         config,
         cache=llm.config.cache,
+        settings={
+            "enable_prefix_caching": llm.config.cache.enable_prefix_caching,
+            "watermark": llm.config.cache.watermark,
+            "warmup": llm.config.runtime.warmup,
+        },
         sampling_defaults=llm.sampling_defaults,
     )
 

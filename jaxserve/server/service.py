@@ -51,6 +51,8 @@ class Service:
     config: ServerConfig = field(default_factory=ServerConfig)
     cache: CacheConfig | None = None
     """For the labels of `cache_config_info`."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Settings besides the scheduler's, by name, that a diagnosis looks at."""
     sampling_defaults: Mapping[str, float | int] = field(default_factory=dict[str, float | int])
     """Of the model's generation_config.json, for what a body leaves open."""
     names: RequestNames = field(default_factory=RequestNames)

@@ -53,20 +53,22 @@ class ServerState:
         self.open_calls -= 1
         self._open[tenant] -= 1
 
-    def check_admission(self, tenant: str = DEFAULT) -> None:
+    def check_admission(self, tenant: str) -> None:
         """Raises NotServing, EngineStopped or TooManyRequests if a call that makes work cannot be taken now.
 
         Tenants share `max_open_requests` as `core.places` says.
         """
         if self.phase == "starting":
+            self.telemetry.refused("starting", tenant)
             raise NotServing("the model is still loading: try again, or ask /ready", 5.0)
         if self.phase == "draining":
+            self.telemetry.refused("drain", tenant)
             raise NotServing("the server is shutting down and takes nothing new: try another", 1.0)
         if trouble := self.trouble():
             raise EngineStopped(trouble)
         limit = self.config.max_open_requests
         if not self._places.have_room(tenant, 1, self._open.__getitem__, self.open_calls):
-            self.telemetry.refused("max_open_requests")
+            self.telemetry.refused("max_open_requests", tenant)
             raise TooManyRequests(f"{limit} requests are open, which is the bound (max_open_requests): try again later")
 
     def trouble(self) -> str | None:

@@ -16,11 +16,12 @@ from prometheus_client.registry import CollectorRegistry
 from jaxserve import __version__
 from jaxserve.core.errors import EngineStopped
 from jaxserve.core.server_sections import ServerConfig
+from jaxserve.metrics.by_second import BySecond
 from jaxserve.metrics.catalog import BOUNDS
 from jaxserve.metrics.counts import Counts
 from jaxserve.metrics.prometheus import Exporter, Reading, render
 from jaxserve.metrics.snapshot import Snapshot
-from jaxserve.metrics.view import Seen
+from jaxserve.metrics.view import WINDOW_S, Seen, refusals
 from jaxserve.metrics.window import LOOK_S
 from jaxserve.server.context import Call
 from jaxserve.server.service import Service
@@ -28,6 +29,8 @@ from jaxserve.server.service import Service
 PATIENCE_S = 1.0
 """How long a scrape waits for the step under way."""
 CALLS = 512
+NO_FAILURES = ("NotServing", "ReaderTooSlow")
+"""Errors that are no fault of the server: a refusal, which is counted as such, and a client that does not read."""
 
 
 class CallFact(NamedTuple):
@@ -36,18 +39,24 @@ class CallFact(NamedTuple):
     ended_s: float
     receive_s: float
     blocked_s: float
+    local: bool = False
+    """Its client is on this machine."""
 
 
 class Telemetry:
     """One writer: the event loop."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self._prefix = config.metrics_prefix
+        self._prefix, self._max_open_requests = config.metrics_prefix, config.max_open_requests
         self._http = Counts(BOUNDS)
         self._snapshot = Snapshot()
         self._service: Service | None = None
         self._open_calls = self._open_lines = 0
         self._calls: deque[CallFact] = deque(maxlen=CALLS)
+        self._refused = BySecond()
+        """Calls by (tenant, reason), those that the engine was not asked for."""
+        self._failed = BySecond()
+        """Calls by (tenant, error), likewise all."""
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
@@ -57,17 +66,21 @@ class Telemetry:
         self._service = service
         self._registry.register(Exporter(self._prefix, service.model_name, self._read))
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, tenant: str) -> None:
+        """The engine was not asked for it."""
         self._http.add("admission_rejections", labels=(reason,))
+        self._refused.add((tenant, reason), time.monotonic())
 
     def answered(self, route: str, status: int, call: Call) -> None:
         """A call has ended. `status` 0: it was cut before it had one."""
         self._http.add("http_requests", labels=(route, str(status)))
+        if call.failure is not None and call.failure not in NO_FAILURES and (status >= 500 or status == 200):
+            self._failed.add((call.tenant, call.failure), time.monotonic())
         if call.received_s is not None:
             receive_s = call.received_s - call.began_s
             self._http.observe("http_receive_seconds", receive_s)
             self._http.observe("http_blocked_seconds", call.blocked_s)
-            self._calls.append(CallFact(time.monotonic(), receive_s, call.blocked_s))
+            self._calls.append(CallFact(time.monotonic(), receive_s, call.blocked_s, call.local))
 
     def line_ended(self, endpoint: str, status: int) -> None:
         """A line of a batch has its result."""
@@ -103,7 +116,21 @@ class Telemetry:
             content, seen = await client.view(seen, PATIENCE_S)
         except (TimeoutError, EngineStopped):
             return about, seen
+        self._add_own(content)
         return about | content, seen
+
+    def _add_own(self, content: dict[str, Any]) -> None:
+        """What the engine does not know of: refusals before it, failures of calls, the server's settings."""
+        now = time.monotonic()
+        first_view = "settings" in content
+        begin_s, lately_s = now - (LOOK_S if first_view else WINDOW_S), now - WINDOW_S
+        content["refusals"] += refusals(self._refused, begin_s, lately_s)
+        content["failures"] = refusals(self._failed, begin_s, lately_s)
+        for second in content["seconds"]:
+            second["refused"] += self._refused.at(second["at_s"])
+            second["failed"] = self._failed.at(second["at_s"])
+        if first_view and self._service is not None:
+            content["settings"] |= {"max_open_requests": self._max_open_requests, **self._service.settings}
 
     def _lately(self) -> dict[str, Any]:
         """Means of the calls that ended in the last minutes; 0 of none."""
@@ -111,6 +138,7 @@ class Telemetry:
         count = len(calls)
         return {
             "calls": count,
+            "local": sum(call.local for call in calls),
             "receive_s": sum(call.receive_s for call in calls) / max(count, 1),
             "blocked_s": sum(call.blocked_s for call in calls) / max(count, 1),
         }

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+import httpx
 import pytest
 
 from jaxserve.cli import main
@@ -16,7 +17,7 @@ from jaxserve.metrics import diagnosis
 from jaxserve.server.keys import Keys
 from jaxserve.server.telemetry import CallFact
 from tests.engine.conftest import build_engine
-from tests.server.conftest import fake_service, serve
+from tests.server.conftest import PATIENCE_S, fake_service, serve, wait_for
 
 
 class SlowWay:
@@ -67,10 +68,81 @@ def test_a_healthy_server_and_the_network(capsys: pytest.CaptureFixture[str], mo
         assert "nothing is wrong" in told and "now: 0 run, 0 wait\n" in told
         assert "default: 20 requests; TTFT P50 " in told and "objective" not in told
         way = SlowWay(running.url, 0.1)
-        assert main(["doctor", way.url, "--json"]) == 1
+        for local, cause in ((True, "busy host"), (False, "network")):
+            monkeypatch.setattr(doctor, "_is_local", lambda url, local=local: local)
+            assert main(["doctor", way.url, "--json"]) == 1
+            found = json.loads(capsys.readouterr().out)
+            assert [finding["cause"] for finding in found] == [cause] and "ms" in found[0]["evidence"]
         way.close()
-        found = json.loads(capsys.readouterr().out)
-        assert [finding["cause"] for finding in found] == ["network"] and "ms" in found[0]["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("10.0.0.1", False),
+        ("a.b", False),
+    ],
+)
+def test_which_addresses_are_this_machines_own(host: str, local: bool) -> None:
+    assert doctor._is_local(f"http://{host}:8000") is local
+
+
+def test_refusals_before_the_engine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXSERVE_ADMIN_KEY", "the-admin-key")
+    engine = build_engine(tenants=Tenants([Tenant(name="chat"), Tenant(name="batch")]))
+    going_on = threading.Event()
+    submit = engine.fake.submit
+
+    def slow(plan):
+        going_on.wait(PATIENCE_S)
+        return submit(plan)
+
+    engine.fake.submit = slow
+    service = fake_service(engine, max_open_requests=1)
+    for running in serve(service, Keys({"chat-key-1": "chat"}, "the-admin-key")):
+        headers, body = {"Authorization": "Bearer chat-key-1"}, {"prompt_token_ids": [1, 2, 3], "max_tokens": 5}
+        state = running.app.state.server
+        url = running.url
+        first = threading.Thread(target=lambda: httpx.post(f"{url}/generate", json=body, headers=headers, timeout=60))  # noqa: B023
+        first.start()
+        wait_for(lambda: state.open_calls == 1)  # noqa: B023
+        assert [running.client.post("/generate", json=body, headers=headers).status_code for _ in range(5)] == [429] * 5
+        going_on.set()
+        first.join()
+        state.drain()
+        assert [running.client.post("/generate", json=body, headers=headers).status_code for _ in range(4)] == [503] * 4
+        assert main(["doctor", running.url]) == 1
+        told = capsys.readouterr().out
+        assert "chat: 1 requests" in told
+        assert "9 refused (max_open_requests 5, drain 4)" in told, told
+        assert "batch" not in told
+        assert "refused as max_open_requests: 5 of tenant 'chat' (83% of what came)" in told
+        assert "raise max_open_requests (now 1)" in told and "a balancer learns it from /ready" in told
+        text = running.client.get("/metrics").text
+        assert 'jaxserve_admission_rejections_total{model_name="fake",reason="drain"} 4.0' in text
+
+
+def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = build_engine(clock=MonotonicClock())
+    submit, broken = engine.fake.submit, [True] * 3
+
+    def sometimes(plan):
+        if broken:
+            broken.pop()
+            raise RuntimeError("no such device")
+        return submit(plan)
+
+    engine.fake.submit = sometimes
+    body = {"prompt_token_ids": [1, 2, 3], "max_tokens": 5}
+    for running in serve(fake_service(engine)):
+        assert [running.client.post("/generate", json=body).status_code for _ in range(5)] == [500] * 3 + [200] * 2
+        assert main(["doctor", running.url]) == 1
+        told = capsys.readouterr().out
+        assert "3 failed (StepFailed 3)" in told and "failures: calls failed with StepFailed: 3 of tenant" in told
 
 
 def test_it_tells_what_each_tenant_got_and_who_waits_now(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +154,10 @@ def test_it_tells_what_each_tenant_got_and_who_waits_now(capsys: pytest.CaptureF
         assert main(["doctor", running.url]) == 1
         told = capsys.readouterr().out
         assert "chat: 12 requests; TTFT P50 " in told and "objective 1e-06 s: missed by 12; TPOT" in told
-        assert "1. none of the known causes: 12 requests were slow" in told and "GET /debug/requests/" in told
+        assert (
+            "1. none of the known causes: 12 requests (12 of 'chat') were slow" in told
+            and "GET /debug/requests/" in told
+        )
         live = [{"waits_for": None}, {"waits_for": "order", "age_s": 3.0}, {"waits_for": "budget", "age_s": 2.0}]
         view = {"running": 1, "waiting": 2, "live": live}
         assert doctor._now(view) == "  now: 1 run, 2 wait, the first for 2.0 s, for budget"

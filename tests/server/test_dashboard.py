@@ -23,9 +23,10 @@ KEYS = {"chat": "chat-key-1", "batch": "batch-key-1"}
 TENANTS = Tenants([Tenant(name="chat", ttft_slo_s=0.3, tpot_slo_s=0.03), Tenant(name="batch", kv_max=0.7)])
 
 
-def slow_engine() -> Any:
+def slow_engine(**settings: Any) -> Any:
     """Steps of 10 ms on the real clock, and few blocks: sequences wait, and some are preempted to host memory."""
-    engine = build_engine(clock=MonotonicClock(), blocks=30, tiers=(40, 0, 0), tenants=TENANTS, max_num_seqs=6)
+    usual: dict[str, Any] = {"blocks": 30, "tiers": (40, 0, 0), "tenants": TENANTS, "max_num_seqs": 6}
+    engine = build_engine(clock=MonotonicClock(), **usual | settings)
     submit = engine.fake.submit
 
     def slow(plan):
@@ -121,6 +122,8 @@ def test_the_feed_adds_up_and_repeats_nothing(guarded: Running) -> None:
     assert {tenant["name"] for tenant in last["tenants"]} == {"chat", "batch", "default"}
     assert sum(last["kv"][state] for state in ("free", "cached", "used", "shared")) == 30 == len(last["kv"]["map"])
     assert sum(last["waiting_by_reason"].values()) == last["waiting"]
+    assert "settings" not in last and views[0]["settings"]["max_num_seqs"] == 6
+    assert not any("keys" in tenant for tenant in last["tenants"])
     for request in (request for view in views for request in view["requests"]):
         assert request["stalled_s"] <= request["queue_s"] + request["prefill_s"] + request["decode_s"] + 1e-6
         assert request["ttft_s"] == pytest.approx(request["queue_s"] + request["prefill_s"])
@@ -223,6 +226,62 @@ def test_the_page_under_load(guarded: Running, browser: Any) -> None:
         assert errors(browser) == []
     finally:
         load.stop()
+
+
+CUT = """[...document.querySelectorAll('.tile b, .tile small, .request > span, .facts div, .measure, h2, #live td')]
+    .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map((e) => e.innerText)"""
+"""Texts that do not fit into their place."""
+
+
+@pytest.mark.slow
+def test_a_starved_and_a_refused_tenant_are_red_and_a_request_can_be_opened(browser: Any) -> None:
+    tenants = Tenants([Tenant(name="flood"), Tenant(name="quiet"), Tenant(name="rated", requests_per_s=1.0)])
+    engine = slow_engine(tenants=tenants, tiers=(0, 0, 0), max_num_seqs=2)
+    from bench.dashboard_shots import resize
+
+    for running in serve(fake_service(engine), Keys(None, ADMIN)):
+        over = threading.Event()
+
+        def call(tenant: str, running: Running = running, over: threading.Event = over) -> None:
+            with httpx.Client(base_url=running.url, timeout=60) as http:
+                while not over.is_set():
+                    body = {"prompt_token_ids": [1, 2, 3], "max_tokens": 60, "tenant": tenant}
+                    http.post("/generate", json=body)
+                    over.wait(0.05)
+
+        threads = [threading.Thread(target=call, args=(name,)) for name in [*["flood"] * 40, "quiet", "rated", "rated"]]
+        for thread in threads:
+            thread.start()
+        try:
+            browser.get(f"{running.url}/dashboard")
+            until(browser, "!document.getElementById('gate').hidden")
+            assert "API keys" not in text(browser, "#gate"), "no tenant has one"
+            assert browser.execute_script("return document.querySelector('main').hidden"), "nothing is known yet"
+            browser.execute_script(f"sessionStorage.setItem('jaxserve-admin-key', {json.dumps(ADMIN)})")
+            browser.get(f"{running.url}/dashboard")
+            until(browser, "document.getElementById('status').textContent === 'ready'")
+            red = "[...document.querySelectorAll('.tenant.alarm')].map((e) => e.innerText).join('|')"
+            until(browser, f"/quiet[^|]*starved for/.test({red})")
+            until(browser, f"/rated[^|]*refused in 30 s: rate_limit/.test({red})")
+            assert "flood" not in browser.execute_script(f"return {red}")
+            until(browser, "Number(document.getElementById('refused').textContent) > 0")
+            assert "rate_limit" in text(browser, "#refused-why") and text(browser, "#failed") == "0"
+            for width in (390, 1440, 2560):
+                resize(browser, width, 900)
+                until(browser, f"window.innerWidth === {width}")
+                assert browser.execute_script(f"return {CUT}") == [], f"at {width}"
+                left = "document.querySelector('{}').getBoundingClientRect().left"
+                content = browser.execute_script(f"return {left.format('h1')} - {left.format('.tile')}")
+                assert abs(content) <= 2, f"the header stands beside the content at {width}"
+            browser.execute_script("document.querySelector('.request a').click()")
+            until(browser, "document.getElementById('detail').open")
+            until(browser, "document.querySelectorAll('#detail caption').length === 2")
+            assert "decode" in text(browser, "#detail-content") and "ended with" in text(browser, "#detail-content")
+            assert errors(browser)[1:] == [], "after the 403 without the key"
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
 
 
 @pytest.mark.slow

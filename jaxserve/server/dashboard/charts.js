@@ -18,27 +18,40 @@ function begin(canvas) {
   return [context, width, height];
 }
 
-export function spark(canvas, values, name) {
-  const [c, width, height] = begin(canvas);
-  const top = Math.max(1, ...values), step = width / Math.max(values.length - 1, 1);
-  const at = (i) => [i * step, height - 2 - (values[i] / top) * (height - 5)];
+// A row of words below a chart, from its left edge to its right one: since when, and "now".
+function axis(c, left, right, y, words) {
+  c.fillStyle = colour("faint"); c.textBaseline = "alphabetic";
+  words.forEach((word, i) => {
+    c.textAlign = i === 0 ? "left" : i === words.length - 1 ? "right" : "center";
+    c.fillText(word, left + ((right - left) * i) / (words.length - 1), y);
+  });
+}
+
+// The last `span_s` seconds, a value each; `top`: what fills the height at least.
+export function spark(canvas, values, name, span_s, top = 1) {
+  const [c, width, height] = begin(canvas), foot = 15;
+  const most = Math.max(top, ...values), step = width / Math.max(values.length - 1, 1), base = height - foot;
+  const at = (i) => [i * step, base - 1 - (values[i] / most) * (base - 4)];
   c.beginPath();
   values.forEach((_, i) => c.lineTo(...at(i)));
   c.strokeStyle = colour(name); c.lineWidth = 1.6; c.lineJoin = "round"; c.stroke();
-  c.lineTo(width, height); c.lineTo(0, height); c.closePath();
+  c.lineTo(width, base); c.lineTo(0, base); c.closePath();
   c.globalAlpha = 0.14; c.fillStyle = colour(name); c.fill();
+  c.globalAlpha = 1; c.font = c.font.replace("11px", "10px");
+  axis(c, 0, width, height - 3, [`${span_s} s ago`, "now"]);
 }
 
 // One dot a request over the last `window_s`, on a logarithmic scale, with the objective as a dashed line.
 export function dots(canvas, points, now, window_s, slo_s, name) {
   const [c, width, height] = begin(canvas);
-  const left = 50, bottom = 4, top = 6;
+  const left = 50, bottom = 19, top = 6;
   const values = points.map((p) => Math.max(p.seconds, 1e-4));
   if (slo_s) values.push(slo_s);
   let low = Math.min(...values, slo_s || 1), high = Math.max(...values, slo_s || 0.001);
   low = Math.max(low / 1.6, 1e-4); high = Math.max(high * 1.6, low * 10);
   const y = (s) => top + (height - top - bottom) * (1 - Math.log(s / low) / Math.log(high / low));
-  const x = (t) => left + 3 + (width - left - 8) * (1 - (now - t) / window_s);
+  const first = left + 3, last = width - 5, x = (t) => first + (last - first) * (1 - (now - t) / window_s);
+  axis(c, first, last, height - 4, [`${window_s} s ago`, `${window_s / 2} s ago`, "now"]);
   c.textAlign = "right"; c.textBaseline = "middle";
   for (let power = Math.ceil(Math.log10(low)); 10 ** power <= high; power++) {
     const mark = 10 ** power;
@@ -83,10 +96,18 @@ function fitting(steps, room) {
   return [shown, Math.max(room / Math.max(shown.length, 60), 2)];
 }
 
+// Below a chart of steps: how long ago its first, middle and last step ended.
+function stepAxis(c, steps, left, width, y, now) {
+  if (!steps.length) return;
+  const ago = (step) => `${seconds(Math.max(now - step.ended_s, 0))} ago`;
+  axis(c, left, width, y, [ago(steps[0]), ago(steps[Math.floor(steps.length / 2)]), ago(steps.at(-1))]);
+}
+
 // One bar a step: decode rows, prefill tokens and padding, stacked to the bucket's size; a red foot marks preemption.
-export function stepBars(canvas, all) {
-  const [c, width, height] = begin(canvas);
+export function stepBars(canvas, all, now) {
+  const [c, width, whole] = begin(canvas), height = whole - 15;
   const left = 34, foot = 6, [steps, each] = fitting(all, width - left);
+  stepAxis(c, steps, width - steps.length * each, width, whole - 4, now);
   const top = Math.max(8, ...steps.map((s) => s.decodes + s.prefill_tokens + s.padding));
   const scale = (tokens) => (Math.sqrt(tokens) / Math.sqrt(top)) * (height - foot - 8);
   c.textAlign = "right"; c.textBaseline = "middle";
@@ -109,9 +130,10 @@ export function stepBars(canvas, all) {
 }
 
 // Measured step times as a line, predicted ones as dots.
-export function stepTimes(canvas, all) {
-  const [c, width, height] = begin(canvas);
+export function stepTimes(canvas, all, now) {
+  const [c, width, whole] = begin(canvas), height = whole - 15;
   const left = 50, [steps, each] = fitting(all, width - left);
+  stepAxis(c, steps, width - steps.length * each, width, whole - 4, now);
   const ordered = steps.map((s) => s.seconds).sort((a, b) => a - b);
   const top = Math.max(1e-4, (ordered[Math.floor(ordered.length * 0.98)] || 0) * 1.25);
   const y = (s) => height - 4 - Math.min(s / top, 1) * (height - 12);

@@ -11,6 +11,8 @@ const kept = { steps: [], requests: [], points: [], seconds: [] };
 const rows = new Map();
 let last = null, previous = null;
 
+const LINE_S = 90;
+
 const $ = (id) => document.getElementById(id);
 const percent = (share) => (share === null || share === undefined ? "–" : `${(share * 100).toFixed(share > 0.0995 && share < 0.9995 ? 0 : 1)}%`.replace(".0%", "%"));
 const whole = (number) => Math.round(number).toLocaleString("en");
@@ -69,6 +71,7 @@ async function read() {
 
 function ask(refusal) {
   $("gate").hidden = false;
+  document.querySelector("main").hidden = true;
   $("refusal").textContent = refusal;
   status("needs the admin key", "");
 }
@@ -83,6 +86,7 @@ function take(view) {
   if (view.now_s !== undefined) previous = last, last = view;
   head(view);
   if (last) show();
+  if (last && !previous) openDetail();
 }
 
 function status(text, classes) {
@@ -108,6 +112,7 @@ function duration(total) {
 }
 
 function show() {
+  document.querySelector("main").hidden = false;
   tiles();
   tenants();
   pool();
@@ -116,32 +121,54 @@ function show() {
   requests();
 }
 
-// Tokens by second, gaps filled with zeros, without the second under way.
-function rates(field) {
-  const end = Math.floor(last.now_s), found = new Map(kept.seconds.map((s) => [s.at_s, s[field]]));
-  return Array.from({ length: 90 }, (_, i) => found.get(end - 90 + i) || 0);
+// A value for each of the last seconds, 0 where nothing ran, without the second under way.
+function lately(value) {
+  const end = Math.floor(last.now_s), found = new Map(kept.seconds.map((s) => [s.at_s, value(s)]));
+  return Array.from({ length: LINE_S }, (_, i) => found.get(end - LINE_S + i) || 0);
 }
 
+// Rows of (tenant, reason, count, lately), added up by reason, the most first.
+function byReason(rows) {
+  const sums = {};
+  for (const row of rows) if (row.lately) sums[row.reason] = (sums[row.reason] || 0) + row.lately;
+  return Object.entries(sums).sort((a, b) => b[1] - a[1]);
+}
+
+const total = (entries) => entries.reduce((sum, [, count]) => sum + count, 0);
+const listed = (entries) => entries.map(([reason, count]) => `${reason} ${whole(count)}`).join(", ");
+
 function tiles() {
-  const output = rates("output_tokens"), prompt = rates("prompt_tokens");
+  const output = lately((s) => s.output_tokens), prompt = lately((s) => s.prompt_tokens);
   const mean = (values) => whole(values.slice(-5).reduce((a, b) => a + b, 0) / 5);
+  const line = (id, values, name, top) => spark($(id), values, name, LINE_S, top);
   $("out-rate").textContent = mean(output);
   $("in-rate").textContent = mean(prompt);
-  spark($("out-spark"), output, "decode");
-  spark($("in-spark"), prompt, "prefill");
+  line("out-spark", output, "decode");
+  line("in-spark", prompt, "prefill");
   $("running").textContent = whole(last.running);
   $("running-of").textContent = `of at most ${whole(last.max_num_seqs)}`;
+  line("running-spark", lately((s) => s.running), "decode", last.max_num_seqs);
   $("waiting").textContent = whole(last.waiting);
   const first = last.live.find((live) => live.waits_for !== null && live.waits_for !== "order");
   const why = first ? first.waits_for : last.waiting ? "order" : null;
   $("waiting-why").textContent = why ? `first for ${REASONS[why] || why}` : "nothing waits";
+  line("waiting-spark", lately((s) => s.waiting), "queue");
+  for (const [name, rows, none] of [["refused", last.refusals, "no refusals"], ["failed", last.failures, "no errors"]]) {
+    const reasons = byReason(rows), count = total(reasons);
+    $(name).textContent = whole(count);
+    $(name).className = count ? "alarm" : "";
+    $(`${name}-why`).textContent = listed(reasons) || none;
+    line(`${name}-spark`, lately((s) => s[name]), "bad");
+  }
   $("kv-usage").textContent = percent(last.kv.usage);
   $("kv-usage").className = last.kv.usage > 0.95 ? "alarm" : "";
   const { prefix_hits: hits, prefix_queries: queries } = last.kv;
   $("kv-hits").textContent = queries ? `prefix hits ${percent(hits / queries)}` : "";
-  const sum = (field) => kept.steps.reduce((total, step) => total + step[field], 0);
+  line("kv-spark", lately((s) => s.kv_usage), "used");
+  const sum = (field) => kept.steps.reduce((all, step) => all + step[field], 0);
   const all = sum("padding") + sum("decodes") + sum("prefill_tokens");
   $("padding").textContent = all ? percent(sum("padding") / all) : "–";
+  line("padding-spark", lately((s) => s.padding / Math.max(s.padding + s.decode_rows + s.prompt_tokens, 1)), "padding");
   const late = last.compilations_after_warmup, newest = last.compilations.at(-1);
   const since = newest ? last.now_s - newest.ended_s : Infinity;
   $("compilations").textContent = !late ? "no compilations while serving"
@@ -155,27 +182,24 @@ function tenants() {
     if (!row) {
       row = element("div", "tenant");
       row.innerHTML = '<div><div class="name"></div><div class="facts"></div></div>'
-        + '<div><div class="measure ttft"></div><canvas height="74"></canvas></div>'
-        + '<div><div class="measure tpot"></div><canvas height="74"></canvas></div>';
+        + '<div><div class="measure ttft"></div><canvas height="87"></canvas></div>'
+        + '<div><div class="measure tpot"></div><canvas height="87"></canvas></div>';
       rows.set(tenant.name, row);
       $("tenants").append(row);
     }
-    const quiet = !tenant.generation_tokens && !tenant.running && !tenant.waiting && !tenant.refused;
+    const trouble = troubles(tenant);
+    const quiet = !tenant.generation_tokens && !tenant.running && !tenant.waiting && !tenant.refused && !trouble.length;
     row.classList.toggle("quiet", quiet);
+    row.classList.toggle("alarm", trouble.length > 0);
     row.querySelectorAll("canvas, .measure").forEach((part) => { part.hidden = quiet; });
     const shade = `t${i % 6}`, [ttft, tpot] = row.querySelectorAll("canvas");
     const name = row.querySelector(".name"), key = element("i", "key");
     key.style.background = colour(shade);
     name.replaceChildren(key, tenant.name);
-    if (quiet) {
-      row.querySelector(".facts").textContent = "no requests yet";
-      return;
-    }
-    const before = previous && previous.tenants.find((t) => t.name === tenant.name);
-    const span = previous ? last.now_s - previous.now_s : 0;
-    const rate = before && span > 0 ? (tenant.generation_tokens - before.generation_tokens) / span : 0;
-    row.querySelector(".facts").innerText = `${whole(rate)} tokens/s\n${tenant.running} running, ${tenant.waiting} waiting\n`
-      + `${percent(tenant.blocks / poolSize())} of the KV pool` + (tenant.refused ? `\n${whole(tenant.refused)} refused` : "");
+    row.querySelector(".facts").replaceChildren(
+      ...trouble.map((text) => element("div", "trouble", text)),
+      ...(quiet ? ["no requests yet"] : facts(tenant)).map((text) => element("div", "", text)));
+    if (quiet) return;
     measure(row.querySelector(".ttft"), "TTFT", tenant.ttft);
     measure(row.querySelector(".tpot"), "TPOT", tenant.tpot);
     for (const [canvas, kind] of [[ttft, "ttft"], [tpot, "tpot"]]) {
@@ -183,6 +207,30 @@ function tenants() {
       dots(canvas, points, last.now_s, 120, tenant[kind].slo_s, shade);
     }
   });
+}
+
+// What is red about a tenant: it gets far less than its share, or a hundredth or more of its calls is refused or fails.
+function troubles(tenant) {
+  const found = [], starved = tenant.starved;
+  if (starved && starved.now) found.push(
+    `starved for ${duration(starved.seconds)}: gets ${percent(starved.got)} of the service, due ${percent(starved.due)}`);
+  for (const [what, rows] of [["refused", last.refusals], ["failed", last.failures]]) {
+    const reasons = byReason(rows.filter((row) => row.tenant === tenant.name)), count = total(reasons);
+    const came = what === "refused" ? count + tenant.ended_lately : Math.max(count, tenant.ended_lately);
+    if (count && count >= 0.01 * came) found.push(`${whole(count)} of ${whole(came)} ${what} in 30 s: ${listed(reasons)}`);
+  }
+  return found;
+}
+
+function facts(tenant) {
+  const before = previous && previous.tenants.find((t) => t.name === tenant.name);
+  const span = previous ? last.now_s - previous.now_s : 0;
+  const rate = before && span > 0 ? (tenant.generation_tokens - before.generation_tokens) / span : 0;
+  const found = [`${whole(rate)} tokens/s`, `${tenant.running} running, ${tenant.waiting} waiting`];
+  if (tenant.waits_s !== null) found.push(`first waits ${seconds(tenant.waits_s)} for ${REASONS[tenant.waits_for] || tenant.waits_for}`);
+  found.push(`${percent(tenant.blocks / poolSize())} of the KV pool`);
+  if (tenant.refused) found.push(`${whole(tenant.refused)} refused since the start`);
+  return found;
 }
 
 function measure(place, label, latency) {
@@ -224,8 +272,8 @@ function bar(classes, label, parts, value) {
 
 function steps() {
   const newest = kept.steps.at(-1);
-  stepBars($("steps"), kept.steps);
-  stepTimes($("step-times"), kept.steps);
+  stepBars($("steps"), kept.steps, last.now_s);
+  stepTimes($("step-times"), kept.steps, last.now_s);
   legend("step-legend", [["decode", "decode rows"], ["prefill", "prompt tokens"], ["padding", "padding"], ["bad", "preempted"]]);
   if (newest) $("step-now").textContent = `last bucket ${newest.bucket}: ${newest.decodes} decodes, `
     + `${newest.prefill_tokens} prompt tokens, ${newest.padding} padding`;
@@ -242,7 +290,9 @@ function waiting() {
   $("live").hidden = waits.length === 0;
   $("live").tBodies[0].replaceChildren(...waits.slice(0, 10).map((live) => {
     const row = element("tr"), late = live.ttft_slo_s !== null && live.age_s > live.ttft_slo_s && !live.output_tokens;
-    row.append(element("td", "", live.id), element("td", "", live.tenant), element("td", late ? "n missed" : "n", seconds(live.age_s)),
+    const name = element("td");
+    name.append(link(live.id, short(live.id)));
+    row.append(name, element("td", "", live.tenant), element("td", late ? "n missed" : "n", seconds(live.age_s)),
                element("td", "n", whole(live.prompt_tokens)), element("td", "", REASONS[live.waits_for] || live.waits_for));
     return row;
   }));
@@ -255,12 +305,77 @@ function requests() {
     const stalled = Math.min(r.stalled_s, r.decode_s), total = r.queue_s + r.prefill_s + r.decode_s;
     const parts = [["queue", r.queue_s], ["prefill", r.prefill_s], ["decode", r.decode_s - stalled], ["stalled", stalled]];
     const ended = r.reason === "stop" || r.reason === "length" ? `${r.prompt_tokens} + ${r.output_tokens} tok` : r.reason;
-    const made = bar("request", r.tenant, parts.map(([name, s]) => [name, s / longest]), `${seconds(total)} · ${ended}`);
+    const made = bar("request", "", parts.map(([name, s]) => [name, s / longest]), `${seconds(total)} · ${ended}`);
+    made.firstChild.append(link(r.id, short(r.id)), element("span", "of", r.tenant));
     made.title = `${r.id}: queue ${seconds(r.queue_s)}, prefill ${seconds(r.prefill_s)}, decode ${seconds(r.decode_s)}, `
       + `preempted ${seconds(r.stalled_s)}, ${r.cached_tokens} cached tokens`;
     return made;
   }));
 }
+
+// --- one request ------------------------------------------------------------------------------------------------
+
+const short = (id) => (id.length > 16 ? `${id.slice(0, 9)}…${id.slice(-5)}` : id);
+
+function link(id, text) {
+  const made = element("a", "", text);
+  made.href = `#request/${encodeURIComponent(id)}`;
+  made.title = id;
+  return made;
+}
+
+// The address names a request: show where its time went.
+async function openDetail() {
+  const name = /^#request\/(.+)$/.exec(location.hash);
+  if (!name) return;
+  const id = decodeURIComponent(name[1]), known = kept.requests.find((r) => r.id === id);
+  $("detail-id").textContent = id;
+  $("detail-content").replaceChildren(...(known ? [table("As it ended", ended(known))] : []));
+  if (!$("detail").open) $("detail").showModal();
+  const told = await ofRequest(id);
+  const parts = told.error ? [element("p", "faint", told.error)] : told.sequences.flatMap(ofSequence);
+  $("detail-content").append(...parts);
+}
+
+function ended(r) {
+  const ms = (value) => (value === null ? "–" : seconds(value));
+  return [["tenant", r.tenant], ["ended with", r.reason], ["time to first token", ms(r.ttft_s)], ["queue", ms(r.queue_s)],
+          ["prefill", ms(r.prefill_s)], ["decode", ms(r.decode_s)], ["preempted", r.preemptions ? `${r.preemptions} times, ${ms(r.stalled_s)}` : "never"],
+          ["prompt tokens", `${whole(r.prompt_tokens)}, of them cached ${whole(r.cached_tokens)}`],
+          ["output tokens", whole(r.output_tokens)]];
+}
+
+function ofSequence(sequence) {
+  const parts = Object.entries(sequence.seconds).map(([part, s]) => [part, seconds(s)]);
+  const why = sequence.preemptions.map((p) => ["preempted for", `${p.for}, ${p.fate}`]);
+  return [table(`${sequence.id}: ${sequence.state}, ${seconds(sequence.total_s)}`, [...parts, ...why])];
+}
+
+function table(title, entries) {
+  const made = element("table");
+  made.append(element("caption", "", title));
+  for (const [name, value] of entries) {
+    const row = element("tr");
+    row.append(element("th", "", name), element("td", "n", value));
+    made.append(row);
+  }
+  return made;
+}
+
+// What the scheduler's journal knows; `id` may be one of a request's completions, "ID/2".
+async function ofRequest(id) {
+  const key = sessionStorage.getItem("jaxserve-admin-key"), headers = key ? { Authorization: `Bearer ${key}` } : {};
+  for (const name of new Set([id, id.replace(/\/\d+$/, "")])) {
+    const answer = await fetch(`/debug/requests/${encodeURIComponent(name)}`, { headers });
+    const body = await answer.json();
+    if (answer.ok) return body;
+    if (answer.status !== 404) return { error: body.error.message };
+  }
+  return { error: "the scheduler's journal does not know it any more" };
+}
+
+$("detail").addEventListener("close", () => history.replaceState(null, "", location.pathname));
+addEventListener("hashchange", openDetail);
 
 // --- light and dark, the key ------------------------------------------------------------------------------------
 
