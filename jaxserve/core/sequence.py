@@ -75,6 +75,8 @@ class TtftForecast(NamedTuple):
     """From the arrival on, corrected by the median error of earlier forecasts."""
     p90_s: float
     """The same, long enough for 9 of 10 requests."""
+    pace: float = 1.0
+    """`StepCosts.pace` when it was made."""
 
 
 @dataclass(slots=True, eq=False)
@@ -132,6 +134,9 @@ class Sequence:
     """Smaller goes first."""
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    promised_ttft_s: float | None = None
+    """The tenant's objective for the first token, or else the engine's, whatever the request says: other work gives way
+    only to this one."""
     booked_blocks: int = 0
     """KV blocks that it is expected to need while it runs."""
 

@@ -71,6 +71,7 @@ class TenantLedger:
         sequence.priority = tenant.priority if request.priority is None else request.priority
         sequence.ttft_slo_s = _first(request.ttft_slo_s, tenant.ttft_slo_s, self._config.ttft_slo_s)
         sequence.tpot_slo_s = _first(request.tpot_slo_s, tenant.tpot_slo_s, self._config.tpot_slo_s)
+        sequence.promised_ttft_s = _first(tenant.ttft_slo_s, self._config.ttft_slo_s)
 
     def joined(self, tenant: str, count: int) -> None:
         self._live[tenant] += count

@@ -18,7 +18,7 @@ FIELDS: list[tuple[str, set[str]]] = [
     ("num_pending", {PACKER, SCHEDULER}),
     ("blocks num_registered", {"cache/block_manager.py"}),
     ("hashes", {"cache/prefix_cache.py"}),
-    ("tenant priority ttft_slo_s tpot_slo_s booked_blocks max_len", {"sched/tenant_ledger.py"}),
+    ("tenant priority ttft_slo_s tpot_slo_s promised_ttft_s booked_blocks max_len", {"sched/tenant_ledger.py"}),
     ("forecast", {"sched/ttft_forecasts.py"}),
     ("num_charged", {"sched/orderings/fair.py"}),
 ]
