@@ -100,9 +100,9 @@ class CheapestFirst(VictimPolicy):
                     one of their rows is missing meanwhile
         wait        the time until a sequence that is about to end has freed enough, divided in the same way
 
-    A sequence that is about to end is preempted only if there is no other. To wait is no option for a sequence whose tenant
-    was promised a first token that would come late for it. Until the step-time model has learnt enough,
-    the choice is `YoungestFirst`'s.
+    A sequence that is about to end is preempted only if there is no other. To wait is no option if it takes too large a
+    part of the time to the first token that the claimant's tenant was promised (`may_wait`). Until the step-time model
+    has learnt enough, the choice is `YoungestFirst`'s.
     """
 
     def __init__(self, blocks: BlockManager, costs: StepCosts, moves: MoveCosts, buckets: BucketTable) -> None:
@@ -178,7 +178,7 @@ ENDING_TOKENS = 8
 
 
 def may_wait(sequence: Sequence, until_s: float) -> bool:
-    """Whether a sequence may wait until then for another one to end, with the first token that its tenant was promised."""
+    """Whether a sequence may wait until then for another to end, considering the first token that was promised."""
     promised_s = sequence.promised_ttft_s
     if promised_s is None or sequence.first_token_s is not None:
         return True

@@ -7,7 +7,6 @@ import pytest
 from jaxserve.core.buckets import BucketTable
 from jaxserve.core.plan import NOTHING, Row, StepPlan
 from jaxserve.core.sections import BucketConfig, SchedulerConfig
-from jaxserve.costs.fitted import FittedCost
 from jaxserve.costs.model import CostModel, FormulaCost, StepFeatures
 from jaxserve.costs.step_costs import PACE_S, PACE_STEPS, StepCosts
 

@@ -100,10 +100,10 @@ def test_admission_recovers_when_the_swing_ends() -> None:
     config = EngineConfig.from_settings(**(SETTINGS | {"policy": "adaptive", "admission": "slo"}))
     machine = Swinging(COST, clock, 16.0, BEGIN_S, END_S)
     engine = swinging_engine(config, machine, clock, StepCosts(COST), Tenants(TENANTS), 400)
-    callers = [Caller("chat", 120 + i, 40, 0.1, 0.05 * i) for i in range(30)]
+    callers = [Caller("chat", 120 + i, 40, 0.1, 0.05 * i) for i in range(12)]
     served = call(engine, clock, callers, UNTIL_S)
     refused = [s.arrival_s for s in served if s.refused]
-    assert sum(BEGIN_S < at_s < END_S for at_s in refused) > 100
-    assert not any(END_S + 2.0 < at_s for at_s in refused), "within two seconds"
-    own = [s for s in served if s.token_s and s.arrival_s > END_S + 2.0]
+    assert sum(BEGIN_S < at_s < END_S for at_s in refused) > 50 and not any(at_s < BEGIN_S for at_s in refused)
+    assert not any(at_s > END_S + 1.0 for at_s in refused), "within a second"
+    own = [s for s in served if s.token_s and s.arrival_s > END_S + 1.0]
     assert len(own) > 100 and not late(own)

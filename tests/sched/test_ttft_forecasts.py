@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxserve.core.config import EngineConfig
 from jaxserve.core.clock import VirtualClock
+from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import TooBusy
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sequence import Request, Sequence

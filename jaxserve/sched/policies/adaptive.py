@@ -15,8 +15,8 @@ miss, a step is as large as in `chunked`.
 
 Rows that have no objective, or are of a lower class, do not starve a prompt whose tenant was promised a time to the
 first token. On a machine that has become slow they would leave no time for any prompt. If no bucket fits beside all
-rows, such prompts get the bucket that they need. Else they get what fits beside the other rows alone, or the bucket that
-they need if they would be late otherwise. Nor does a pool that is full of such rows' blocks keep them out.
+rows, such prompts get the bucket that they need. Else they get what fits beside the other rows alone, or the bucket
+that they need if they would be late otherwise. Nor does a pool that is full of such rows' blocks keep them out.
 
     now                                      tightest deadline
      |-- rows with and without an objective --|----|                room for 64 tokens
