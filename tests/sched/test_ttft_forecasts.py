@@ -1,5 +1,7 @@
 """What gives way to a promised request whose first token would be late, what does not, and what is refused."""
 
+import random
+
 import pytest
 
 from jaxserve.core.clock import VirtualClock
@@ -10,6 +12,7 @@ from jaxserve.core.sequence import Request, Sequence
 from jaxserve.core.tenants import Tenant, Tenants
 from jaxserve.costs.model import FormulaCost
 from jaxserve.engine.engine import Engine
+from jaxserve.sched.orderings import ORDERINGS
 from jaxserve.sim.build import simulated_engine
 
 COST = FormulaCost(
@@ -157,3 +160,28 @@ def test_a_tenant_that_fair_owes_service_goes_first_until_it_has_caught_up() -> 
     counters["chat"] = 900.0
     with pytest.raises(TooBusy):
         served.add("chat")
+
+
+@pytest.mark.parametrize("policy", ["chunked", "adaptive", "continuous"])
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_whatever_gives_way_ends_all_the_same(policy: str, ordering: str) -> None:
+    """Random arrivals of all tenants in a small pool: all that were queued end, and nothing is expedited for ever."""
+    rng, served = random.Random(7), Served(policy=policy, ordering=ordering, num_blocks=60, tpot_slo_s=0.1)
+    queued, expedited = 0, 0
+    roster = served.engine.scheduler._roster
+    for _ in range(150):
+        for _ in range(rng.randint(0, 2)):
+            name = rng.choice(TENANTS).name
+            try:
+                served.add(name, prompt=rng.randint(1, 120), outputs=rng.randint(1, 40))
+                queued += 1
+            except TooBusy:
+                pass
+        expedited += bool(roster._expedited)
+        if rng.random() < 0.1 and served.engine.scheduler.waiting:
+            served.engine.abort(next(iter(served.engine.scheduler.waiting)).request.id)
+        served.engine.step()
+    served.run()
+    pool = served.engine.scheduler.blocks.pool
+    assert queued > 50 and (expedited or ordering == "slack"), "slack serves promises first anyhow"
+    assert not roster._expedited and not roster.waiting and not roster.running and pool.num_free == pool.capacity
