@@ -130,15 +130,13 @@ class TtftForecasts:
         if not self._preempts or len(running) + len(roster.waiting) < self._slots:
             return 0
         needed = self._blocks.blocks_for(len(sequence.tokens) + 1)
-        back = {s for s in shares.to_take_back(sequence, needed, True, running) if roster.preempts}
-        others = shares.of_lower_class(sequence, running)
-        if not shares.fair:  # as `Preempter.for_admission` has it
-            others, back = [*others, *back], set()
-        for s in others:
+        borrowed = shares.to_take_back(sequence, needed, True, running)
+        takes = set[Sequence](borrowed if shares.fair and roster.preempts else ())  # as `Preempter.for_admission`
+        for s in (*borrowed, *shares.of_lower_class(sequence, running)):
             behind = roster.came_first(sequence, s) or (expedited and roster.gives_way(s, sequence))
             if behind and roster.preemptible(s):
-                back.add(s)
-        return len(back)
+                takes.add(s)
+        return len(takes)
 
 
 def _refusal(expected_s: float, slo_s: float, wait_s: float) -> TooBusy:
