@@ -78,6 +78,8 @@ class TtftForecast(NamedTuple):
     """From the arrival on, corrected by the median error of earlier forecasts."""
     p90_s: float
     """The same, long enough for 9 of 10 requests."""
+    pace: float = 1.0
+    """`StepCosts.pace` when it was made."""
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +141,8 @@ class Sequence:
     """The objectives that the scheduler works to."""
     promised_ttft_s: float | None = None
     promised_tpot_s: float | None = None
-    """What its tenant was promised, which `slo_requests` judges; None: nothing, or the request asked for less."""
+    """What its tenant was promised: `slo_requests` judges by it, and other work gives way to it. None: nothing was, or the
+    request asked for less."""
     prefix_scope: str | None = None
     """Sequences with an equal scope and salt share prefixes; None: the common pool."""
     booked_blocks: int = 0

@@ -4,8 +4,13 @@ A sequence has the same place in the order whether it waits or runs. The first d
 
     1. its tenant is below its guarantee         `Shares.below_guarantee`
     2. the ordering's rank of its tenant         `Ordering.rank`
-    3. the ordering's key of the sequence        `Ordering.key`
-    4. its arrival number
+    3. it gives way to no expedited sequence     `Roster.expedite`
+    4. the ordering's key of the sequence        `Ordering.key`
+    5. its arrival number
+
+A sequence is expedited from when admission finds that its tenant's promise is kept only if other work gives way, until
+its first token. Work of a lower class gives way to it, and work of the same class whose tenant was promised nothing. A
+tenant that `fair` owes service, and one below its guarantee, have a promise of another kind and give way to nothing.
 
 All changes of `Sequence.status` are made here: `admit`, `preempt`, `finish`.
 """
@@ -17,7 +22,7 @@ from jaxserve.core.plan import Tier
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.sched.orderings.ordering import Ordering
 from jaxserve.sched.shares import Shares
-from jaxserve.sched.waiting import WaitingQueue
+from jaxserve.sched.waiting import NOT_HELD, Held, WaitingQueue
 
 
 class Roster:
@@ -33,7 +38,10 @@ class Roster:
         self._ordering, self._shares, self._blocks = ordering, shares, blocks
         self._max_preemptions = max_preemptions
         self._slots = list(range(slots))
-        self.waiting = WaitingQueue(ordering, shares.below_guarantee)
+        self.waiting = WaitingQueue(ordering, shares.below_guarantee, self._held)
+        self._expedited: dict[Sequence, None] = {}
+        self._expedited_class = 0
+        """The highest class among them."""
         self.running: dict[Sequence, None] = {}
         """In the order in which they were admitted."""
 
@@ -44,10 +52,59 @@ class Roster:
     def precedes(self, one: Sequence, other: Sequence) -> bool:
         return self._place(one) < self._place(other)
 
-    def _place(self, sequence: Sequence) -> tuple[bool, float, float, int]:
-        ordering, tenant = self._ordering, sequence.tenant
-        above = not self._shares.below_guarantee(tenant)
-        return above, ordering.rank(tenant), ordering.key(sequence), sequence.arrival
+    def came_first(self, one: Sequence, other: Sequence) -> bool:
+        """`precedes` as it is when no sequence is expedited."""
+        return (*self._turn(one.tenant), *self._key(one)) < (*self._turn(other.tenant), *self._key(other))
+
+    def ahead(self, sequence: Sequence, without_lower: bool = False) -> list[int]:
+        """Tokens left of each prompt that goes before the sequence, when no sequence is expedited.
+
+        A tenant that goes before others because it was served less does so until it has caught up.
+
+        `without_lower`: leave out what gives way to it.
+        """
+        leads, found = dict[str, float](), list[int]()
+        for s in (*self.in_prefill(), *self.waiting):
+            if not self.came_first(s, sequence) or (without_lower and self.gives_way(s, sequence)):
+                continue
+            if s.tenant != sequence.tenant and not self._shares.below_guarantee(s.tenant):
+                left = leads.get(s.tenant)
+                if left is None:
+                    left = self._ordering.lead(s.tenant, sequence.tenant)
+                leads[s.tenant] = left - s.num_uncomputed
+                if left <= 0.0:
+                    continue
+            found.append(s.num_uncomputed)
+        return found
+
+    def gives_way(self, one: Sequence, other: Sequence) -> bool:
+        """Whether `other`, if it were expedited, would precede `one`, whatever the ordering's keys say."""
+        return _is_lower(one, other.priority) and self._turn(one.tenant) >= self._turn(other.tenant)
+
+    def _place(self, sequence: Sequence) -> tuple[bool, float, Held, float, int]:
+        return (*self._turn(sequence.tenant), self._held(sequence), *self._key(sequence))
+
+    def _turn(self, tenant: str) -> tuple[bool, float]:
+        return not self._shares.below_guarantee(tenant), self._ordering.rank(tenant)
+
+    def _key(self, sequence: Sequence) -> tuple[float, int]:
+        return self._ordering.key(sequence), sequence.arrival
+
+    def _held(self, sequence: Sequence) -> Held:
+        if self._expedited and _is_lower(sequence, self._expedited_class):
+            return sequence.priority, sequence.promised_ttft_s is None
+        return NOT_HELD
+
+    def expedite(self, sequence: Sequence) -> None:
+        """From now on, work that gives way to it comes after it."""
+        self._expedited[sequence] = None
+        self._expedited_class = min(s.priority for s in self._expedited)
+
+    def served(self, sequence: Sequence) -> None:
+        """It has its first token, or never will: nothing gives way to it any more."""
+        if sequence in self._expedited:
+            del self._expedited[sequence]
+            self._expedited_class = min((s.priority for s in self._expedited), default=0)
 
     def in_prefill(self) -> list[Sequence]:
         """Running sequences with prompt tokens left, the next one last; without those whose blocks are being loaded."""
@@ -116,6 +173,7 @@ class Roster:
         else:
             self.waiting.remove(sequence)
             self._blocks.tiers.forget(sequence)
+        self.served(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
         sequence.finished_s = now
@@ -124,3 +182,8 @@ class Roster:
         heapq.heappush(self._slots, sequence.slot)
         sequence.slot = -1
         del self.running[sequence]
+
+
+def _is_lower(sequence: Sequence, priority: int) -> bool:
+    """Whether it gives way to an expedited sequence of the class `priority`."""
+    return sequence.priority > priority or (sequence.priority == priority and sequence.promised_ttft_s is None)

@@ -25,6 +25,7 @@ The other parts:
     TenantLedger    what each tenant may queue, and hold at most             sched/tenant_ledger.py
     Shares          what is its own, and taken back by preemption            sched/shares.py
     TtftForecasts   when a first token is expected                           sched/ttft_forecasts.py
+    ForecastErrors  how far such forecasts were off                          sched/forecast_errors.py
     Journal         why each step was as it was                              sched/journal.py
 """
 
@@ -81,7 +82,7 @@ class Scheduler:
         self._roster = roster = Roster(self._ordering, shares, blocks, slots, max_preemptions)
         self.bounds = QueueBounds(config, roster.waiting, ledger.tenants)
         forecast = Forecast(config, buckets, self.costs, self._policy)
-        self._forecasts = TtftForecasts(config, roster, ledger, blocks, self.costs, forecast)
+        self._forecasts = TtftForecasts(config, roster, ledger, shares, blocks, self.costs, forecast)
         preempter = Preempter(config, roster, ledger, shares, blocks, victims or YoungestFirst(blocks), self.journal)
         self._packer = Packer(config, buckets, roster, ledger, shares, blocks, preempter)
         self.expects_more = False
@@ -279,6 +280,7 @@ class Scheduler:
             oldest_s=next(iter(waiting)).queued_s if waiting else now,
             expects_more=self.expects_more,
             kv_usage=self._blocks.usage,
+            promised=self._roster.waiting.promised,
         )
 
     # --- ends -------------------------------------------------------------------------------------------------

@@ -100,8 +100,9 @@ class CheapestFirst(VictimPolicy):
                     one of their rows is missing meanwhile
         wait        the time until a sequence that is about to end has freed enough, divided in the same way
 
-    A sequence that is about to end is preempted only if there is no other. Until the step-time model has learnt enough,
-    the choice is `YoungestFirst`'s.
+    A sequence that is about to end is preempted only if there is no other. To wait is no option if it takes too large a
+    part of the time to the first token that the claimant's tenant was promised (`may_wait`). Until the step-time model
+    has learnt enough, the choice is `YoungestFirst`'s.
     """
 
     def __init__(self, blocks: BlockManager, costs: StepCosts, moves: MoveCosts, buckets: BucketTable) -> None:
@@ -159,7 +160,10 @@ class CheapestFirst(VictimPolicy):
             and len(s.blocks) >= self._blocks.blocks_for(s.max_len - 1)
             and self._freed(s) >= claim.missing_blocks
         ]
-        return min(ending) * self._costs.last_s / max(len(claim.running), 1) if ending else None
+        if not ending:
+            return None
+        wait_s = min(ending) * self._costs.last_s
+        return wait_s / max(len(claim.running), 1) if may_wait(claim.claimant, claim.now + wait_s) else None
 
     def _freed(self, sequence: Sequence) -> int:
         """Blocks that no other sequence holds; at least 1, since prices are divided by it."""
@@ -167,8 +171,18 @@ class CheapestFirst(VictimPolicy):
         return max(sum(1 for block in sequence.blocks if pool.references(block) == 1), 1)
 
 
+WAITED_SHARE = 0.2
+"""Part of its promised time to the first token that a sequence may wait because that is cheaper than a preemption."""
 ENDING_TOKENS = 8
 """A sequence that may sample at most this many more tokens is about to end."""
+
+
+def may_wait(sequence: Sequence, until_s: float) -> bool:
+    """Whether a sequence may wait until then for another to end, considering the first token that was promised."""
+    promised_s = sequence.promised_ttft_s
+    if promised_s is None or sequence.first_token_s is not None:
+        return True
+    return until_s - sequence.queued_s <= WAITED_SHARE * promised_s
 
 
 def remaining(sequence: Sequence) -> int:

@@ -1,13 +1,15 @@
-"""The waiting sequences, sorted: a heap for each tenant, in the ordering's order.
+"""The waiting sequences, sorted: a heap for each class of each tenant, in the ordering's order.
 
 The ordering is asked when the first sequence of a tenant comes to wait, since it may count what each tenant is served.
 
-A sequence that leaves from the middle (an abort) stays in its heap as a dead entry until that is at the top.
+Sequences of one heap are alike in all that decides before the key. A sequence that leaves from the middle (an abort)
+stays in its heap as a dead entry until that is at the top.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from math import inf
 
 from jaxserve.core.sequence import Sequence
 from jaxserve.sched.orderings.ordering import Ordering
@@ -18,16 +20,32 @@ _Entry = tuple[float, int, int, Sequence, int]
 `tokens`: what the sequence counts in `WaitingQueue.tokens`. Its own may grow while it waits: it was preempted while its
 next token was being sampled.
 """
+_Heap = tuple[str, int]
+"""(tenant, class)."""
+Held = tuple[float, bool]
+"""How far a sequence is held back: by its class, and in its class by whether its tenant was promised nothing."""
+NOT_HELD: Held = (-inf, False)
 
 
 class WaitingQueue:
-    """`goes_first(tenant)`: tenants for which it is true go before the others, whatever the ordering says."""
+    """Two questions are asked before the ordering's key decides.
 
-    def __init__(self, ordering: Ordering, goes_first: Callable[[str], bool] = lambda tenant: False) -> None:
-        self._ordering, self._goes_first = ordering, goes_first
+    `goes_first(tenant)`: tenants for which it is true go before the others, whatever the ordering says.
+    `held(sequence)`: among tenants of equal rank, the smaller one goes first. It is the same for all sequences of a
+    tenant and a class.
+    """
+
+    def __init__(
+        self,
+        ordering: Ordering,
+        goes_first: Callable[[str], bool] = lambda tenant: False,
+        held: Callable[[Sequence], Held] = lambda sequence: NOT_HELD,
+    ) -> None:
+        self._ordering, self._goes_first, self._held = ordering, goes_first, held
         self._epoch = ordering.epoch
-        self._heaps: dict[str, list[_Entry]] = {}
+        self._heaps: dict[_Heap, list[_Entry]] = {}
         self._entries: dict[Sequence, _Entry] = {}
+        self._promised: dict[Sequence, None] = {}
         self._serial = 0
         self._counts: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
@@ -47,6 +65,11 @@ class WaitingQueue:
     def sequences(self) -> Collection[Sequence]:
         return self._entries.keys()
 
+    @property
+    def promised(self) -> Collection[Sequence]:
+        """Those whose tenant was promised a time to the first token."""
+        return self._promised.keys()
+
     def push(self, sequence: Sequence) -> None:
         self._serial += 1
         known = self._entries.get(sequence)
@@ -59,9 +82,12 @@ class WaitingQueue:
             self.tokens += tokens
         entry = (self._ordering.key(sequence), sequence.arrival, self._serial, sequence, tokens)
         self._entries[sequence] = entry
-        heapq.heappush(self._heaps.setdefault(sequence.tenant, []), entry)
+        if sequence.promised_ttft_s is not None:
+            self._promised[sequence] = None
+        heapq.heappush(self._heaps.setdefault((sequence.tenant, sequence.priority), []), entry)
 
     def remove(self, sequence: Sequence) -> None:
+        self._promised.pop(sequence, None)
         tokens = self._entries.pop(sequence)[4]
         self.tokens -= tokens
         self._tokens[sequence.tenant] -= tokens
@@ -89,26 +115,28 @@ class WaitingQueue:
         if self._ordering.epoch != self._epoch:
             self._sort_again()
         best: Sequence | None = None
-        best_rank: tuple[bool, float, float, int] | None = None
-        for tenant in list(self._heaps):
+        best_place: tuple[bool, float, Held, float, int] | None = None
+        for name in list(self._heaps):
+            tenant = name[0]
             if tenant in skipped:
                 continue
-            entry = self._head(tenant)
+            entry = self._head(name)
             if entry is None:
                 continue
-            rank = (not self._goes_first(tenant), self._ordering.rank(tenant), entry[0], entry[1])
-            if best_rank is None or rank < best_rank:
-                best, best_rank = entry[3], rank
+            key, arrival, _, sequence, _ = entry
+            place = not self._goes_first(tenant), self._ordering.rank(tenant), self._held(sequence), key, arrival
+            if best_place is None or place < best_place:
+                best, best_place = sequence, place
         return best
 
-    def _head(self, tenant: str) -> _Entry | None:
-        """The tenant's first live entry. The heap of a tenant without one is removed."""
-        heap = self._heaps[tenant]
+    def _head(self, name: _Heap) -> _Entry | None:
+        """The first live entry of a heap. A heap without one is removed."""
+        heap = self._heaps[name]
         while heap:
             if self._entries.get(heap[0][3]) is heap[0]:
                 return heap[0]
             heapq.heappop(heap)
-        del self._heaps[tenant]
+        del self._heaps[name]
         return None
 
     def _sort_again(self) -> None:

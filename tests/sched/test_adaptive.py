@@ -96,6 +96,66 @@ def test_the_pressure_on_the_pool() -> None:
     assert ask(load(waiting=BUSY.waiting, kv_usage=0.96)).admit == 16, "nobody decodes, so nobody would end"
 
 
+def promised(name: str, tokens: int, priority: int = 0) -> Sequence:
+    found = prompt(name, tokens)
+    found.ttft_slo_s = found.promised_ttft_s = 1.0
+    found.priority = priority
+    return found
+
+
+def crowd(rows: int, *waiting: Sequence, kv_usage: float = 0.1, **fields) -> Load:
+    """One row that keeps 20 ms a token, and others without an objective."""
+    others = [decoding(f"b{i}") for i in range(rows)]
+    for s in others:
+        s.tpot_slo_s, s.priority = fields.get("tpot_slo_s"), fields.get("priority", 1)
+    known = [s for s in waiting if s.promised_ttft_s is not None]
+    return Load(0.0, (decoding("a"), *others), waiting, 0.0, True, kv_usage, known)
+
+
+SLOW_ROWS = replace(COST, row_s=0.001)
+"""A step takes 18.6 ms at most. Eleven rows leave room for 32 tokens, the one with an objective for 128."""
+
+
+def test_rows_without_an_objective_take_none_of_a_promised_prompts_room() -> None:
+    assert ask(crowd(10, prompt("c", 400)), SLOW_ROWS).tokens == 11 + 32, "it was promised nothing"
+    assert ask(crowd(10, promised("c", 400)), SLOW_ROWS).tokens == 11 + 128
+    assert ask(crowd(10, promised("c", 50)), SLOW_ROWS).tokens == 11 + 64, "the bucket that it needs"
+
+
+def test_a_promised_prompt_that_no_bucket_fits_beside_gets_what_it_needs() -> None:
+    assert ask(crowd(15, prompt("c", 400)), SLOW_ROWS).tokens == 16
+    assert ask(crowd(15, promised("c", 250)), SLOW_ROWS).tokens == 16 + 256
+
+
+def test_a_promised_prompt_that_would_be_late_gets_all_that_it_needs() -> None:
+    """At 128 tokens a step it takes four steps of 27.9 ms, half of 223 ms."""
+    waiting = promised("c", 400)
+    waiting.queued_s = -0.77
+    assert ask(crowd(10, waiting), SLOW_ROWS).tokens == 11 + 128
+    waiting.queued_s = -0.78
+    assert ask(crowd(10, waiting), SLOW_ROWS).tokens == 512
+
+
+def test_an_objective_that_not_even_the_smallest_bucket_keeps_starves_nothing() -> None:
+    slow = replace(COST, overhead_s=0.016)
+    assert ask(crowd(0, prompt("c", 400)), slow).tokens == 512, "17.1 ms of 18.6 with a row alone, 20.3 with a bucket"
+
+
+def test_objectives_of_a_lower_class_do_not_starve_a_promised_prompt() -> None:
+    lower = crowd(10, promised("c", 60), tpot_slo_s=0.02, priority=1)
+    assert ask(lower, SLOW_ROWS).tokens == 11 + 64
+    alike = crowd(10, promised("c", 60), tpot_slo_s=0.02, priority=0)
+    assert ask(alike, SLOW_ROWS).tokens == 11 + 32, "rows of its own class keep theirs"
+
+
+def test_a_pool_that_is_full_of_other_work_admits_promised_prompts() -> None:
+    assert ask(crowd(3, prompt("c", 60), kv_usage=0.96)).admit == 0
+    assert ask(crowd(3, promised("c", 60), prompt("d", 60), kv_usage=0.96)).admit == 1
+    own = crowd(0, promised("c", 60), kv_usage=0.96)
+    own.running[0].promised_ttft_s = 1.0
+    assert ask(own).admit == 0, "there is nothing that could make room"
+
+
 class Dear:
     """A device whose mixed programs cost more than the two others together."""
 

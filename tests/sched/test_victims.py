@@ -120,6 +120,19 @@ def test_a_sequence_that_lacks_blocks_for_its_last_tokens_is_not_waited_for() ->
     assert full.blocks and ending.blocks
 
 
+def test_a_promised_first_token_is_not_waited_away() -> None:
+    """Two steps of 10 ms are a fifth of 100 ms."""
+    case = Case()
+    case.run(79, left=2)
+    claimant = case.run(160, left=50)
+    claimant.promised_ttft_s = 0.101
+    assert isinstance(case.choose(claimant, must=False), Wait)
+    claimant.promised_ttft_s = 0.099
+    assert case.choose(claimant, must=False).sequence is claimant
+    claimant.first_token_s = 0.0
+    assert isinstance(case.choose(claimant, must=False), Wait), "it has its first token"
+
+
 def test_until_the_model_has_learnt_the_youngest_goes_where_there_is_room() -> None:
     case = Case(host=100)
     case.run(80)

@@ -25,7 +25,7 @@ from jaxserve.sched.orderings.ordering import Ordering, OrderingContext
 class WeightedFair(Ordering):
     def __init__(self, context: OrderingContext) -> None:
         config = context.config
-        self._tenants, self._costs = context.tenants, context.costs
+        self._tenants, self._costs, self._buckets = context.tenants, context.costs, context.buckets
         self._input, self._output = config.fair_input_weight, config.fair_output_weight
         self._by_time = config.fairness == "time"
         self.counters: dict[str, float] = {}
@@ -35,6 +35,17 @@ class WeightedFair(Ordering):
 
     def rank(self, tenant: str) -> float:
         return self.counters.get(tenant, 0.0)
+
+    def lead(self, tenant: str, other: str) -> float:
+        gap = (self.rank(other) - self.rank(tenant)) * self._tenants[tenant].weight
+        return gap / self._cost_of_a_token() if gap > 0.0 else 0.0
+
+    def _cost_of_a_token(self) -> float:
+        """What a prompt token adds to a counter, of a tenant of weight 1."""
+        if not self._by_time:
+            return self._input
+        tokens = self._buckets.max_prefill_tokens
+        return self._costs.seconds(StepFeatures.of_chunk(0, tokens, self._buckets.fit(0, tokens))) / tokens
 
     def reactivated(self, tenant: str, waiting: Collection[str]) -> None:
         if waiting:

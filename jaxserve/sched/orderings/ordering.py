@@ -7,6 +7,7 @@ and on nothing else: the queue keeps sequences sorted and asks for keys again on
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from jaxserve.core.buckets import BucketTable
@@ -38,6 +39,10 @@ class Ordering(Protocol):
 
     def rank(self, tenant: str) -> float:
         return 0.0
+
+    def lead(self, tenant: str, other: str) -> float:
+        """About how many prompt tokens a tenant is served before another one is next, by their ranks alone."""
+        return inf
 
     def refresh(self, load: Load) -> None:
         """Called before a step is packed, for an order that depends on the load."""

@@ -40,6 +40,8 @@ class Load:
     """More requests may come: False at the end of an offline run."""
     kv_usage: float
     """Share of the KV blocks that sequences hold."""
+    promised: Collection[Sequence] = ()
+    """Waiting sequences whose tenant was promised a time to the first token."""
 
 
 class Mode(enum.Enum):
