@@ -141,8 +141,10 @@ class Sequence:
     """The objectives that the scheduler works to."""
     promised_ttft_s: float | None = None
     promised_tpot_s: float | None = None
-    """What its tenant was promised: `slo_requests` judges by it, and other work gives way to it. None: nothing was, or the
-    request asked for less."""
+    """What its tenant was promised: `slo_requests` judges by it, and other work gives way to it.
+
+    None: nothing was promised, or the request asked for less.
+    """
     prefix_scope: str | None = None
     """Sequences with an equal scope and salt share prefixes; None: the common pool."""
     booked_blocks: int = 0
