@@ -199,7 +199,6 @@ def test_a_quiet_server_is_judged_by_its_last_busy_minutes() -> None:
 # --- what tenants do to each other ------------------------------------------------------------------------------------
 
 
-TRUSTED: dict[str, Any] = {"may_raise_priority": True} if hasattr(Tenant, "may_raise_priority") else {}
 PAIR = Tenants([Tenant(name="flood"), Tenant(name="quiet")])
 
 
@@ -289,7 +288,7 @@ def test_admission_that_refuses_what_is_too_much() -> None:
 
 
 def test_priorities_that_bodies_raise() -> None:
-    tenants = Tenants([Tenant(name="chat"), Tenant(name="flood", priority=1, **TRUSTED)])
+    tenants = Tenants([Tenant(name="chat"), Tenant(name="flood", priority=1, may_raise_priority=True)])
     ward = Ward(tenants=tenants, max_num_seqs=4, prefix=False, ordering="priority")
     flood = stream(800, 0.01, tenant="flood", max_tokens=20, priority=-100)
     ward.serve(both(flood, stream(20, 0.5, tenant="chat")), until_s=8.0)
