@@ -43,9 +43,9 @@ class Request:
     """One prompt and what to do with it.
 
     `prompt` holds token ids. `cache_salt` isolates the prefix cache: only requests of one tenant (see
-    `Tenant.shares_prefixes`) with an equal salt share blocks. `session_id`: other requests are expected to go on
-    from this one; the prefix cache knows sessions without it, too. `priority`: smaller goes first, with orderings that
-    use it. A field that is None takes the tenant's setting; `Tenant.may_raise_priority` says what the others may ask for.
+    `Tenant.shares_prefixes`) with an equal salt share blocks. `session_id`: other requests are expected to go on from
+    this one; the prefix cache knows sessions without it, too. `priority`: smaller goes first, with orderings that use
+    it. A field that is None takes the tenant's setting; `Tenant.may_raise_priority` says what the others may ask for.
     """
 
     id: str

@@ -113,7 +113,7 @@ class SessionLoop:
             "turn",
             tuple(session.blocks),
             agents.block_tokens,
-            session.name if agents.named else None,
+            session_id=session.name if agents.named else None,
         )
 
     def ended(self, at_s: float, number: int) -> None:
