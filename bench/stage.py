@@ -23,6 +23,7 @@ from jaxserve.engine.engine import Engine
 from jaxserve.sim.arrivals import Arrival
 from jaxserve.sim.build import simulated_engine
 from jaxserve.sim.drive import Prompts, Served, drive, made_up
+from jaxserve.sim.sources import Source
 
 if TYPE_CHECKING:  # simulated runs do not load JAX
     from jaxserve.llm import LLM
@@ -39,7 +40,7 @@ class ReadyEngine:
         self._clock, self._prompts = clock, prompts
 
     def serve(
-        self, arrivals: Iterable[Arrival], *observers: Observer, until_s: float | None = None
+        self, arrivals: Iterable[Arrival] | Source, *observers: Observer, until_s: float | None = None
     ) -> Iterator[Served]:
         """Yield what became of each request when it ends. `observers` see the steps of this run alone.
 

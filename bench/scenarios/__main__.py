@@ -16,6 +16,7 @@ from bench.scenarios import (
     s5_admission,
     s6_fairness,
     s7_hostile,
+    s8_agents,
 )
 from bench.scenarios.stage import Real, Simulated
 from jaxserve.commands.plots import expect_plots
@@ -24,7 +25,7 @@ from jaxserve.core.errors import ConfigError, JaxserveError
 
 SCENARIOS = {
     module.NAME: module
-    for module in (s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness, s7_hostile)
+    for module in (s1_batching, s2_chunks, s3_tenants, s4_adaptive, s5_admission, s6_fairness, s7_hostile, s8_agents)
 }
 
 

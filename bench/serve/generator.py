@@ -30,7 +30,7 @@ async def run_load(
         try:
             await send(answer, now)
         finally:
-            source.ended(now())
+            source.ended(now(), answer.number)
             watch(answer, "ended")
             ended.set()
 

@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 from jaxserve.cache.block_pool import BlockPool
 from jaxserve.cache.prefix_cache import PrefixCache
+from jaxserve.cache.retention import LeastRecentlyUsed, Shares
+from jaxserve.cache.session_retention import SessionRetention
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.plan import Tier
 from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Sequence
+from jaxserve.core.tenants import Tenants
 
 
 class _Known(NamedTuple):
@@ -44,6 +47,7 @@ class BlockManager:
         *,
         tiers: TierLedger | None = None,
         aligned_chunk: int | None = None,
+        tenants: Tenants | None = None,
     ) -> None:
         self.block_size = config.block_size
         self._caching = config.enable_prefix_caching
@@ -51,7 +55,11 @@ class BlockManager:
         self.tiers = tiers or TierLedger()
         self._keep_prefixes = config.offload_prefixes
         self._prefixes = PrefixCache(config.block_size)
-        self._pool = BlockPool(num_blocks, on_evict=self._evict)
+        self._shares = Shares(num_blocks - 1, tenants)
+        kept = SessionRetention if config.prefix_retention == "sessions" else LeastRecentlyUsed
+        self._retention = kept(self._shares)
+        self._pool = BlockPool(num_blocks, self._retention, on_evict=self._evict)
+        self._now = 0.0
         self._watermark = max(1, int(config.watermark * self._pool.capacity)) if config.watermark else 0
         self.prefix_queries = 0
         """Tokens looked up in the prefix cache, and below, tokens found there."""
@@ -76,6 +84,10 @@ class BlockManager:
         """Share of the pool that sequences hold."""
         return 1.0 - self._pool.num_free / self._pool.capacity
 
+    def tick(self, now: float) -> None:
+        """What is admitted and freed from here on happens at `now`."""
+        self._now = now
+
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
@@ -94,11 +106,14 @@ class BlockManager:
         known, parked = self._known(sequence), self.tiers.parked(sequence)
         if self._missing(sequence, known, chunk, reserve) > 0:
             return None
+        if self._caching:
+            self._retention.admitted(sequence, self._links(sequence), known.blocks, self._now)
         for block in known.blocks:
             self._pool.share(block)
         kept = self.tiers.claim_prefixes(known.kept)  # before `take`, which may evict prefixes into host memory
-        fresh = [self._pool.take() for _ in range(self._wanted(sequence, known, chunk, reserve))]
+        fresh = self._take(sequence, self._wanted(sequence, known, chunk, reserve))
         sequence.blocks = known.blocks + fresh
+        self._shares.uses(sequence.tenant, len(known.blocks))
         sequence.num_registered = len(known.blocks)
         if parked is not None:
             self.tiers.unpark(sequence, len(known.blocks), sequence.blocks)
@@ -115,8 +130,13 @@ class BlockManager:
             return True
         if missing > self._pool.num_free:
             return False
-        sequence.blocks.extend(self._pool.take() for _ in range(missing))
+        sequence.blocks.extend(self._take(sequence, missing))
         return True
+
+    def _take(self, sequence: Sequence, count: int) -> list[int]:
+        tenant = sequence.tenant
+        self._shares.uses(tenant, count)
+        return [self._pool.take(tenant) for _ in range(count)]
 
     def note_computed(self, sequence: Sequence) -> None:
         """Register the blocks that are full of known tokens, computed or in a step under way."""
@@ -133,8 +153,13 @@ class BlockManager:
 
     def free(self, sequence: Sequence) -> None:
         """Take all blocks back. The last ones come first to eviction: a prefix is worth more the nearer its start."""
-        for block in reversed(sequence.blocks):
-            self._pool.release(block, self._prefixes.knows(block))
+        blocks, registered = sequence.blocks, sequence.num_registered
+        self._shares.uses(sequence.tenant, -len(blocks))
+        for block in reversed(blocks[registered:]):
+            self._pool.release(block)
+        places = self._retention.places(sequence, self._now) if self._caching else ()
+        for block, place in zip(reversed(blocks[:registered]), reversed(places), strict=True):
+            self._pool.release(block, place if self._prefixes.knows(block) else None)
         sequence.blocks = []
         sequence.num_registered = 0
 

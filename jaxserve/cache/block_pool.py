@@ -2,7 +2,7 @@
 
     free, unknown     taken first: nothing is lost by overwriting them
     free, cached      no sequence holds them, but their content is known to the prefix cache: reused on a hit, evicted
-                      (least recently freed first) when no unknown block is left
+                      when no unknown block is left, in the order that the `Retention` says
     held              by one sequence or, a shared prefix, by several: `references` counts them
 
 Block 0 is the scratch block: padding writes there, and no sequence ever holds it.
@@ -14,8 +14,10 @@ may have more of them than this machine has memory for a list.
     references     |  never taken: as unknown as what `unknown` holds
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
+
+from jaxserve.cache.retention import Retention
 
 SCRATCH_BLOCK = 0
 
@@ -23,14 +25,14 @@ SCRATCH_BLOCK = 0
 class BlockPool:
     """`num_blocks` counts the scratch block. `on_evict(block)` is called when a cached block loses its content."""
 
-    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+    def __init__(self, num_blocks: int, retention: Retention, on_evict: Callable[[int], None]) -> None:
         assert num_blocks >= 2, "a pool needs the scratch block and one more"
         self.num_blocks = num_blocks
         self._on_evict = on_evict
         self._references = [1]
         """Of the blocks that were ever taken, and the scratch block."""
         self._unknown: list[int] = []
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._cached = retention
 
     @property
     def capacity(self) -> int:
@@ -56,15 +58,15 @@ class BlockPool:
         """Free, and its content is still known."""
         return block in self._cached
 
-    def take(self) -> int:
-        """A block for new content. The caller has checked `num_free`."""
+    def take(self, tenant: str) -> int:
+        """A block for new content of a tenant. The caller has checked `num_free`."""
         if self._unknown:
             block = self._unknown.pop()
         elif len(self._references) < self.num_blocks:
             self._references.append(1)
             return len(self._references) - 1
         else:
-            block, _ = self._cached.popitem(last=False)
+            block = self._cached.pop(tenant)
             self._on_evict(block)
         self._references[block] = 1
         return block
@@ -72,17 +74,17 @@ class BlockPool:
     def share(self, block: int) -> None:
         """One more holder of a block whose content is known."""
         if self._references[block] == 0:
-            del self._cached[block]
+            self._cached.remove(block)
         self._references[block] += 1
 
-    def release(self, block: int, known: bool) -> None:
-        """One holder less; `known`: the prefix cache can still name the block's content."""
+    def release(self, block: int, place: Any = None) -> None:
+        """One holder less. `place`: where the retention puts the block; None: its content is not known."""
         count = self._references[block] - 1
         assert count >= 0 and block != SCRATCH_BLOCK, f"block {block} was released too often"
         self._references[block] = count
         if count == 0:
-            if known:
-                self._cached[block] = None
+            if place is not None:
+                self._cached.add(block, place)
             else:
                 self._unknown.append(block)
 
@@ -94,5 +96,4 @@ class BlockPool:
 
     def forget_cached(self) -> None:
         """Every cached free block becomes an unknown one (the prefix cache was dropped)."""
-        self._unknown.extend(self._cached)
-        self._cached.clear()
+        self._unknown.extend(self._cached.clear())

@@ -208,7 +208,11 @@ class TierLedger:
         return {link: self._prefixes.pop(link) for link in links}
 
     def load_prefixes(self, sequence: Sequence, slots: dict[bytes, int], blocks: Seq[int]) -> None:
-        """Load claimed prefix blocks into the first of `blocks`; they stay kept as well."""
+        """Load claimed prefix blocks into the first of `blocks`.
+
+        They stay kept as well, and are the first to be dropped, as the device has them: evicted there again before
+        that, they need no other copy.
+        """
         for (link, slot), block in zip(slots.items(), blocks, strict=False):
             self._emit(Tier.HOST, slot, Tier.DEVICE, block)
             self._loading.add(sequence)
@@ -216,6 +220,7 @@ class TierLedger:
                 self._free[Tier.HOST].append(slot)
             else:
                 self._prefixes[link] = slot
+                self._prefixes.move_to_end(link, last=False)
         self.counts.prefixes_loaded += len(slots)
 
     def drop_prefix(self, link: bytes) -> None:

@@ -55,6 +55,10 @@ class CacheConfig:
         None, "size of the KV pool in blocks", replaces=("kv_cache_bytes", "gpu_memory_utilization")
     )
     enable_prefix_caching: bool = setting(True, "requests that begin alike share the blocks of their common beginning")
+    prefix_retention: Literal["lru", "sessions"] = setting(
+        "sessions", "which prefix is evicted: the least recently used, or the one least likely to be used again",
+        needs="enable_prefix_caching",
+    )  # fmt: skip
     watermark: float = setting(0.01, "share of the blocks that admission leaves free for the sequences that run")
     offload_host_bytes: int = setting(
         0, "host memory for the KV blocks of preempted sequences and evicted prefixes, allocated at the start; 0: none"

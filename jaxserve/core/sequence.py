@@ -43,7 +43,8 @@ class Request:
     """One prompt and what to do with it.
 
     `prompt` holds token ids. `cache_salt` isolates the prefix cache: only requests of one tenant (see
-    `Tenant.shares_prefixes`) with an equal salt share blocks. `priority`: smaller goes first, with orderings that use
+    `Tenant.shares_prefixes`) with an equal salt share blocks. `session_id`: other requests are expected to go on from
+    this one; the prefix cache knows sessions without it, too. `priority`: smaller goes first, with orderings that use
     it. A field that is None takes the tenant's setting; `Tenant.may_raise_priority` says what the others may ask for.
     """
 
@@ -52,6 +53,7 @@ class Request:
     params: SamplingParams
     arrival_s: float = 0.0
     cache_salt: str = ""
+    session_id: str | None = None
     eos_token_ids: tuple[int, ...] = ()
     tenant: str = "default"
     priority: int | None = None

@@ -63,7 +63,9 @@ def host_side(
     """
     buckets = BucketTable.from_config(config.buckets, config.scheduler, deterministic=config.runtime.deterministic)
     tiers = TierLedger(sizes.host_blocks, sizes.disk_blocks, sizes.staging_blocks)
-    blocks = BlockManager(config.cache, sizes.num_blocks, tiers=tiers, aligned_chunk=buckets.aligned_chunk)
+    blocks = BlockManager(
+        config.cache, sizes.num_blocks, tiers=tiers, aligned_chunk=buckets.aligned_chunk, tenants=tenants
+    )
     costs = costs or StepCosts()
     victims = victims or CheapestFirst(blocks, costs, moves, buckets)
     scheduler = Scheduler(config.scheduler, buckets, blocks, costs=costs, tenants=tenants, victims=victims)

@@ -196,6 +196,7 @@ class Scheduler:
 
         A step may have no rows: only blocks to move between tiers, or only moves in progress to wait for.
         """
+        self._blocks.tick(now)
         load = self._load(now)
         self._ordering.refresh(load)
         self._shares.refresh(self._roster.running, self._ledger.active)
@@ -321,6 +322,7 @@ class Scheduler:
         return Finished(sequence, FinishReason.ERROR, f"{type(error).__name__}: {error}", nonfinite=True)
 
     def _end(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        self._blocks.tick(now)
         self._roster.finish(sequence, reason, now)
         self._ledger.ended(sequence)
         self.journal.ended(sequence, now)

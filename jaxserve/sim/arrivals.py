@@ -38,6 +38,8 @@ class Arrival:
     priority: int | None = None
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    session_id: str | None = None
+    """The session that it belongs to."""
 
     @property
     def aborts(self) -> bool:
@@ -49,6 +51,7 @@ class Arrival:
         return Request(
             id=name, prompt=prompt, params=params, arrival_s=start_s + self.at_s, tenant=self.tenant,
             cache_salt=self.cache_salt, priority=self.priority, ttft_slo_s=self.ttft_slo_s, tpot_slo_s=self.tpot_slo_s,
+            session_id=self.session_id,
         )  # fmt: skip
 
 

@@ -86,19 +86,22 @@ class Served:
 
 def made_up(arrival: Arrival, number: int) -> tuple[int, ...]:
     """A prompt of the right length that shares with others what its `prefix_blocks` say, and nothing else."""
-    tokens: tuple[int, ...] = ()
+    tokens: list[int] = []
     for block in arrival.prefix_blocks:
-        tokens += (block % _HALF,) * arrival.block_tokens
-    missing = arrival.prompt_tokens - len(tokens)
-    return tokens + (_HALF + number % _HALF,) * missing if missing >= 0 else tokens[:missing]
+        tokens += [block % _HALF] * arrival.block_tokens
+    tokens += [_HALF + number % _HALF] * (arrival.prompt_tokens - len(tokens))
+    return tuple(tokens[: arrival.prompt_tokens])
 
 
-def drive(engine: Engine, clock: Clock, arrivals: Iterable[Arrival], prompts: Prompts = made_up) -> Iterator[Served]:
+def drive(
+    engine: Engine, clock: Clock, arrivals: Iterable[Arrival] | Source, prompts: Prompts = made_up
+) -> Iterator[Served]:
     """Add each arrival at its time, step while there is work, and yield each as it ends or is refused.
 
     `arrivals` in order of time, counted from now. A policy that waits for company knows when the last one has come.
     """
-    return drive_lanes([Lane(engine, clock, prompts)], OpenLoop(arrivals))
+    source = OpenLoop(arrivals) if isinstance(arrivals, Iterable) else arrivals
+    return drive_lanes([Lane(engine, clock, prompts)], source)
 
 
 def drive_lanes(lanes: list["Lane"], source: Source, router: Router | None = None) -> Iterator[Served]:
@@ -130,7 +133,7 @@ def drive_lanes(lanes: list["Lane"], source: Source, router: Router | None = Non
             if served.last:
                 ended_s = served.token_s[-1] if served.token_s and not served.failed else lanes[index].now_s
                 heapq.heappush(told, (ended_s, served.number, index, served.arrival))
-                source.ended(ended_s)
+                source.ended(ended_s, served.number)
             yield served
 
 

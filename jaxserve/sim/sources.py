@@ -23,8 +23,8 @@ class Source(Protocol):
         """The next request and its number."""
         ...
 
-    def ended(self, at_s: float) -> None:
-        """One of the requests taken has ended, or was refused."""
+    def ended(self, at_s: float, number: int) -> None:
+        """The request of that number has ended, or was refused."""
         ...
 
 
@@ -48,7 +48,7 @@ class OpenLoop:
         assert taken is not None
         return taken
 
-    def ended(self, at_s: float) -> None:
+    def ended(self, at_s: float, number: int) -> None:
         pass
 
 
@@ -80,5 +80,5 @@ class ClosedLoop:
         self._number += 1
         return self._number, arrival
 
-    def ended(self, at_s: float) -> None:
+    def ended(self, at_s: float, number: int) -> None:
         heapq.heappush(self._ready, at_s + self._think_s)

@@ -85,6 +85,7 @@ def _arrival(where: str, line: str) -> Arrival:
         priority=_priority(where, fields),
         ttft_slo_s=_limit(where, fields, "ttft_slo_s"),
         tpot_slo_s=_limit(where, fields, "tpot_slo_s"),
+        session_id=_word(where, fields, "session_id", "") or None,
     )
 
 

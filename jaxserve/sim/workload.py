@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from jaxserve.core.errors import ConfigError
@@ -89,7 +89,7 @@ class Workload:
         name, numbers = _parts(self.arrivals or "poisson:1", "arrivals", ARRIVALS)
         times = _times(name, numbers, random.Random(f"{self.seed}/times"), self.arrivals)
         for body, at_s in zip(bodies, times, strict=False):
-            yield _at(body, at_s)
+            yield replace(body, at_s=at_s)
 
     def describe(self) -> dict[str, Any]:
         """What differs from nothing said, for a report."""
@@ -119,7 +119,7 @@ class Workload:
             return arrivals
         begin, seconds = _window(self.window)
         return (
-            _at(arrival, (arrival.at_s - begin) / self.speed)
+            replace(arrival, at_s=(arrival.at_s - begin) / self.speed)
             for arrival in itertools.takewhile(lambda a: a.at_s < begin + seconds, arrivals)
             if arrival.at_s >= begin
         )
@@ -134,14 +134,11 @@ class Workload:
         prompt = self._length(self.prompt_tokens, "prompt_tokens") if self.prompt_tokens else None
         output = self._length(self.output_tokens, "output_tokens") if self.output_tokens else None
         for body in bodies:
-            yield Arrival(
-                body.at_s,
-                prompt() if prompt else body.prompt_tokens,
-                output() if output else body.output_tokens,
-                body.tenant,
-                body.kind,
-                () if prompt else body.prefix_blocks,
-                body.block_tokens,
+            yield replace(
+                body,
+                prompt_tokens=prompt() if prompt else body.prompt_tokens,
+                output_tokens=output() if output else body.output_tokens,
+                prefix_blocks=() if prompt else body.prefix_blocks,
             )
 
     def _length(self, spec: str, name: str) -> Callable[[], int]:
@@ -167,13 +164,6 @@ class Workload:
                 values = [getattr(arrival, name) for arrival in read_trace(spec.partition(":")[2])]
                 require(bool(values), name, spec, "a trace with requests in it")
                 return lambda: rng.choice(values)
-
-
-def _at(arrival: Arrival, at_s: float) -> Arrival:
-    return Arrival(
-        at_s, arrival.prompt_tokens, arrival.output_tokens, arrival.tenant, arrival.kind, arrival.prefix_blocks,
-        arrival.block_tokens,
-    )  # fmt: skip
 
 
 def _times(name: str, numbers: list[float], rng: random.Random, spec: str | None) -> Iterator[float]:

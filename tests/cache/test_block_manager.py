@@ -1,5 +1,6 @@
 """The ledger of blocks: sharing, eviction, and an account that always balances."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -12,14 +13,16 @@ from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Request, Sequence
 
 SIZE = 8
+RETENTIONS = ("lru", "sessions")
 
 
 def manager(blocks: int = 10, **options) -> BlockManager:
     return BlockManager(CacheConfig(**({"block_size": SIZE, "watermark": 0.0} | options)), blocks + 1)
 
 
-def sequence(prompt: list[int], salt: str = "") -> Sequence:
-    return Sequence(Request(id="r", prompt=tuple(prompt), params=SamplingParams(), cache_salt=salt), 0, 1000, 0)
+def sequence(prompt: list[int], salt: str = "", tenant: str = "default") -> Sequence:
+    request = Request(id="r", prompt=tuple(prompt), params=SamplingParams(), cache_salt=salt)
+    return Sequence(request, 0, 1000, 0, tenant=tenant)
 
 
 def admitted(blocks: BlockManager, prompt: list[int], salt: str = "") -> tuple[Sequence, int | None]:
@@ -81,8 +84,9 @@ def test_salts_isolate() -> None:
     assert admitted(blocks, list(range(20)), "a")[1] == 16
 
 
-def test_freed_blocks_are_found_until_they_are_needed() -> None:
-    blocks = manager(4)
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_freed_blocks_are_found_until_they_are_needed(retention: str) -> None:
+    blocks = manager(4, prefix_retention=retention)
     first, _ = admitted(blocks, list(range(20)))
     blocks.free(first)
     again, shared = admitted(blocks, list(range(20)))
@@ -105,8 +109,9 @@ def test_what_was_decoded_is_shared_unless_chunks_are_aligned() -> None:
         assert admitted(blocks, list(range(20)))[1] == found
 
 
-def test_the_end_of_a_prefix_is_evicted_first() -> None:
-    blocks = manager(4)
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_the_end_of_a_prefix_is_evicted_first(retention: str) -> None:
+    blocks = manager(4, prefix_retention=retention)
     first, _ = admitted(blocks, list(range(24)))
     blocks.free(first)
     other, _ = admitted(blocks, list(range(100, 110)))  # takes the unknown block and one cached
@@ -124,8 +129,9 @@ def test_the_watermark_stays_free_unless_nobody_runs() -> None:
     assert admitted(blocks, [3] * 56)[1] == 0
 
 
-def test_dropping_prefixes_forgets_content() -> None:
-    blocks = manager()
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_dropping_prefixes_forgets_content(retention: str) -> None:
+    blocks = manager(prefix_retention=retention)
     first, _ = admitted(blocks, list(range(20)))
     blocks.free(first)
     blocks.drop_prefixes()
@@ -168,16 +174,27 @@ def test_a_pool_of_any_size_costs_what_is_used_of_it() -> None:
 
 
 class Ledger(RuleBasedStateMachine):
-    """Sequences come, grow and go; the pool's account must balance after each."""
+    """Sequences of several tenants come, grow and go; the pool's account must balance after each."""
+
+    retention = "lru"
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = manager(12)
+        self.blocks = manager(12, prefix_retention=self.retention)
         self.live: list[Sequence] = []
+        self.now = 0.0
 
-    @rule(family=st.integers(0, 2), length=st.integers(1, 60), chunk=st.integers(1, 60))
-    def admit(self, family: int, length: int, chunk: int) -> None:
-        s = sequence([family] * length)
+    @rule(seconds=st.sampled_from([0.01, 1.0, 10.0, 1000.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.blocks.tick(self.now)
+
+    @rule(
+        family=st.integers(0, 2), length=st.integers(1, 60), branch=st.integers(0, 60), chunk=st.integers(1, 60),
+        tenant=st.sampled_from("abc"),
+    )  # fmt: skip
+    def admit(self, family: int, length: int, branch: int, chunk: int, tenant: str) -> None:
+        s = sequence([family if i < branch else 5 for i in range(length)], tenant=tenant)
         free = self.blocks.pool.num_free
         shared = self.blocks.admit(s, chunk)
         if shared is None:
@@ -219,6 +236,8 @@ class Ledger(RuleBasedStateMachine):
         for block in range(1, pool.num_blocks):
             assert pool.references(block) == holders.count(block)
         assert pool.num_free == pool.capacity - len(set(holders))
+        cached = [block for block in range(1, pool.num_blocks) if pool.is_cached(block)]
+        assert pool.num_cached == len(cached) and not set(cached) & set(holders)
         for s in self.live:
             assert len(set(s.blocks)) == len(s.blocks) >= self.blocks.blocks_for(s.num_computed)
 
@@ -232,5 +251,21 @@ class Ledger(RuleBasedStateMachine):
                 )
 
 
+class SessionLedger(Ledger):
+    retention = "sessions"
+
+    @invariant()
+    def a_prefix_is_kept_from_its_beginning(self) -> None:
+        """A cached block is of use only with those before it."""
+        hashed = self.blocks._prefixes._block_of
+        for family in range(3):
+            for branch in range(0, 61):
+                links = self.blocks._links(sequence([family if i < branch else 5 for i in range(61)]))
+                there = [link in hashed for link in links]
+                assert there == sorted(there, reverse=True)
+
+
 Ledger.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+SessionLedger.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLedger = Ledger.TestCase
+TestSessionLedger = SessionLedger.TestCase
