@@ -136,8 +136,20 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                 sink = None if inputs.sinks is None else ops.rows(0.0) + inputs.sinks[head]
                 plgpu.barrier_wait(q_ready.at[warpgroup])
 
-                def step(at, state, masked):
+                def step(at, state, masked, ending=False):
                     slot = lax.rem(at - first, jnp.int32(stages))
+                    clears = ending and not quantised
+
+                    def wait_for_values():
+                        plgpu.barrier_wait(v.ready.at[slot])
+
+                    if clears:  # before the scores: few registers are in use
+
+                        @pl.when(sticks_out(at))
+                        def _():
+                            wait_for_values()
+                            clear_end(at, v.slots.at[slot])
+
                     plgpu.barrier_wait(k.ready.at[slot])
                     scores = ops.scores(q_own, k.slots.at[slot])
                     ops.free(k.free.at[slot])
@@ -149,9 +161,10 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                             visible &= ahead > -window
                         scores = jnp.where(visible, scores, softmax.MASKED)
                     state, weights = softmax.weigh(state, scores, c)
-                    plgpu.barrier_wait(v.ready.at[slot])
-                    if masked and not quantised:
-                        pl.when(sticks_out(at))(lambda: clear_end(at, v.slots.at[slot]))
+                    if clears:
+                        pl.when(jnp.logical_not(sticks_out(at)))(wait_for_values)
+                    else:
+                        wait_for_values()
                     acc = ops.add_weighted(state.acc, weights.astype(dtype), v.slots.at[slot])
                     ops.free(v.free.at[slot])
                     return state._replace(acc=acc)
@@ -170,16 +183,19 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                         pl.when(warpgroup == 1)(lambda: plgpu.barrier_wait(cleared))
 
                 # tiles that every query sees whole need no mask
+                inner = jnp.where(
+                    sticks_out(last - 1), last - 1, last
+                )  # the tile that sticks out comes in the last loop
                 whole_from, whole_to = first, lax.div(jnp.maximum(position + 1, 0), jnp.int32(tokens))
                 if window is not None:
                     whole_from = lax.div(jnp.maximum(position + M - window + tokens - 1, 0), jnp.int32(tokens))
-                    whole_from = jnp.clip(whole_from, first, last)
-                whole_to = jnp.clip(whole_to, whole_from, jnp.where(sticks_out(last - 1), last - 1, last))
+                    whole_from = jnp.clip(whole_from, first, jnp.maximum(inner, first))
+                whole_to = jnp.clip(whole_to, whole_from, jnp.maximum(inner, whole_from))
                 state = softmax.start(ops, head_dim, sink)
                 if window is not None:
                     state = lax.fori_loop(first, whole_from, lambda at, s: step(at, s, True), state)
                 state = lax.fori_loop(whole_from, whole_to, lambda at, s: step(at, s, False), state)
-                state = lax.fori_loop(whole_to, last, lambda at, s: step(at, s, True), state)
+                state = lax.fori_loop(whole_to, last, lambda at, s: step(at, s, True, ending=True), state)
                 store(softmax.finish(state), inside, head)
 
             def store(result, inside, head):
