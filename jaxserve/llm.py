@@ -27,7 +27,7 @@ from jaxserve.assembly import (
 from jaxserve.checkpoints.generation_config import read_generation_config
 from jaxserve.core.clock import MonotonicClock
 from jaxserve.core.config import SERVER_SECTIONS, EngineConfig, all_settings
-from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError
+from jaxserve.core.errors import ConfigError, InvalidParameter, InvalidRequest, JaxserveError, StepFailed
 from jaxserve.core.idle_settings import idle_settings
 from jaxserve.core.plan import TokenLogprobs
 from jaxserve.core.progress import progress_bar
@@ -162,10 +162,17 @@ class LLM:
         yield from run(self.engine, [self.make_request(prompt, params)])
 
     def score(self, prompts: Prompt | Sequence[Prompt], *, top: int = 0) -> list[list[TokenLogprobs | None]]:
-        """Log-probability of every token of each prompt given those before it; None for the first."""
+        """Log-probability of every token of each prompt given those before it; None for the first.
+
+        Raises:
+          StepFailed: a prompt could not be scored.
+        """
         if not isinstance(top, Integral) or isinstance(top, bool) or not 0 <= top <= MAX_LOGPROBS:
             raise InvalidParameter("top", top, f"a whole number from 0 to {MAX_LOGPROBS}")
         outputs = self.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=top))
+        for output in outputs:
+            if (error := output.outputs[0].error) is not None:
+                raise StepFailed(error)
         return [output.prompt_logprobs or [] for output in outputs]
 
     def get_default_sampling_params(self) -> SamplingParams:

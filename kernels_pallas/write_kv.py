@@ -14,6 +14,11 @@ brought to the new one. Scales are powers of two, which makes that harmless howe
                      one quantum of the last scale
 
 A page whose offset 0 is written begins anew: the scale of the sequence that had it before is forgotten.
+
+Values in pages are always finite. Where a key or a value is not, the value is 0 and the key NaN: the scores of just
+those queries that see the token are NaN then. A NaN among the values would reach queries before it too, since a product
+multiplies it by their weight of 0, and with them the beginning of a prompt that others share. int8 has no NaN: there
+the scale of the page's keys becomes NaN.
 """
 
 import jax
@@ -25,7 +30,7 @@ from kernels_pallas.pages import Pages
 LARGEST = {"float8_e4m3fn": 448.0, "int8": 127.0}
 """The largest number of a page's type."""
 SCALES = 2.0**-60, 2.0**60
-"""Smallest and largest scale: a token of zeros has one too, and an infinite key does not make the page's others NaN."""
+"""Smallest and largest scale: a token of zeros has one too."""
 _IN_BOUNDS = "promise_in_bounds"
 
 
@@ -51,9 +56,9 @@ def write(
     with jax.named_scope("write_kv"):
         if pages.key_scales is None or pages.value_scales is None:
             page, offset = slots // pages.keys.shape[2], slots % pages.keys.shape[2]
+            k, v = _marked(k.astype(pages.keys.dtype), v.astype(pages.values.dtype))
             keys, values = (
-                half.at[page, :, offset].set(new.astype(half.dtype), mode=_IN_BOUNDS)
-                for half, new in ((pages.keys, k), (pages.values, v))
+                half.at[page, :, offset].set(new, mode=_IN_BOUNDS) for half, new in ((pages.keys, k), (pages.values, v))
             )
             return Pages(keys, values)
         if firsts is None:
@@ -61,9 +66,16 @@ def write(
         # Not before the layer's keys are there: XLA would fetch pages of many layers at once, and hold them all
         # (751 MiB of temporaries in an 8B step of 256 rows for an H200).
         firsts, _ = lax.optimization_barrier((firsts, k))
+        k, v = _marked(k, v)
         keys, key_scales = _write_quantised(pages.keys, pages.key_scales, k, slots, firsts)
         values, value_scales = _write_quantised(pages.values, pages.value_scales, v, slots, firsts)
         return Pages(keys, values, key_scales, value_scales)
+
+
+def _marked(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values as pages hold them: values finite, keys NaN where one of the two was not."""
+    finite = jnp.isfinite(v)
+    return jnp.where(jnp.isfinite(k) & finite, k, jnp.nan), jnp.where(finite, v, 0.0)
 
 
 def _write_quantised(
@@ -77,7 +89,9 @@ def _write_quantised(
     size, largest = pages.shape[2], LARGEST[pages.dtype.name]
     page, offset = slots // size, slots % size
     x = x.astype(jnp.float32)
-    needed = _power_at_least(jnp.max(jnp.abs(x), axis=-1) / largest)  # [T, K]
+    needed = _power_at_least(jnp.max(jnp.abs(jnp.nan_to_num(x)), axis=-1) / largest)  # [T, K]
+    if pages.dtype == jnp.int8:  # float8 has a NaN of its own
+        needed = jnp.where(jnp.any(jnp.isnan(x), axis=-1), jnp.nan, needed)
     before = scales.at[jnp.where(offset == 0, page, scales.shape[0])].set(0.0, mode="drop")
     after = _largest_at(before, page, needed)
     pages = _brought_to(pages, before, after, page[firsts])

@@ -150,6 +150,17 @@ class BlockManager:
             self.tiers.park(sequence, held, sequence.num_computed, tier)
         self.free(sequence)
 
+    def forget_prefix(self, sequence: Sequence) -> None:
+        """Its content is not to be trusted: no later request finds a block of its tokens, here or in host memory.
+
+        Sequences that share such a block keep it.
+        """
+        for link in sequence.hashes:
+            block = self._prefixes.forget_link(link)
+            if block is not None:
+                self._pool.forget(block)
+            self.tiers.drop_prefix(link)
+
     def drop_prefixes(self) -> None:
         """Forget all cached content: the weights changed."""
         self._prefixes.clear()

@@ -5,7 +5,7 @@
                       (least recently freed first) when no unknown block is left
     held              by one sequence or, a shared prefix, by several: `references` counts them
 
-Block 0 is the scratch block: padding writes there, it always holds finite numbers, and no sequence ever holds it.
+Block 0 is the scratch block: padding writes there, and no sequence ever holds it.
 
 Blocks are first taken in the order of their numbers, and those that were never taken are not stored: a simulated pool
 may have more of them than this machine has memory for a list.
@@ -85,6 +85,12 @@ class BlockPool:
                 self._cached[block] = None
             else:
                 self._unknown.append(block)
+
+    def forget(self, block: int) -> None:
+        """The prefix cache cannot name the block's content any more; its holders keep it."""
+        if block in self._cached:
+            del self._cached[block]
+            self._unknown.append(block)
 
     def forget_cached(self) -> None:
         """Every cached free block becomes an unknown one (the prefix cache was dropped)."""

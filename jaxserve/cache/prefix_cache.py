@@ -66,6 +66,13 @@ class PrefixCache:
         del self._block_of[link]
         return link
 
+    def forget_link(self, link: bytes) -> int | None:
+        """The content named by `link` is not to be found any more. Returns the block that holds it."""
+        block = self._block_of.pop(link, None)
+        if block is not None:
+            del self._hash_of[block]
+        return block
+
     def clear(self) -> None:
         self._block_of.clear()
         self._hash_of.clear()

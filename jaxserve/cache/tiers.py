@@ -218,6 +218,11 @@ class TierLedger:
                 self._prefixes[link] = slot
         self.counts.prefixes_loaded += len(slots)
 
+    def drop_prefix(self, link: bytes) -> None:
+        slot = self._prefixes.pop(link, None)
+        if slot is not None:
+            self._free[Tier.HOST].append(slot)
+
     def drop_prefixes(self) -> None:
         self._free[Tier.HOST].extend(self._prefixes.values())
         self._prefixes.clear()

@@ -180,10 +180,22 @@ class EngineStopped(JaxserveError):
 
 
 class StepFailed(JaxserveError):
-    """The step that ran this request failed: out of memory, a device error. Others are served (HTTP 500)."""
+    """The step that ran this request failed: out of memory, a device error, logits that are not finite. Others are
+    served (HTTP 500)."""
 
     def __init__(self, cause: str | None) -> None:
         super().__init__(f"the step that ran this request failed: {cause}")
+
+
+class NonFiniteLogits(JaxserveError):
+    """The model, or the processor of logits, made NaN of a request. Others are served."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the logits of this request are not finite (NaN, infinite, or -inf for every token): change the prompt; if "
+            "others fail too, look at the weights, the dtype (float16 overflows above 65504, bfloat16 does not) and "
+            "the logits_processor"
+        )
 
 
 class DeadlineExceeded(JaxserveError):

@@ -41,6 +41,8 @@ class Finished:
     sequence: Sequence
     reason: FinishReason
     error: str | None = None
+    nonfinite: bool = False
+    """It failed because its logits were not finite."""
 
 
 @dataclass(frozen=True, slots=True)

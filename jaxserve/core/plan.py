@@ -186,6 +186,9 @@ class StepPlan:
         return sum([row.length for row in self.decodes]) + sum([row.length for row in self.prefills])
 
 
+NO_TOKEN = -1
+"""In a result, in place of a token that was wanted: the row's logits were not finite."""
+
 Masks = NDArray[np.uint32]  # [rows, ceil(V / 32)]
 """Which tokens a row may sample: bit t % 32 of word t // 32. Known only when the step before has been committed."""
 
@@ -215,7 +218,7 @@ class SideOutputs:
 class StepResult:
     """What a step brought back, ragged: `counts[i]` tokens of row i, one row after the other, in the plan's order."""
 
-    tokens: NDArray[np.int32]  # [sum of counts]
+    tokens: NDArray[np.int32]  # [sum of counts]; `NO_TOKEN` where there is none
     counts: NDArray[np.int32]  # [rows]
     side: Mapping[int, SideOutputs] = field(default_factory=dict[int, SideOutputs])
     """By row, for the rows that want more than tokens."""

@@ -43,6 +43,8 @@ class EngineMetrics:
                     ended.append((sequence, event.finish))
             elif type(event) is Finished:
                 ended.append((event.sequence, event.reason))
+                if event.nonfinite:
+                    self.counts.add("nonfinite_logits")
             elif type(event) is Preempted:
                 self._preempted(event, now)
             elif type(event) is Refused:

@@ -49,7 +49,7 @@ def _quantised(dtype: Any) -> bool:
 
 
 def allocate_cache(geometry: Geometry, placement: Placement) -> KVCache:
-    """Zeros: the scratch block must hold finite numbers, because padding reads it."""
+    """Zeros."""
     shapes = abstract_cache(geometry, placement.pages)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes)
 

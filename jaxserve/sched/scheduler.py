@@ -30,11 +30,13 @@ The other parts:
 
 from collections import deque
 from collections.abc import Collection
+from math import isnan
 
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.buckets import BucketTable
+from jaxserve.core.errors import NonFiniteLogits
 from jaxserve.core.events import Event, Finished, Preempted, PromptScored, token_sampled
-from jaxserve.core.plan import NO_BUCKET, Admitted, StepPlan, StepResult
+from jaxserve.core.plan import NO_BUCKET, NO_TOKEN, Admitted, StepPlan, StepResult
 from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.sequence import FinishReason, Sequence, Status
 from jaxserve.core.step_record import Occupancy, ScheduledStep, StepRecord
@@ -239,7 +241,10 @@ class Scheduler:
         return Preempted(sequence, parked.tier if parked else None)
 
     def commit(self, result: StepResult, now: float) -> StepRecord:
-        """Take in what the oldest step in flight brought. Tokens of sequences that have ended meanwhile are dropped."""
+        """Take in what the oldest step in flight brought. Tokens of sequences that have ended meanwhile are dropped.
+
+        A sequence whose logits are not finite ends with an error, and what it computed is not shared any more.
+        """
         step = self.in_flight.popleft()
         self.journal.committed(now)
         if step.plan.bucket.tokens:
@@ -257,9 +262,15 @@ class Scheduler:
                 continue
             side = result.side.get(i) if result.side else None
             if side is not None and side.prompt_logprobs:
+                if any(isnan(scored.logprob) for scored in side.prompt_logprobs):
+                    events.append(self._not_finite(sequence, now))
+                    continue
                 events.append(PromptScored(sequence, row.start + 1, tuple(side.prompt_logprobs)))
             if count:
                 for at in range(begin, end):
+                    if tokens[at] == NO_TOKEN:
+                        events.append(self._not_finite(sequence, now))
+                        break
                     logprobs = side.logprobs[at - begin] if side is not None and side.logprobs else None
                     finish = self._append(sequence, tokens[at], now)
                     events.append(token_sampled((sequence, tokens[at], logprobs, finish)))
@@ -300,6 +311,12 @@ class Scheduler:
         if reason is not None:
             self._end(sequence, reason, now)
         return reason
+
+    def _not_finite(self, sequence: Sequence, now: float) -> Finished:
+        error = NonFiniteLogits()
+        self._blocks.forget_prefix(sequence)
+        self._end(sequence, FinishReason.ERROR, now)
+        return Finished(sequence, FinishReason.ERROR, f"{type(error).__name__}: {error}", nonfinite=True)
 
     def _end(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         self._roster.finish(sequence, reason, now)

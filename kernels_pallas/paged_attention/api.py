@@ -2,7 +2,8 @@
 
 Keys and values lie in pages `[P, K, S, H]`; a row's block table lists its pages in order, and token `i` of a row is at
 offset `i % S` of page `table[i // S]`. Query head `n` reads KV head `n // (N // K)`. Entries of a table past a row's
-tokens must name a page that holds finite numbers (page 0, by convention); they are not otherwise looked at.
+tokens must name a page (page 0, by convention). What they hold, and what slots behind a row's end hold in its own last
+page, NaN and infinities too, has no effect.
 
 A layer's pages of keys and values, and the scales of pages of 8 bits, are one pytree: `kernels_pallas.pages.Pages`.
 

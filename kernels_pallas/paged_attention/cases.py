@@ -2,8 +2,9 @@
 
 A case is drawn from a seed. Its rows have the lengths at which kernels break (0, 1, one below, at and above a page
 edge) and some in between; their pages are scattered over the pool, the first page is shared by all rows, and one row
-repeats a page. Pages in no table hold NaN, in their scales if their type has none; page 0, to which table padding
-points, is finite.
+repeats a page. Slots that are no row's hold NaN and infinities: those behind the end of a row in its own last page, and
+all of the pages in no table and of page 0, to which table padding points. The scales of these pages are NaN or infinite
+too; int8 has nothing else that is not finite.
 """
 
 from dataclasses import dataclass
@@ -106,8 +107,9 @@ def draw(
         tables[lengths.argmax(), -1] = tables[lengths.argmax(), 1]
     queries = rows if kind == "decode" else int(chunks.sum()) + int(rng.integers(0, 20))
     q = rng.standard_normal((max(queries, 1), kv_heads * group, head_dim)).astype(_type(dtype))
-    keys, key_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, tables)
-    values, value_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, tables)
+    held = _held(tables, lengths, pages, size)
+    keys, key_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, held)
+    values, value_scales = _pages(rng, (pages, kv_heads, size, head_dim), problem, held)
     window = int(rng.choice([1, size - 1, size, size + 3, 2 * size])) if rng.random() < 0.4 else None
     return Case(
         kind, problem, seed, Pages(keys, values, key_scales, value_scales), tables, lengths, chunks, q,
@@ -197,23 +199,29 @@ def _tables(rng: np.random.Generator, lengths: Ints, size: int, width: int) -> t
     return tables, pages
 
 
+def _held(tables: Ints, lengths: Ints, pages: int, size: int) -> NDArray[np.bool_]:  # [P, S]
+    """Which slots hold a row's token."""
+    held = np.zeros((pages, size), bool)
+    for table, length in zip(tables, lengths, strict=True):
+        at = np.arange(length)
+        held[table[at // size], at % size] = True
+    return held
+
+
 def _pages(
-    rng: np.random.Generator, shape: tuple[int, ...], problem: Problem, tables: Ints
+    rng: np.random.Generator, shape: tuple[int, ...], problem: Problem, held: NDArray[np.bool_]
 ) -> tuple[NDArray, NDArray[np.float32] | None]:
-    """Random pages in their type, and their scales; those that no table names are NaN."""
-    unused = np.setdiff1d(np.arange(1, shape[0]), tables)
-    values = rng.standard_normal(shape)
-    if not problem.quantised:
-        pages = values.astype(_type(problem.kv_dtype))
-        pages[unused] = np.nan
-        return pages, None
-    scales = rng.uniform(0.3, 1.5, shape[:2]).astype(np.float32)
-    scales[unused] = np.nan
-    if problem.kv_dtype == "int8":
-        return np.clip(np.rint(values * 40), -127, 127).astype(np.int8), scales / np.float32(40)
-    pages = values.astype(_type(problem.kv_dtype))
-    pages[unused] = np.nan
-    return pages, scales
+    """Random pages in their type, and their scales; what is no row's is not finite."""
+    values, scales, (chance,) = rng.standard_normal(shape), None, rng.spawn(1)
+    poison = np.array([np.nan, np.inf, -np.inf])
+    if problem.quantised:
+        scales, unused = rng.uniform(0.3, 1.5, shape[:2]).astype(np.float32), ~held.any(axis=1)
+        scales[unused] = chance.choice(poison, (unused.sum(), shape[1]))
+        if problem.kv_dtype == "int8":
+            return np.clip(np.rint(values * 40), -127, 127).astype(np.int8), scales / np.float32(40)
+    others = np.broadcast_to(~held[:, None, :, None], shape)
+    values[others] = chance.choice(poison, others.sum())
+    return values.astype(_type(problem.kv_dtype)), scales
 
 
 def _type(name: str) -> np.dtype:

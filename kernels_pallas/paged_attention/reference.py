@@ -58,7 +58,7 @@ def decode(
         query, table, length = given
         positions = jnp.broadcast_to((length - 1)[:, None], (block, group))
         scaled = query.reshape(block, kv_heads, group, head_dim).astype(jnp.float32) * options.scale
-        visit = _visit(scaled, pages, table, positions, options)
+        visit = _visit(scaled, pages, table, positions, length, options)
         first = _first_page(jnp.min(length) - 1, size, options) // at_once
         last = _pages(jnp.max(length), size * at_once)
         return _finish(lax.fori_loop(first, last, visit, start)).reshape(block, heads, head_dim).astype(q.dtype)
@@ -99,7 +99,7 @@ def prefill(
         query = query.transpose(0, 2, 3, 1, 4).reshape(abreast, kv_heads, group * tile, head_dim)
         position = now.position[:, None] + lane[None]
         positions = jnp.broadcast_to(position[:, None], (abreast, group, tile)).reshape(abreast, -1)
-        visit = _visit(query.astype(jnp.float32) * options.scale, pages, now.table, positions, options)
+        visit = _visit(query.astype(jnp.float32) * options.scale, pages, now.table, positions, now.seen, options)
         first = _first_page(jnp.min(now.position), size, options) // at_once
         last = _pages(jnp.max(now.seen), size * at_once)
         result = _finish(lax.fori_loop(first, last, visit, start))
@@ -152,9 +152,14 @@ def _visit(
     pages: Pages,
     tables: jax.Array,  # [R, W], W a multiple of the pages visited at once
     positions: jax.Array,  # [R, M] of the queries
+    lengths: jax.Array,  # [R] tokens that are the row's
     options: Options,
 ):
-    """The online softmax over the next pages of every row, for `fori_loop`."""
+    """The online softmax over the next pages of every row, for `fori_loop`.
+
+    Slots behind a row's end hold what others left there, NaN perhaps. Their weight is 0, and 0 x NaN is NaN: their
+    values become 0 too.
+    """
     size = pages.keys.shape[2]
     at_once = _pages_at_once(size)
 
@@ -167,6 +172,7 @@ def _visit(
         if options.soft_cap is not None:
             scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
         at = (i * at_once * size + jnp.arange(at_once * size, dtype=jnp.int32)).reshape(1, -1, 1, size)
+        held = at[:, :, 0] < lengths[:, None, None]  # [R, p, S]
         visible = at <= positions[:, None, :, None]  # [R, p, M, S]
         if options.sliding_window is not None:
             visible &= at > positions[:, None, :, None] - options.sliding_window
@@ -178,8 +184,10 @@ def _visit(
         weights = jnp.where(visible, jnp.exp(scores - grown[:, None, :, :, None]), 0.0)
         total = total * keep + weights.sum(axis=(1, 4))
         if pages.value_scales is not None:
-            weights = weights * pages.value_scales[ids][..., None, None]
-        acc = acc * keep[..., None] + _weighted(weights, _take(pages.values, ids))
+            scales = jnp.where(held[:, :, :1], pages.value_scales[ids], 0.0)  # [R, p, K]
+            weights = weights * scales[..., None, None]
+        values = jnp.where(held[:, :, None, :, None], _take(pages.values, ids), 0.0)
+        acc = acc * keep[..., None] + _weighted(weights, values)
         return grown, total, acc
 
     return visit

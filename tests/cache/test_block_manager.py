@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jaxserve.cache.block_manager import BlockManager
+from jaxserve.cache.tiers import TierLedger
+from jaxserve.core.plan import Tier
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Request, Sequence
@@ -128,6 +130,30 @@ def test_dropping_prefixes_forgets_content() -> None:
     blocks.free(first)
     blocks.drop_prefixes()
     assert blocks.pool.num_cached == 0 and admitted(blocks, list(range(20)))[1] == 0
+
+
+def test_a_prefix_that_is_not_to_be_trusted_is_found_nowhere() -> None:
+    """Not in the blocks that it held and shares, not in those it gave back, and not in host memory."""
+    tiers = TierLedger(host_blocks=4)
+    blocks = BlockManager(CacheConfig(block_size=SIZE, watermark=0.0, offload_prefixes=True), 6, tiers=tiers)
+    first, _ = admitted(blocks, list(range(20)))
+    blocks.free(first)
+    other, _ = admitted(blocks, [*range(200, 232)])  # evicts the second block into host memory
+    assert tiers.num_prefixes == 1 and blocks.num_cached(first) == 8
+    tiers.take_moves()
+    blocks.free(other)
+    bad, shared = admitted(blocks, list(range(20)))
+    tiers.take_moves()
+    assert shared == 16 and tiers.num_prefixes > 0
+    sharer, shared = admitted(blocks, list(range(18)))
+    assert shared == 16
+    blocks.forget_prefix(bad)
+    kept = tiers.num_prefixes
+    assert blocks.num_cached(sequence(list(range(20)))) == 0 and blocks.num_cached(other) >= 8
+    blocks.free(bad)
+    blocks.free(sharer)
+    assert blocks.pool.num_free == blocks.pool.capacity and tiers.used(Tier.HOST) == kept
+    assert admitted(blocks, list(range(20)))[1] == 0
 
 
 def test_a_pool_of_any_size_costs_what_is_used_of_it() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxserve.core.buckets import BucketTable
-from jaxserve.core.plan import Admitted, Masks, Row, StepPlan, StepResult
+from jaxserve.core.plan import NO_TOKEN, Admitted, Masks, Row, StepPlan, StepResult
 from tests.engine.fake_tiers import FakeTiers
 
 VOCAB = 97
@@ -41,6 +41,8 @@ class FakeExecutor:
     fail_submit: set[int] = field(default_factory=set)
     fail_sample: set[int] = field(default_factory=set)
     fail_wait: set[int] = field(default_factory=set)
+    not_finite: dict[tuple[str, int], int] = field(default_factory=dict)
+    """By (request, completion): how many output tokens it gets before its logits are not finite."""
     plans: list[StepPlan] = field(default_factory=list)
     resets: int = 0
 
@@ -179,4 +181,5 @@ class FakePending:
         while token in slot.stop_ids and end < slot.num_prompt + slot.params.min_tokens:
             token = (token + 1) % VOCAB  # banned until then
         self.executor.known[row.slot, end] = token
-        return token
+        outputs = self.executor.not_finite.get(name_of(slot))
+        return NO_TOKEN if outputs is not None and end >= slot.num_prompt + outputs else token

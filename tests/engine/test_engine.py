@@ -143,3 +143,40 @@ def test_a_request_is_live_until_its_last_completion_has_ended() -> None:
     drive(engine)
     engine.add(request("r", [1]))
     drive(engine)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("tiers", [(0, 0, 0), (20, 0, 0), (0, 20, 20)])
+@pytest.mark.parametrize("outputs", [0, 1, 5])
+def test_logits_that_are_not_finite_end_their_sequence_alone(
+    overlap: bool, tiers: tuple[int, int, int], outputs: int
+) -> None:
+    """In a pool that is too small for all; what it computed is not found by the same prompt."""
+    prompts = {name: [ord(name) - 90, *range(20 + i)] for i, name in enumerate("abcdefg")}
+    runs = []
+    for bad in (False, True):
+        engine = build_engine(overlap=overlap, tiers=tiers, blocks=14, watermark=0.0)
+        if bad:
+            engine.fake.not_finite["d", 0] = outputs
+        for name, prompt in prompts.items():
+            engine.add(request(name, prompt, max_tokens=12))
+        found = drive_outputs(engine)
+        runs.append({name: output for name, output in found.items() if name != "d"})
+        assert engine.fake.preemptions
+        if bad:
+            assert found["d"][1] == FinishReason.ERROR and "NonFiniteLogits" in (found["d"][2] or "")
+            assert len(found["d"][0]) == outputs
+            (again,) = engine.add(request("again", prompts["d"]))
+            drive(engine)
+            assert again.num_cached == 0
+    assert runs[0] == runs[1]
+
+
+def drive_outputs(engine: Engine) -> dict[str, tuple[list[int], FinishReason | None, str | None]]:
+    found: dict[str, tuple[list[int], FinishReason | None, str | None]] = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens = found.get(output.request_id, ([], None, None))[0]
+            found[output.request_id] = [*tokens, *output.tokens], output.finish_reason, output.error
+    assert_whole(engine)
+    return found

@@ -40,12 +40,13 @@ HALF_A_UNIT = 2.0**-4
 def written(case: Case, kv_dtype: str) -> Case:
     """The case on pages of 8 bits that hold what its own do, written in three calls, over what others left there.
 
-    The tokens written first are the smallest: scales grow.
+    The tokens written first are the smallest: scales grow. What the case has in no row's slots is not written.
     """
     size, used = case.problem.page_size, np.unique(case.tables)
     cuts, rng = [0, max(1, size // 5), size // 2, size], np.random.default_rng(case.seed)
     shape = case.pages.keys.shape
     for given in (case.pages.keys, case.pages.values):
+        given[~np.isfinite(given)] = 0.0
         given[:, :, : cuts[1]] *= 0.1
     numbers = [jnp.asarray(rng.integers(-100, 100, shape), jnp.int8).astype(kv_dtype) for _ in range(2)]
     scales = [jnp.asarray(rng.uniform(1.0, 9.0, shape[:2]), jnp.float32) for _ in range(2)]

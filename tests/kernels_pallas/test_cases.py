@@ -57,11 +57,18 @@ def test_rows_pages_and_poison_are_as_promised(kind: str, kv_dtype: str | None) 
     assert len(set(case.tables[row])) == 19, "a page is repeated"
     first = case.tables[case.lengths > 0, 0]
     assert np.all(first == first[0]), "the first page is shared"
+    held = np.zeros((len(case.pages.keys), 16), bool)
+    for table, length in zip(case.tables, case.lengths, strict=True):
+        for at in range(length):
+            held[table[at // 16], at % 16] = True
+    ends = [table[length // 16] for table, length in zip(case.tables, case.lengths, strict=True) if length % 16]
+    assert any(not held[page].all() for page in ends), "slots behind a row's end in its own page"
+    assert not held[0].any() and len(held) > len(used)
     for pages, scales in ((case.pages.keys, case.pages.key_scales), (case.pages.values, case.pages.value_scales)):
-        holds_nan = np.isnan(pages.astype(np.float32)).any(axis=(1, 2, 3))
+        finite = np.isfinite(pages.astype(np.float32)).all(axis=(1, 3))
+        np.testing.assert_array_equal(finite, held | (kv_dtype == "int8"))
         if scales is not None:
-            holds_nan |= np.isnan(scales).any(axis=1)
-        assert not holds_nan[used].any() and np.delete(holds_nan, used).all() and len(holds_nan) > len(used)
+            np.testing.assert_array_equal(np.isfinite(scales), np.repeat(held.any(axis=1)[:, None], 2, axis=1))
     if kind == "prefill":
         assert case.chunks[row] == case.lengths[row]
 

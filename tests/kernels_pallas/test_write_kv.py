@@ -111,13 +111,34 @@ def test_rows_of_a_call_do_not_disturb_each_other() -> None:
     assert np.all(scales[2] > 8 * scales[9])
 
 
-@pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_a_number_that_is_none_spoils_its_own_place_only(bad: float) -> None:
-    x = np.ones((2, K, H), np.float32)
-    x[0, 0, 0] = bad
-    pages, scales = write_half(*empty("float8_e4m3fn"), x, np.array([S, S + 1], np.int32), np.zeros(1, np.int32))
-    found = numbers(pages, scales)[1]
-    assert np.isfinite(found[1]).all() and np.isfinite(found[0, :, 1:]).all() and np.all(found[1, 0, :2] == 1.0)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", *QUANTISED])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("of", ["key", "value"])
+def test_what_is_not_finite_is_a_nan_among_the_keys_and_none_among_the_values(dtype: str, bad: float, of: str) -> None:
+    """In its own place only; on pages of int8, which has no NaN, the scale of the page's keys is."""
+    given = {"key": np.ones((2, K, H), np.float32), "value": np.ones((2, K, H), np.float32)}
+    given[of][0, 0, 3] = bad
+    quantised = dtype in QUANTISED
+    pages = jnp.full((P, K, S, H), 3, dtype)
+    scales = [jnp.full((P, K), 2.0**20, jnp.float32)] * 2 if quantised else []
+    new = [jnp.asarray(x, jnp.float32 if quantised else dtype) for x in given.values()]
+    found = jitted(Pages(pages, pages, *scales), *new, np.array([S, S + 1], np.int32), np.zeros(1, np.int32))
+    keys, values = (np.asarray(x, np.float32) for x in (found.keys, found.values))
+    if quantised:
+        keys, values = (numbers(half, s) for half, s in ((found.keys, found.key_scales), (found.values, found.value_scales)))
+    spoilt = np.zeros((K, 2, H), bool)
+    spoilt[0, 0, 3] = True
+    wanted = np.where(spoilt & (of == "value"), 0.0, 1.0)
+    assert np.all(np.abs(values[1, :, :2] - wanted) <= 2.0**-6) and np.isfinite(values).all()
+    if dtype == "int8":
+        spoilt[0] = True
+        np.testing.assert_array_equal(np.isnan(np.asarray(found.key_scales)[1]), [True, False])
+    np.testing.assert_array_equal(np.isnan(keys[1, :, :2]), spoilt)
+    assert np.all(np.abs(keys[1, :, :2][~spoilt] - 1.0) <= 2.0**-6)
+    assert np.all(np.delete(keys, 1, axis=0) == np.delete(keys, 1, axis=0)[0, 0, 0, 0])
+    again = jitted(found, *(jnp.ones_like(x) for x in new), np.array([S, S + 1], np.int32), np.zeros(1, np.int32))
+    assert np.isfinite(np.asarray(again.keys, np.float32)[1, :, :2]).all()
+    assert not quantised or np.isfinite(np.asarray(again.key_scales)).all(), "the page's next sequence begins anew"
 
 
 def test_donated_pages_of_8_bits_are_written_in_place() -> None:

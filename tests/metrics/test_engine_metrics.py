@@ -33,6 +33,16 @@ def total(metrics: EngineMetrics, name: str) -> float:
     return sum(metrics.counts.counters[name].values())
 
 
+def test_logits_that_are_not_finite_are_counted() -> None:
+    engine, metrics = timed(VirtualClock())
+    engine.fake.not_finite["a", 0] = 2
+    for name in "ab":
+        engine.add(request(name, [1, 2, 3], max_tokens=4))
+    drive(engine)
+    assert metrics.counts.counters["nonfinite_logits"] == {(): 1}
+    assert metrics.counts.counters["request_success"] == {("error",): 1, ("length",): 1}
+
+
 def test_one_request_by_hand() -> None:
     clock = VirtualClock(100.0)
     engine, metrics = timed(clock)

@@ -54,6 +54,42 @@ def test_a_failing_step_is_a_500_and_the_next_request_is_served(
         assert_idle(engine)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logits_that_are_not_finite_are_a_500_of_their_request_alone(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_engine()
+    engine.fake.not_finite["bad", 0] = 60  # type: ignore[attr-defined]
+    begun, submit = threading.Event(), engine.fake.submit  # type: ignore[attr-defined]
+
+    def submit_after_the_first_event(plan: Any) -> Any:
+        assert plan.step < 40 or not stream or begun.wait(PATIENCE_S)
+        return submit(plan)
+
+    monkeypatch.setattr(engine.fake, "submit", submit_after_the_first_event)  # type: ignore[attr-defined]
+    for server in running_with(engine):
+        alone = server.client.post("/generate", json=BODY).json()["choices"]
+        body = BODY | {"stream": stream, "request_id": "bad", "max_tokens": 100}
+        if stream:
+            with server.client.stream("POST", "/generate", json=body) as response:
+                lines = response.iter_lines()
+                events = [next(lines)]
+                begun.set()
+                events += [line for line in lines if line]
+            assert response.status_code == 200 and events[-1] == "data: [DONE]"
+            error = json.loads(events[-2].removeprefix("data: "))["error"]
+        else:
+            response = server.client.post("/generate", json=body)
+            assert response.status_code == 500
+            error = response.json()["error"]
+        assert error["code"] == 500 and error["type"] == "internal_server_error"
+        assert "NonFiniteLogits: the logits of this request are not finite" in error["message"]
+        assert server.client.post("/generate", json=BODY).json()["choices"] == alone
+        assert "jaxserve_nonfinite_logits_total{model_name=\"fake\"} 1.0" in server.client.get("/metrics").text
+        assert engine.fake.resets == 0  # type: ignore[attr-defined]
+        assert_idle(engine)
+
+
 def test_an_engine_that_cannot_be_rebuilt_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = build_engine()
     engine.fake.fail_submit.add(2)  # type: ignore[attr-defined]

@@ -3,6 +3,10 @@
 A token is the argmax of log-weight plus Gumbel noise, drawn in two levels: first the block of 128 tokens by its mass,
 then the token inside it. That is the same distribution as noise on each of V tokens, for V / 128 + 128 random numbers.
 The noise comes from the row's seed and position alone, so that a token does not depend on what else is in the batch.
+
+A row has no token if the model's logits hold NaN or +inf or nothing above -inf, or if bans and a processor leave NaN or
+nothing above -inf. With +inf in the place of NaN, which a CPU's maximum may pass over, the largest logit tells; argmax
+needs the maxima of its blocks in any case.
 """
 
 from collections.abc import Callable
@@ -12,11 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxserve.core.errors import ConfigError
+from jaxserve.core.plan import NO_TOKEN
 from jaxserve.core.sampling import MAX_BANNED, MAX_LOGIT_BIAS
 from jaxserve.runtime.sampling.logprobs import prompt_logprobs, token_logprobs
 from jaxserve.runtime.sampling.truncation import truncate
 from jaxserve.runtime.sampling.variant import MIN_TEMPERATURE, Variant
-from jaxserve.runtime.sampling.vocabulary_blocks import BLOCK, argmax, split_blocks, take_blocks
+from jaxserve.runtime.sampling.vocabulary_blocks import BLOCK, argmax, peak, split_blocks, take_blocks
 
 __all__ = [
     "LogitsState",
@@ -62,7 +68,7 @@ class RowParams(NamedTuple):
 class Sampled(NamedTuple):
     """The tokens; with `Variant.FULL` also what `logprobs` asks for, of the raw logits."""
 
-    tokens: jax.Array  # [R] int32
+    tokens: jax.Array  # [R] int32; NO_TOKEN where the logits are not finite
     logprobs: jax.Array | None = None  # [R] float32
     ranks: jax.Array | None = None  # [R] int32, 1: the likeliest
     top_ids: jax.Array | None = None  # [R, 20] int32
@@ -77,8 +83,9 @@ class LogitsState(NamedTuple):
 
 
 Processor = Callable[[jax.Array, LogitsState], jax.Array]
-"""(logits [R, V], state) -> logits, float32: traced into the sampler, so that JAX's functions are all it may use. Rows
-are independent of each other; -inf bans a token, +inf forces one."""
+"""(logits [R, V], state) -> logits [R, V], float32: traced into the sampler, so that JAX's functions are all it may use.
+Rows are independent of each other; -inf bans a token, +inf forces one. NaN, or a row of -inf alone, is an error of the
+row's request."""
 
 
 def init_slot_state(num_slots: int, context_len: int, vocab_size: int) -> SlotState:
@@ -116,34 +123,59 @@ def sample(
 ) -> tuple[Sampled, SlotState]:
     """Sample a token a row, write it to `state.tokens[slot, position]`, and advance `state.lengths[slot]` past it.
 
+    A row whose logits are not finite says `NO_TOKEN`; what is written for it is some token, for the step in flight.
+
     Each variant gives a row the same token if it can express the row's parameters. `processor`, only heeded by
     `Variant.FULL`, changes the logits after bans, biases and penalties, before the temperature.
+
+    Raises:
+      ConfigError: while tracing, the processor returns something of another shape.
     """
     if variant is Variant.FULL:
-        tokens, extra = _sample_full(logits, rows, state, processor)
+        tokens, sound, extra = _sample_full(logits, rows, state, processor)
     else:
-        logits = lax.optimization_barrier(logits)
-        tokens, extra = argmax(logits), ()
+        logits = _without_nan(lax.optimization_barrier(logits))
+        tokens, sound, extra = argmax(logits), jnp.isfinite(peak(logits)), ()
         if variant is Variant.RANDOM:
             tokens = jnp.where(_is_greedy(rows), tokens, _draw(logits, rows))
     written = state.tokens.at[rows.slots, rows.positions].set(tokens, mode="drop")
     lengths = state.lengths.at[rows.slots].set(rows.positions + 1, mode="drop")
-    return Sampled(tokens, *extra), state._replace(tokens=written, lengths=lengths)
+    return Sampled(jnp.where(sound, tokens, NO_TOKEN), *extra), state._replace(tokens=written, lengths=lengths)
 
 
 def _sample_full(
     logits: jax.Array, rows: RowParams, state: SlotState, processor: Processor | None
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """(tokens, which rows have one, log-probabilities)"""
+    logits = _without_nan(logits)
     processed = _penalize(_bias(logits, rows, state), rows, state)
     if processor is not None:
-        processed = processor(processed, LogitsState(state.tokens[rows.slots], rows)).astype(jnp.float32)
+        processed = _processed(processor, processed, LogitsState(state.tokens[rows.slots], rows))
     weights = lax.optimization_barrier(_weights(processed, rows))
     weights = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
     kept = truncate(weights, rows.top_k, rows.top_p) & (weights > 0.0)
     # From here on the very operations of the other variants on a materialized array, so that every rounding is theirs.
     processed, truncated = lax.optimization_barrier((processed, jnp.where(kept, processed, -jnp.inf)))
     tokens = jnp.where(_is_greedy(rows), argmax(processed), _draw(truncated, rows))
-    return tokens, token_logprobs(logits, tokens)
+    sound = jnp.isfinite(peak(logits)) & (peak(processed) > -jnp.inf) & ~jnp.any(jnp.isnan(processed), axis=1)
+    return tokens, sound, token_logprobs(logits, tokens)
+
+
+def _without_nan(logits: jax.Array) -> jax.Array:
+    return jnp.where(logits < jnp.inf, logits, jnp.inf)
+
+
+def _processed(processor: Processor, logits: jax.Array, state: LogitsState) -> jax.Array:
+    found = processor(logits, state)
+    if getattr(found, "shape", None) != logits.shape:
+        rows, size = logits.shape
+        name, shape = getattr(processor, "__name__", "?"), list(getattr(found, "shape", ()))
+        returned = f"an array {shape}" if hasattr(found, "shape") else f"a {type(found).__name__}"
+        raise ConfigError(
+            f"logits_processor = {name} cannot work: for logits [R, V] = [{rows}, {size}] it returned {returned}: give "
+            f"a function that returns logits of the same shape, -inf for what is banned"
+        )
+    return found.astype(jnp.float32)
 
 
 def _is_greedy(rows: RowParams) -> jax.Array:  # [R] bool

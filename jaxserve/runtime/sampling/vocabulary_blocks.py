@@ -34,10 +34,15 @@ def block_ids(blocks: jax.Array) -> jax.Array:  # [R, n]
 
 
 def argmax(x: jax.Array) -> jax.Array:  # [R, V]
-    """[R] int32: the lowest id among the largest values, like `jnp.argmax` (a NaN counts as the largest)."""
+    """[R] int32: the lowest id among the largest values, like `jnp.argmax`; with a NaN, some id."""
     block = lax.argmax(jnp.max(split_blocks(x, -jnp.inf), axis=2), 1, jnp.int32)
     inside = lax.argmax(take_blocks(x, block[:, None], -jnp.inf)[:, 0], 1, jnp.int32)
     return block * BLOCK + inside
+
+
+def peak(x: jax.Array) -> jax.Array:  # [R, V]
+    """[R]: the largest value. Beside `argmax` of the same array it reads nothing again. There must be no NaN."""
+    return jnp.max(jnp.max(split_blocks(x, -jnp.inf), axis=2), axis=1)
 
 
 def top_tokens(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:  # [R, V]

@@ -9,8 +9,8 @@ While a tile is computed the next ones are on their way; several programs share 
 computes. The G query heads of a group are rows of one product, so that each byte of K and V is read once for all of
 them. `wgmma` wants 64 rows: the others hold whatever lies there, and are never stored. Rows do not mix.
 
-Pages of 8 bits have one ring of their own type for both, K over V; a tile is widened on its way to the product, 64 rows
-at a time, which are a tile's K or V or, in tiles of 32 tokens, both. Scales go to the scores and weights.
+A slot of the ring holds K over V. Pages of 8 bits have a ring of their own type; a tile is widened on its way to the
+product, 64 rows at a time, which are a tile's K or V or, in tiles of 32 tokens, both. Scales go to scores and weights.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernels_pallas.paged_attention.mosaic_gpu import softmax
 from kernels_pallas.paged_attention.mosaic_gpu.launch import launch, operations, padded, swizzled
 from kernels_pallas.paged_attention.mosaic_gpu.operations import M
-from kernels_pallas.paged_attention.mosaic_gpu.pages import scaled, visible_row
+from kernels_pallas.paged_attention.mosaic_gpu.pages import clear, scaled, visible_row
 from kernels_pallas.paged_attention.mosaic_gpu.splits import LSE_WIDTH, choose_splits, combine
 from kernels_pallas.paged_attention.mosaic_gpu.tiles import DecodeTile, decode_tile
 from kernels_pallas.paged_attention.mosaic_gpu.widths import compute_dtype, positive_scale, widen
@@ -124,7 +124,7 @@ def _body(
             def fetch(at, ids):
                 slot = lax.rem(at, jnp.int32(stages))
                 for half, pool in enumerate((inputs.pages.keys, inputs.pages.values)):
-                    to = ring.at[slot, pl.ds(half * tokens, tokens)] if quantised else ring[half].at[slot]
+                    to = ring.at[slot, pl.ds(half * tokens, tokens)]
                     seen.copy(pool, head, at, ids, to, (ready if quantised else ready[half]).at[slot])
 
             for ahead in range(distance):
@@ -154,10 +154,10 @@ def _body(
                         widen(ring.at[slot, part], wide.at[part], columns=columns)
                     plgpu.commit_smem()  # the slot has been read, and is refilled at once
                     pl.when(ahead < last)(lambda: fetch(ahead, ids_ahead))
-                    k, v = (wide.at[pl.ds(half * tokens, tokens)] for half in range(2))
                 else:
-                    k, v = (half.at[slot] for half in ring)
                     plgpu.barrier_wait(ready.k.at[slot])
+                pair = wide if quantised else ring.at[slot]  # K over V
+                k, v = (pair.at[pl.ds(half * tokens, tokens)] for half in range(2))
                 scores = scaled(ops, ops.scores(q_s, k), inputs.pages.key_scales, ids, head)
                 scores, c = softmax.capped(scores, scale, options.soft_cap)
                 token = ops.index(tokens, 1) + at * tokens
@@ -168,6 +168,15 @@ def _body(
                 weights = scaled(ops, weights, inputs.pages.value_scales, ids, head).astype(dtype)
                 if not quantised:
                     plgpu.barrier_wait(ready.v.at[slot])
+
+                if kv_dtype != jnp.int8:  # which has no NaN
+
+                    @pl.when((at + 1) * tokens > end)
+                    def _():
+                        rows = max(tokens, M)  # `clear` takes 64 at least: of smaller tiles the keys' as well
+                        clear(ops, pair.at[pl.ds(2 * tokens - rows, rows)], end - at * tokens + rows - tokens)
+                        plgpu.commit_smem()
+
                 return state._replace(acc=ops.add_weighted(state.acc, weights, v)), ids_next
 
             start = softmax.start(ops, head_dim, sink), seen.ids(first + distance)
@@ -181,9 +190,9 @@ def _body(
             scratch["ready"] = plgpu.Barrier(num_arrivals=2 * seen.units, num_barriers=stages)
             scratch["wide"] = swizzled((2 * tokens, head_dim), dtype, columns)
         else:
-            ring = swizzled((stages, tokens, head_dim), dtype, columns)
             ready = plgpu.Barrier(num_arrivals=seen.units, num_barriers=stages)
-            scratch |= {"ring": Both(ring, ring), "ready": Both(ready, ready)}
+            scratch["ring"] = swizzled((stages, 2 * tokens, head_dim), dtype, columns)
+            scratch["ready"] = Both(ready, ready)
         state = pl.run_scoped(stream, **scratch)
 
         def store(staged, staged_lse=None):

@@ -7,7 +7,8 @@ A tile is one page or several small ones, side by side in a slot of a ring:
     slot of the ring     [ page 7 | page 3 | page 9 | page 4 ]  one TMA copy each, one barrier for all
 
 Where a tile sticks out of the row (before its window, behind its end), the nearest page that the row sees is copied
-again: it is in the L2 cache, its scores are masked, and what lies in the slot is finite.
+again: it is in the L2 cache, and its scores are masked. Slots behind the row's end hold what others left there, NaN
+perhaps, and 0 x NaN is NaN: in the row's last tile their values are cleared (`clear`).
 """
 
 from typing import Any, NamedTuple
@@ -97,3 +98,20 @@ def row_factors(ops: Operations, scales: Any, ids: tuple[jax.Array, ...], head: 
     for j, page in enumerate(ids):
         factors = jnp.where(part == j, scales[page, head], factors)
     return factors
+
+
+def clear(ops: Operations, values: Any, first: jax.Array) -> None:
+    """Zeros in a tile of values [C, H] in shared memory, from row `first` on.
+
+    Few columns at a time, in a loop, as in `widths.widen`. The caller commits before a product reads the tile.
+    """
+    tokens, width = values.shape
+    step = 64 if width % 64 == 0 else 32
+
+    for begin in range(0, tokens, M):
+
+        @pl.loop(0, width // step)
+        def _(i, begin=begin):
+            part = pl.ds(begin, M), pl.ds(pl.multiple_of(i * step, step), step)
+            numbers = values[part]
+            values[part] = jnp.where(ops.index(step, 0) < first - begin, numbers, jnp.zeros_like(numbers))

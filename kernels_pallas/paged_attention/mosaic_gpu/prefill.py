@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernels_pallas.paged_attention.mosaic_gpu import softmax
 from kernels_pallas.paged_attention.mosaic_gpu.launch import launch, operations, padded, swizzled
 from kernels_pallas.paged_attention.mosaic_gpu.operations import M
-from kernels_pallas.paged_attention.mosaic_gpu.pages import row_factors, visible_row
+from kernels_pallas.paged_attention.mosaic_gpu.pages import clear, row_factors, visible_row
 from kernels_pallas.paged_attention.mosaic_gpu.ragged import ALIGNED, QueryTiles, cut
 from kernels_pallas.paged_attention.mosaic_gpu.tiles import PrefillTile, prefill_tile
 from kernels_pallas.paged_attention.mosaic_gpu.widths import positive_scale, widen
@@ -121,7 +121,10 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
         first = row.first_tile
         last = jnp.where(end > 0, row.last_tile + 1, first)
 
-        def scope(q_s, q_ready, k, v, staged, turn, narrow=None):
+        def scope(q_s, q_ready, k, v, staged, turn, cleared, narrow=None):
+            def sticks_out(at):
+                return (at + 1) * tokens > end
+
             def compute():
                 if computing == 2:  # a single one has enough from the start
                     plgpu.set_max_registers(REGISTERS[quantised][0], action="increase")
@@ -147,16 +150,31 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                         scores = jnp.where(visible, scores, softmax.MASKED)
                     state, weights = softmax.weigh(state, scores, c)
                     plgpu.barrier_wait(v.ready.at[slot])
+                    if masked and not quantised:
+                        pl.when(sticks_out(at))(lambda: clear_end(at, v.slots.at[slot]))
                     acc = ops.add_weighted(state.acc, weights.astype(dtype), v.slots.at[slot])
                     ops.free(v.free.at[slot])
                     return state._replace(acc=acc)
+
+                def clear_end(at, values):
+                    """By the first warpgroup; the second waits."""
+
+                    @pl.when(warpgroup == 0)
+                    def _():
+                        clear(ops, values, end - at * tokens)
+                        plgpu.commit_smem()
+                        if computing == 2:
+                            plgpu.barrier_arrive(cleared)
+
+                    if computing == 2:
+                        pl.when(warpgroup == 1)(lambda: plgpu.barrier_wait(cleared))
 
                 # tiles that every query sees whole need no mask
                 whole_from, whole_to = first, lax.div(jnp.maximum(position + 1, 0), jnp.int32(tokens))
                 if window is not None:
                     whole_from = lax.div(jnp.maximum(position + M - window + tokens - 1, 0), jnp.int32(tokens))
                     whole_from = jnp.clip(whole_from, first, last)
-                whole_to = jnp.clip(whole_to, whole_from, last)
+                whole_to = jnp.clip(whole_to, whole_from, jnp.where(sticks_out(last - 1), last - 1, last))
                 state = softmax.start(ops, head_dim, sink)
                 if window is not None:
                     state = lax.fori_loop(first, whole_from, lambda at, s: step(at, s, True), state)
@@ -212,6 +230,13 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                         wait_free(at, ring.free.at[slot])
                         widen(source.slots.at[raw], ring.slots.at[slot], factors)
                         plgpu.commit_smem()
+                        if ring is v and kv_dtype != jnp.int8:  # which has no NaN
+
+                            @pl.when(sticks_out(at))
+                            def _(values=ring.slots.at[slot]):
+                                clear(ops, values, end - at * tokens)
+                                plgpu.commit_smem()
+
                         plgpu.barrier_arrive(ring.ready.at[slot])
                     return ids
 
@@ -257,7 +282,7 @@ def _scratch(head_dim: int, dtype: Any, kv_dtype: Any, out_dtype: Any, tile: Pre
     scratch = {
         "q_s": swizzled((tile.computing, M, head_dim), dtype), "k": ring, "v": ring,
         "staged": plgpu.SMEM((1 if head_dim > 128 else tile.computing, M, head_dim), out_dtype),
-        "q_ready": plgpu.Barrier(num_barriers=tile.computing), "turn": plgpu.Barrier(),
+        "q_ready": plgpu.Barrier(num_barriers=tile.computing), "turn": plgpu.Barrier(), "cleared": plgpu.Barrier(),
     }  # fmt: skip
     if quantised:
         raw = Ring(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jaxserve.core.plan import NO_TOKEN
 from jaxserve.core.sampling import MAX_BANNED
 from jaxserve.runtime.sampling.sampler import (
     LogitsState,
@@ -272,7 +273,8 @@ def test_loading_a_slot_leaves_the_others_alone() -> None:
         assert np.array_equal(np.delete(held, 2, axis=0), np.delete(was, 2, axis=0))
 
 
-def test_degenerate_logits_still_give_a_token_of_the_vocabulary() -> None:
+def test_degenerate_logits_give_no_token_and_write_one_of_the_vocabulary() -> None:
+    """The step in flight reads what is written."""
     one_left = np.full(VOCAB, -np.inf, np.float32)
     one_left[297] = -50.0
     nothing_left = np.full(VOCAB, -np.inf, np.float32)
@@ -284,15 +286,14 @@ def test_degenerate_logits_still_give_a_token_of_the_vocabulary() -> None:
     huge[4] = 3e38
     logits = np.stack([one_left, nothing_left, forced, broken, huge])
     truncated = Row(temperature=0.7, top_p=0.6, top_k=3, min_p=0.1)
+    params, state = pack([truncated] * 5)
+    index = np.arange(ROWS) % 5
     for variant in Variant:
-        tokens = draw(logits, [truncated] * 5, variant).tokens.reshape(-1)
-        index = np.arange(ROWS) % 5
-        by_case = [set(tokens[index == i].tolist()) for i in range(5)]
-        assert by_case[0] == {297}
-        assert by_case[1] == {0}
-        assert by_case[2] == ({5} if variant is Variant.GREEDY else {5, 6})
-        assert by_case[3] <= set(range(VOCAB))
-        assert by_case[4] == {4}
+        sampled, after = program(variant)(jnp.asarray(logits[index]), params, state)
+        tokens = np.asarray(sampled.tokens)
+        assert [set(tokens[index == i].tolist()) for i in range(5)] == [{297}, {NO_TOKEN}, {NO_TOKEN}, {NO_TOKEN}, {4}]
+        written = np.asarray(after.tokens)[np.arange(5), int(params.positions[0])]
+        assert written[0] == 297 and written[4] == 4 and np.all((written >= 0) & (written < VOCAB))
 
 
 def test_everything_banned_but_one_and_the_last_one_too() -> None:
@@ -301,8 +302,7 @@ def test_everything_banned_but_one_and_the_last_one_too() -> None:
     banned = tuple(range(MAX_BANNED))
     rows = [Row(banned=banned[:-1], min_tokens=1), Row(banned=banned, min_tokens=1)]
     tokens = draw(logits, rows).tokens
-    assert set(tokens[::2].tolist()) == {MAX_BANNED - 1}
-    assert (tokens >= 0).all() and (tokens < VOCAB).all()
+    assert set(tokens[::2].tolist()) == {MAX_BANNED - 1} and set(tokens[1::2].tolist()) == {NO_TOKEN}
 
 
 def test_a_processor_sees_penalized_logits_and_decides() -> None:
@@ -345,3 +345,43 @@ def test_the_oracle_keeps_what_the_definitions_say() -> None:
     assert keep(weights, 0, 0.4).tolist() == [False, True, False, False]
     assert keep(weights, 0, 0.41).tolist() == [False, True, False, True]
     assert Counter(keep(weights, 0, 1.0).tolist()) == {True: 4}
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+def test_a_row_whose_logits_are_not_finite_has_no_token(variant: Variant) -> None:
+    """Wherever it is in the row; -inf beside a finite logit is a ban, and the other rows are as they were."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((8, VOCAB)).astype(np.float32)
+    spoilt = logits.copy()
+    for row, (value, at) in enumerate(((np.nan, 0), (np.nan, 131), (np.nan, VOCAB - 1), (np.inf, 40), (-np.inf, slice(None)))):
+        spoilt[row, at] = value
+    spoilt[5, 1:] = -np.inf
+    spoilt[6, np.argmin(logits[6])] = -np.inf
+    for temperature in (0.0, 1.0) if variant is not Variant.GREEDY else (0.0,):
+        rows = [Row(temperature=temperature)] * 8
+        good, found = (draw(x, rows, variant).tokens.reshape(-1, 8) for x in (logits, spoilt))
+        assert np.all(found[:, :5] == NO_TOKEN) and np.all(found[:, 5] == 0)
+        assert np.all(good >= 0) and np.array_equal(found[:, 7], good[:, 7])
+        if not temperature:
+            assert np.array_equal(found[:, 6], good[:, 6])
+
+
+def test_bans_of_every_token_but_one_are_no_error() -> None:
+    small = {token: -100.0 for token in range(300)}
+    rows = [Row(banned=tuple(range(72)), min_tokens=1), Row(logit_bias=small)]
+    assert np.all(draw(np.zeros((2, VOCAB), np.float32), rows).tokens >= 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
+def test_what_a_processor_makes_of_a_row_counts_too(value: float) -> None:
+    """+inf forces a token; NaN, and a row of -inf, leave none."""
+
+    def spoil(logits: jax.Array, state: LogitsState) -> jax.Array:
+        return jnp.where(state.rows.slots[:, None] == 1, jnp.float32(value), logits)
+
+    rows = [Row(), Row(), Row()]
+    logits = np.random.default_rng(1).standard_normal((3, VOCAB)).astype(np.float32)
+    plain, found = (draw(logits, rows, processor=processor).tokens for processor in (None, spoil))
+    for row in (0, 2):
+        np.testing.assert_array_equal(found[row::3], plain[row::3])
+    assert np.all(found[1::3] >= 0) if value == np.inf else np.all(found[1::3] == NO_TOKEN)
