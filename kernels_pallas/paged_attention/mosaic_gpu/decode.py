@@ -158,6 +158,17 @@ def _body(
                     plgpu.barrier_wait(ready.k.at[slot])
                 pair = wide if quantised else ring.at[slot]  # K over V
                 k, v = (pair.at[pl.ds(half * tokens, tokens)] for half in range(2))
+                sticks_out = (at + 1) * tokens > end
+                if kv_dtype != jnp.int8:  # which has no NaN
+
+                    @pl.when(sticks_out)  # before the scores: few registers are in use
+                    def _():
+                        if not quantised:
+                            plgpu.barrier_wait(ready.v.at[slot])
+                        rows = max(tokens, M)  # `clear` takes 64 at least: of smaller tiles the keys' as well
+                        clear(ops, pair.at[pl.ds(2 * tokens - rows, rows)], end - at * tokens + rows - tokens)
+                        plgpu.commit_smem()
+
                 scores = scaled(ops, ops.scores(q_s, k), inputs.pages.key_scales, ids, head)
                 scores, c = softmax.capped(scores, scale, options.soft_cap)
                 token = ops.index(tokens, 1) + at * tokens
@@ -167,16 +178,7 @@ def _body(
                 state, weights = softmax.weigh(state, jnp.where(visible, scores, softmax.MASKED), c)
                 weights = scaled(ops, weights, inputs.pages.value_scales, ids, head).astype(dtype)
                 if not quantised:
-                    plgpu.barrier_wait(ready.v.at[slot])
-
-                if kv_dtype != jnp.int8:  # which has no NaN
-
-                    @pl.when((at + 1) * tokens > end)
-                    def _():
-                        rows = max(tokens, M)  # `clear` takes 64 at least: of smaller tiles the keys' as well
-                        clear(ops, pair.at[pl.ds(2 * tokens - rows, rows)], end - at * tokens + rows - tokens)
-                        plgpu.commit_smem()
-
+                    pl.when(jnp.logical_not(sticks_out))(lambda: plgpu.barrier_wait(ready.v.at[slot]))
                 return state._replace(acc=ops.add_weighted(state.acc, weights, v)), ids_next
 
             start = softmax.start(ops, head_dim, sink), seen.ids(first + distance)

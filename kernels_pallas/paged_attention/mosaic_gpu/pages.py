@@ -114,4 +114,5 @@ def clear(ops: Operations, values: Any, first: jax.Array) -> None:
         def _(i, begin=begin):
             part = pl.ds(begin, M), pl.ds(pl.multiple_of(i * step, step), step)
             numbers = values[part]
-            values[part] = jnp.where(ops.index(step, 0) < first - begin, numbers, jnp.zeros_like(numbers))
+            held = lax.broadcast_in_dim(ops.row_index() < first - begin, numbers.shape, [0])
+            values[part] = jnp.where(held, numbers, jnp.zeros_like(numbers))
