@@ -89,6 +89,12 @@ MUTANTS = {
     ),
     "keys are read before they are there": ("decode", "plgpu.barrier_wait(ready.k.at[slot])"),
     "8-bit pages are read before they are there": ("decode", "plgpu.barrier_wait(ready.at[slot])"),
+    "values behind a row's end are not cleared": (
+        "decode", "clear(ops, pair.at[pl.ds(2 * tokens - rows, rows)], end - at * tokens + rows - tokens)",
+    ),
+    "values are read before another has cleared them": (
+        "prefill", "pl.when(warpgroup == 1)(lambda: plgpu.barrier_wait(cleared))",
+    ),
     "queries are read before they are there": ("decode", "plgpu.barrier_wait(q_ready)"),
     "a slot is refilled that is not free": ("prefill", "wait_free(at, ring.free.at[slot])  # before the copy"),
     "values are read before they are there": ("prefill", "plgpu.barrier_wait(v.ready.at[slot])"),

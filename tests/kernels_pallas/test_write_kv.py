@@ -125,7 +125,9 @@ def test_what_is_not_finite_is_a_nan_among_the_keys_and_none_among_the_values(dt
     found = jitted(Pages(pages, pages, *scales), *new, np.array([S, S + 1], np.int32), np.zeros(1, np.int32))
     keys, values = (np.asarray(x, np.float32) for x in (found.keys, found.values))
     if quantised:
-        keys, values = (numbers(half, s) for half, s in ((found.keys, found.key_scales), (found.values, found.value_scales)))
+        keys, values = (
+            numbers(half, s) for half, s in ((found.keys, found.key_scales), (found.values, found.value_scales))
+        )
     spoilt = np.zeros((K, 2, H), bool)
     spoilt[0, 0, 3] = True
     wanted = np.where(spoilt & (of == "value"), 0.0, 1.0)

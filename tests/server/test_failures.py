@@ -85,7 +85,7 @@ def test_logits_that_are_not_finite_are_a_500_of_their_request_alone(
         assert error["code"] == 500 and error["type"] == "internal_server_error"
         assert "NonFiniteLogits: the logits of this request are not finite" in error["message"]
         assert server.client.post("/generate", json=BODY).json()["choices"] == alone
-        assert "jaxserve_nonfinite_logits_total{model_name=\"fake\"} 1.0" in server.client.get("/metrics").text
+        assert 'jaxserve_nonfinite_logits_total{model_name="fake"} 1.0' in server.client.get("/metrics").text
         assert engine.fake.resets == 0  # type: ignore[attr-defined]
         assert_idle(engine)
 

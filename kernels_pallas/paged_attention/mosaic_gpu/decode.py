@@ -167,7 +167,7 @@ def _body(
                             plgpu.barrier_wait(ready.v.at[slot])
                         rows = max(tokens, M)  # `clear` takes 64 at least: of smaller tiles the keys' as well
                         clear(ops, pair.at[pl.ds(2 * tokens - rows, rows)], end - at * tokens + rows - tokens)
-                        plgpu.commit_smem()
+                        plgpu.commit_smem()  # before the product reads what was cleared
 
                 scores = scaled(ops, ops.scores(q_s, k), inputs.pages.key_scales, ids, head)
                 scores, c = softmax.capped(scores, scale, options.soft_cap)

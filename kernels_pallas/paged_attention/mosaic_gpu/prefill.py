@@ -162,7 +162,7 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                     @pl.when(warpgroup == 0)
                     def _():
                         clear(ops, values, end - at * tokens)
-                        plgpu.commit_smem()
+                        plgpu.commit_smem()  # before a product reads what was cleared
                         if computing == 2:
                             plgpu.barrier_arrive(cleared)
 

@@ -353,7 +353,9 @@ def test_a_row_whose_logits_are_not_finite_has_no_token(variant: Variant) -> Non
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((8, VOCAB)).astype(np.float32)
     spoilt = logits.copy()
-    for row, (value, at) in enumerate(((np.nan, 0), (np.nan, 131), (np.nan, VOCAB - 1), (np.inf, 40), (-np.inf, slice(None)))):
+    for row, (value, at) in enumerate(
+        ((np.nan, 0), (np.nan, 131), (np.nan, VOCAB - 1), (np.inf, 40), (-np.inf, slice(None)))
+    ):
         spoilt[row, at] = value
     spoilt[5, 1:] = -np.inf
     spoilt[6, np.argmin(logits[6])] = -np.inf
