@@ -65,8 +65,8 @@ REQUESTS = (
     _vllm("generation_tokens", "counter", "output tokens"),
     _vllm("request_success", "counter", "sequences that ended: stop, length, abort, error", ("finished_reason",), (),
           ENDS),
-    Metric("nonfinite_logits", "counter", "of the errors, sequences whose logits were not finite: NaN, infinite, or -inf "
-           "for every token"),
+    Metric("nonfinite_logits", "counter", "of the errors, sequences whose logits were not finite: NaN, infinite, or "
+           "-inf for every token"),
     _vllm("admission_rejections", "counter", "requests refused, by reason", ("reason",), (), REFUSALS),
     _vllm("time_to_first_token_seconds", "histogram", "from the request's arrival to its first token", (), SECONDS),
     _vllm("inter_token_latency_seconds", "histogram", "gap between two output tokens", (), SHORT_SECONDS),

@@ -1,4 +1,4 @@
-"""A request whose activations overflow, weights of NaN, a processor that gives NaN: all else is as on a fresh engine."""
+"""A request that overflows, weights of NaN, a processor that gives NaN: all else is as on a fresh engine."""
 
 import json
 from collections.abc import Callable
@@ -185,7 +185,7 @@ def test_a_processor_of_another_shape_is_refused(make_llm: Callable[..., LLM]) -
     )
     with pytest.raises(ConfigError, match=words):
         llm.logits_processor = first_ten
-    with pytest.raises(ConfigError, match="logits_processor = nothing cannot work: .* it returned a NoneType: give"):
+    with pytest.raises(ConfigError, match=r"logits_processor = nothing cannot work: .* it returned a NoneType: give"):
         llm.logits_processor = nothing
     assert llm.logits_processor is None and len(tokens(run(llm, [[1, 2]]))[0]) == 12
     with pytest.raises(ConfigError, match=words):

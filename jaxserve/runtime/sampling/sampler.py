@@ -83,9 +83,9 @@ class LogitsState(NamedTuple):
 
 
 Processor = Callable[[jax.Array, LogitsState], jax.Array]
-"""(logits [R, V], state) -> logits [R, V], float32: traced into the sampler, so that JAX's functions are all it may use.
-Rows are independent of each other; -inf bans a token, +inf forces one. NaN, or a row of -inf alone, is an error of the
-row's request."""
+"""(logits [R, V], state) -> logits [R, V], float32: traced into the sampler, so that JAX's functions are all it may
+use. Rows are independent of each other; -inf bans a token, +inf forces one. NaN, or a row of -inf alone, is an error of
+the row's request."""
 
 
 def init_slot_state(num_slots: int, context_len: int, vocab_size: int) -> SlotState:
