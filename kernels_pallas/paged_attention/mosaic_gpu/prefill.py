@@ -138,6 +138,18 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
 
                 def step(at, state, masked):
                     slot = lax.rem(at - first, jnp.int32(stages))
+                    clears = masked and not quantised
+
+                    def wait_for_values():
+                        plgpu.barrier_wait(v.ready.at[slot])
+
+                    if clears:  # before the scores: few registers are in use
+
+                        @pl.when(sticks_out(at))
+                        def _():
+                            wait_for_values()
+                            clear_end(at, v.slots.at[slot])
+
                     plgpu.barrier_wait(k.ready.at[slot])
                     scores = ops.scores(q_own, k.slots.at[slot])
                     ops.free(k.free.at[slot])
@@ -149,9 +161,10 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                             visible &= ahead > -window
                         scores = jnp.where(visible, scores, softmax.MASKED)
                     state, weights = softmax.weigh(state, scores, c)
-                    plgpu.barrier_wait(v.ready.at[slot])
-                    if masked and not quantised:
-                        pl.when(sticks_out(at))(lambda: clear_end(at, v.slots.at[slot]))
+                    if clears:
+                        pl.when(jnp.logical_not(sticks_out(at)))(wait_for_values)
+                    else:
+                        wait_for_values()
                     acc = ops.add_weighted(state.acc, weights.astype(dtype), v.slots.at[slot])
                     ops.free(v.free.at[slot])
                     return state._replace(acc=acc)
