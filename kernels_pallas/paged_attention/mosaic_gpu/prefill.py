@@ -136,9 +136,9 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                 sink = None if inputs.sinks is None else ops.rows(0.0) + inputs.sinks[head]
                 plgpu.barrier_wait(q_ready.at[warpgroup])
 
-                def step(at, state, masked):
+                def step(at, state, masked, ending=False):
                     slot = lax.rem(at - first, jnp.int32(stages))
-                    clears = masked and not quantised
+                    clears = ending and not quantised
 
                     def wait_for_values():
                         plgpu.barrier_wait(v.ready.at[slot])
@@ -183,16 +183,19 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
                         pl.when(warpgroup == 1)(lambda: plgpu.barrier_wait(cleared))
 
                 # tiles that every query sees whole need no mask
+                inner = jnp.where(
+                    sticks_out(last - 1), last - 1, last
+                )  # the tile that sticks out comes in the last loop
                 whole_from, whole_to = first, lax.div(jnp.maximum(position + 1, 0), jnp.int32(tokens))
                 if window is not None:
                     whole_from = lax.div(jnp.maximum(position + M - window + tokens - 1, 0), jnp.int32(tokens))
-                    whole_from = jnp.clip(whole_from, first, last)
-                whole_to = jnp.clip(whole_to, whole_from, jnp.where(sticks_out(last - 1), last - 1, last))
+                    whole_from = jnp.clip(whole_from, first, jnp.maximum(inner, first))
+                whole_to = jnp.clip(whole_to, whole_from, jnp.maximum(inner, whole_from))
                 state = softmax.start(ops, head_dim, sink)
                 if window is not None:
                     state = lax.fori_loop(first, whole_from, lambda at, s: step(at, s, True), state)
                 state = lax.fori_loop(whole_from, whole_to, lambda at, s: step(at, s, False), state)
-                state = lax.fori_loop(whole_to, last, lambda at, s: step(at, s, True), state)
+                state = lax.fori_loop(whole_to, last, lambda at, s: step(at, s, True, ending=True), state)
                 store(softmax.finish(state), inside, head)
 
             def store(result, inside, head):
