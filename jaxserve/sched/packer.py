@@ -90,7 +90,7 @@ class Packer:
         draft.guard = LongPromptGuard(self._config, begun, draft.budget)
         admitting = True
         while draft.budget > 0 and len(chunks) < self._buckets.prefill_rows:
-            head = roster.waiting.first(draft.skipped_tenants) if admitting and draft.admissions_left > 0 else None
+            head = self._next_waiting(draft) if admitting and draft.admissions_left > 0 else None
             if begun and (head is None or not roster.precedes(head, begun[-1])):
                 admitting = self._continue_prompt(begun.pop(), draft) and admitting
             elif head is not None:
@@ -102,6 +102,13 @@ class Packer:
         for sequence in begun:
             draft.reasons.setdefault(sequence, Reason.BUDGET)
         draft.prefills += [self._prefill_row(sequence, length) for sequence, length in chunks.items()]
+
+    def _next_waiting(self, draft: Draft) -> Sequence | None:
+        """The first waiting sequence; while blocks are short, the one for which others were preempted."""
+        if not draft.short:
+            return self._roster.waiting.first(draft.skipped_tenants)
+        claimant = draft.claimant
+        return claimant if claimant is not None and claimant.tenant not in draft.skipped_tenants else None
 
     def _continue_prompt(self, sequence: Sequence, draft: Draft) -> bool:
         """Add the next chunk of a prompt in progress.
@@ -141,7 +148,6 @@ class Packer:
             if reason is not Reason.BLOCKS or not self._borrows(head):
                 return False
             draft.skipped_tenants.add(head.tenant)
-            draft.at_limit.add(head.tenant)
         elif self._blocks.tiers.loading(head):
             draft.reasons[head] = Reason.TIER
         else:

@@ -11,6 +11,8 @@ one of them and says what becomes of its K/V. A preempted sequence gives up its 
 (`Roster.preempt`).
 """
 
+from collections.abc import Iterator
+
 from jaxserve.cache.block_manager import BlockManager
 from jaxserve.core.decisions import Reason
 from jaxserve.core.sections import SchedulerConfig
@@ -35,6 +37,7 @@ class Preempter:
         journal: Journal,
     ) -> None:
         self._preempts_for_admission = config.preempt_for_admission
+        self._step_tokens = config.max_num_batched_tokens
         self._roster, self._ledger, self._shares, self._blocks = roster, ledger, shares, blocks
         self._victims, self._journal = victims, journal
 
@@ -43,29 +46,47 @@ class Preempter:
     def for_admission(self, draft: Draft) -> None:
         """Preempt running sequences for the first waiting one, until that one can be admitted.
 
-        The first of those whose tenants are not at a limit of their own.
+        With fair shares: if the first one may take nothing back, for the first one of the next tenant.
         """
         if not self._preempts_for_admission or draft.limits.admit <= 0:
             return
-        at_limit = set[str]()
-        while (head := self._roster.waiting.first(at_limit)) and not self._ledger.may_join(head, self._roster.running):
-            at_limit.add(head.tenant)
-        if head is None or head.num_pending or not self._blocks.tiers.ready(head):
-            return
+        for head in self._heads():
+            if head.num_pending or not self._blocks.tiers.ready(head):
+                return
+            if self._make_room_for(head, draft) or not self._shares.fair or self._roster.has_slot:
+                return
+
+    def _heads(self) -> Iterator[Sequence]:
+        """The first waiting sequence of each tenant that is not at a limit of its own, in the ordering's order.
+
+        Those after the first only if their turn comes within a step's tokens: else the first tenant is owed service.
+        """
+        roster, passed, first = self._roster, set[str](), None
+        while (head := roster.waiting.first(passed)) is not None:
+            passed.add(head.tenant)
+            if self._ledger.may_join(head, roster.running):
+                first = first or head
+                if head is first or roster.lead(first.tenant, head.tenant) <= self._step_tokens:
+                    yield head
+
+    def _make_room_for(self, head: Sequence, draft: Draft) -> bool:
+        """Preempt until a waiting sequence can be admitted; False: not even all that it may preempt hold enough."""
         chunk = min(draft.limits.chunk, draft.limits.tokens)
         while (missing := self._roster.shortage(head, chunk)) > 0 or not self._roster.has_slot:
-            candidates = self._below_waiting(head)
+            candidates = self._below_waiting(head, missing > 0)
             if not candidates or sum(len(s.blocks) for s in candidates) < missing:
-                return  # not even all of them together hold enough
-            if self._preempt_one(head, candidates, missing, False, draft) is None:
-                return
+                return draft.claimant is head
+            must = self._shares.fair and missing <= 0  # a slot is lent to be taken back at once
+            if self._preempt_one(head, candidates, missing, must, draft) is None:
+                return True
             draft.claimant = head
+        return True
 
-    def _below_waiting(self, head: Sequence) -> tuple[Sequence, ...]:
+    def _below_waiting(self, head: Sequence, lacks_blocks: bool) -> tuple[Sequence, ...]:
         """Running sequences that may be preempted so that a waiting one can be admitted."""
         roster, running = self._roster, self._roster.running
         needed = self._blocks.blocks_for(len(head.tokens) + 1)
-        borrowed = self._shares.to_take_back(head, needed, not roster.has_slot, running)
+        borrowed = self._shares.to_take_back(head, needed, running, slot=not roster.has_slot, blocks=lacks_blocks)
         candidates = [s for s in borrowed if self._preemptible(s) and (self._shares.fair or roster.precedes(head, s))]
         for s in self._shares.of_lower_class(head, running):
             if roster.preemptible(s) and roster.precedes(head, s) and s not in candidates:

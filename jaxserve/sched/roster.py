@@ -81,6 +81,10 @@ class Roster:
         """Whether `other`, if it were expedited, would precede `one`, whatever the ordering's keys say."""
         return _is_lower(one, other.priority) and self._turn(one.tenant) >= self._turn(other.tenant)
 
+    def lead(self, tenant: str, other: str) -> float:
+        """See `Ordering.lead`."""
+        return self._ordering.lead(tenant, other)
+
     def _place(self, sequence: Sequence) -> tuple[bool, float, Held, float, int]:
         return (*self._turn(sequence.tenant), self._held(sequence), *self._key(sequence))
 

@@ -83,11 +83,11 @@ class Shares:
         return [s for s in lower if s.tenant == claimant.tenant or s in borrowed]
 
     def to_take_back(
-        self, claimant: Sequence, needed: int, slot: bool, running: Collection[Sequence]
+        self, claimant: Sequence, needed: int, running: Collection[Sequence], *, slot: bool, blocks: bool
     ) -> list[Sequence]:
         """What other tenants borrowed and a waiting sequence may take back: with it, its tenant is within its part.
 
-        `needed`: blocks that it needs. `slot`: what it lacks is a slot.
+        `needed`: blocks that it needs. `slot`, `blocks`: which of them it lacks.
         """
         by_slots = slot and self.fair
         if self.fair and len(self._active) < 2:
@@ -95,6 +95,8 @@ class Shares:
         if by_slots:
             part = self._slot_parts.get(claimant.tenant, 0)
             entitled = sum(1 for s in running if s.tenant == claimant.tenant) < part
+            if blocks:  # a slot alone would be taken for nothing
+                entitled = entitled and self.within(claimant.tenant, needed, running)
         else:
             entitled = self.within(claimant.tenant, needed, running)
         if not entitled:

@@ -130,7 +130,7 @@ class TtftForecasts:
         if not self._preempts or len(running) + len(roster.waiting) < self._slots:
             return 0
         needed = self._blocks.blocks_for(len(sequence.tokens) + 1)
-        borrowed = shares.to_take_back(sequence, needed, True, running)
+        borrowed = shares.to_take_back(sequence, needed, running, slot=True, blocks=False)
         takes = set[Sequence](borrowed if shares.fair and roster.preempts else ())  # as `Preempter.for_admission`
         for s in (*borrowed, *shares.of_lower_class(sequence, running)):
             behind = roster.came_first(sequence, s) or (expedited and roster.gives_way(s, sequence))

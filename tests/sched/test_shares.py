@@ -32,7 +32,9 @@ def admission_victims(
     shares: Shares, claimant: Sequence, running: list[Sequence], slot: bool = False
 ) -> list[Sequence]:
     needed = -(-(len(claimant.tokens) + 1) // SIZE)
-    return shares.to_take_back(claimant, needed, slot, running) + shares.of_lower_class(claimant, running)
+    return shares.to_take_back(claimant, needed, running, slot=slot, blocks=not slot) + shares.of_lower_class(
+        claimant, running
+    )
 
 
 @pytest.mark.parametrize(
