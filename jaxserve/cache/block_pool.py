@@ -90,8 +90,9 @@ class BlockPool:
 
     def forget(self, block: int) -> None:
         """The prefix cache cannot name the block's content any more; its holders keep it."""
-        if block in self._cached:
-            del self._cached[block]
+        was_cached = block in self._cached
+        self._cached.forget(block)
+        if was_cached:
             self._unknown.append(block)
 
     def forget_cached(self) -> None:

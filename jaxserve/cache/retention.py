@@ -44,6 +44,10 @@ class Retention(Protocol):
         """The block is held again."""
         ...
 
+    def forget(self, block: int) -> None:
+        """The block's content is not known any more. It may be one that was never added."""
+        ...
+
     def pop(self, tenant: str) -> int:
         """Choose the block that is evicted for a block of `tenant`, and remove it. There must be one."""
         ...
@@ -143,6 +147,10 @@ class LeastRecentlyUsed:
         if not blocks:
             del self._blocks[tenant]
         self._shares.uses(tenant, -1)
+
+    def forget(self, block: int) -> None:
+        if block in self:
+            self.remove(block)
 
     def pop(self, tenant: str) -> int:
         victims = self._shares.victims(tenant, self._blocks)

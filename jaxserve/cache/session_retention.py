@@ -209,6 +209,11 @@ class SessionRetention:
         if not stretch.blocks:
             self._settle(stretch, was_resident=True)
 
+    def forget(self, block: int) -> None:
+        if block in self:
+            self.remove(block)
+        self._stretch_of.pop(block, None)
+
     def pop(self, tenant: str) -> int:
         victim = self._victim
         if victim is None or not victim.blocks or victim.leaning or not self._may_lose(victim, tenant):

@@ -56,7 +56,7 @@ class CacheConfig:
     )
     enable_prefix_caching: bool = setting(True, "requests that begin alike share the blocks of their common beginning")
     prefix_retention: Literal["lru", "sessions"] = setting(
-        "sessions", "which prefix is evicted: the least recently used, or the one least likely to be used again",
+        "lru", "which prefix is evicted: the least recently used, or the one least likely to be used again",
         needs="enable_prefix_caching",
     )  # fmt: skip
     watermark: float = setting(0.01, "share of the blocks that admission leaves free for the sequences that run")

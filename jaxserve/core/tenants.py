@@ -23,6 +23,8 @@ from jaxserve.core.sections import SchedulerConfig
 from jaxserve.core.settings import require
 
 DEFAULT = "default"
+MOST_LOWER = 16
+"""Classes that a request may lower itself by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +73,13 @@ class Tenant:
             require(value is None or value > 0, where + name, value, "a positive number")
 
     def allowed_priority(self, asked: int | None) -> int:
-        """The class of a request that asks for `asked`: a request may lower itself, and raise itself if it may."""
+        """The class of a request that asks for `asked`: a request may lower itself, and raise itself if it may.
+
+        It may lower itself by at most `MOST_LOWER` classes, since the queue looks at each class of a tenant that waits.
+        """
         if asked is None:
             return self.priority
-        return asked if self.may_raise_priority else max(asked, self.priority)
+        return asked if self.may_raise_priority else min(max(asked, self.priority), self.priority + MOST_LOWER)
 
     def allowed_objective(self, asked: float | None, promised: float | None) -> float | None:
         """The objective (seconds) that the scheduler works to: what was promised, or a looser one.

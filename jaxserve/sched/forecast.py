@@ -18,6 +18,9 @@ from jaxserve.costs.step_costs import StepCosts
 from jaxserve.sched.chunking import PROMPTS_SEEN
 from jaxserve.sched.policies.policy import BatchPolicy
 
+MOST_STEPS = 1000
+"""Steps after which a forecast goes on at the pace so far: a long queue and a loose objective would take too long."""
+
 
 @dataclass(slots=True)
 class _Chunks:
@@ -56,7 +59,11 @@ class Forecast:
         queue.append(own_tokens)  # stays the last
         spent, decodes, held = 0.0, float(rows), float(context)
         stay, slots = 1.0 - 1.0 / outputs, self._config.max_num_seqs
+        tokens, steps = sum(queue), 0
         while spent < horizon_s:
+            if steps == MOST_STEPS:
+                return spent * tokens / max(tokens - sum(queue), 1)
+            steps += 1
             chunks = self._take_chunks(queue, decodes, held, slots + takes_slots)
             spent += self._step_s(chunks, round(decodes), round(held))
             if chunks.last_ends:

@@ -27,7 +27,7 @@ FIELDS: list[tuple[str, set[str]]] = [
     ("num_charged", {"sched/orderings/fair.py"}),
 ]
 WRITERS = {name: writers for names, writers in FIELDS for name in names.split()}
-OTHERS = {"self", "served", "metrics", "found", "account", "output", "completion"}
+OTHERS = {"self", "served", "metrics", "found", "account", "output", "completion", "place", "stretch", "session"}
 """Names of objects that are no sequences and have fields of the same names."""
 CHANGES = {"append", "extend", "insert", "pop", "remove", "clear"}
 """Methods that change a list."""

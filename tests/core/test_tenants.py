@@ -76,7 +76,9 @@ def test_a_missing_file_says_so() -> None:
         Tenants.from_toml("/no/such/file")
 
 
-@pytest.mark.parametrize(("asked", "may", "cannot"), [(None, 1, 1), (-100, -100, 1), (0, 0, 1), (1, 1, 1), (7, 7, 7)])
+@pytest.mark.parametrize(
+    ("asked", "may", "cannot"), [(None, 1, 1), (-100, -100, 1), (0, 0, 1), (1, 1, 1), (7, 7, 7), (99, 99, 17)]
+)
 def test_a_request_may_lower_its_priority_and_raise_it_only_where_its_tenant_may(asked, may, cannot) -> None:
     assert Tenant(name="a", priority=1, may_raise_priority=True).allowed_priority(asked) == may
     assert Tenant(name="a", priority=1).allowed_priority(asked) == cannot

@@ -10,9 +10,9 @@ from jaxserve.core.config import EngineConfig
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import BucketConfig, SchedulerConfig
 from jaxserve.core.sequence import Request, Sequence, Status
-from jaxserve.costs.model import FormulaCost
+from jaxserve.costs.model import FormulaCost, StepFeatures
 from jaxserve.costs.step_costs import StepCosts
-from jaxserve.sched.forecast import Forecast
+from jaxserve.sched.forecast import MOST_STEPS, Forecast
 from jaxserve.sched.policies import PolicyContext, make_policy
 from jaxserve.sched.policies.policy import Load
 from jaxserve.sim.arrivals import Arrival
@@ -52,6 +52,31 @@ def test_a_short_prompt_behind_a_long_one(settings: dict[str, object], steps: in
     forecast = Forecast(config, table, costs, policy)
     expected = forecast.first_token_s(20, [1000], rows=1, context=20, outputs=1e9, horizon_s=10.0)
     assert expected == pytest.approx(0.002 * steps + 1e-4 * tokens)
+
+
+def test_a_long_queue_takes_a_bounded_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3,000 prompts of 100 tokens, one of them after the other, and an objective that is far away."""
+    config = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=32)
+    costs = StepCosts(COST)
+    table = BucketTable.from_config(BucketConfig(), config)
+    policy = make_policy(PolicyContext(config, table, costs))
+    seconds, count = costs.seconds, 0
+
+    def counted(features: StepFeatures) -> float:
+        nonlocal count
+        count += 1
+        return seconds(features)
+
+    monkeypatch.setattr(costs, "seconds", counted)
+    forecast = Forecast(config, table, costs, policy)
+
+    def expected_s() -> float:
+        return forecast.first_token_s(100, [100] * 3000, rows=0, context=0, outputs=2.0, horizon_s=1e6)
+
+    bounded, steps = expected_s(), count
+    assert steps == MOST_STEPS
+    monkeypatch.setattr("jaxserve.sched.forecast.MOST_STEPS", 1_000_000)
+    assert bounded == pytest.approx(expected_s(), rel=0.05) and count > 5 * steps
 
 
 def mixture(seed: int, rate: float, count: int) -> list[Arrival]:

@@ -20,7 +20,7 @@ COST = FormulaCost(
 )
 TENANTS = [
     Tenant(name="chat", ttft_slo_s=0.5),
-    Tenant(name="peer", ttft_slo_s=0.5),
+    Tenant(name="peer", ttft_slo_s=100.0),
     Tenant(name="same"),
     Tenant(name="lower", priority=1),
     Tenant(name="lower_promised", priority=1, ttft_slo_s=5.0),
@@ -76,7 +76,7 @@ def test_other_promises_do_not_give_way(tenant: str) -> None:
     served = Served()
     served.engine.step()
     for _ in range(20):
-        served.add(tenant, ttft_slo_s=100.0)
+        served.add(tenant)
     with pytest.raises(TooBusy, match=r"the objective is 0\.5 s"):
         served.add("chat")
 
@@ -101,11 +101,8 @@ def test_an_objective_in_a_body_makes_nothing_give_way() -> None:
     served = Served()
     for _ in range(20):
         served.add("lower")
-    with pytest.raises(TooBusy):
-        served.add("same", ttft_slo_s=0.5)
-    with pytest.raises(TooBusy):
-        served.add("chat", ttft_slo_s=0.01)
-    assert served.run() == ["lower"] * 20
+    served.add("same", ttft_slo_s=0.01)
+    assert served.run() == ["lower"] * 20 + ["same"]
 
 
 def test_what_gave_way_goes_on_when_the_first_token_is_there() -> None:
