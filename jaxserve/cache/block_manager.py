@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jaxserve.cache.block_pool import BlockPool
 from jaxserve.cache.prefix_cache import PrefixCache
-from jaxserve.cache.retention import LeastRecentlyUsed, Shares
+from jaxserve.cache.retention import LeastRecentlyUsed, PoolShares
 from jaxserve.cache.session_retention import SessionRetention
 from jaxserve.cache.tiers import TierLedger
 from jaxserve.core.plan import Tier
@@ -55,7 +55,7 @@ class BlockManager:
         self.tiers = tiers or TierLedger()
         self._keep_prefixes = config.offload_prefixes
         self._prefixes = PrefixCache(config.block_size)
-        self._shares = Shares(num_blocks - 1, tenants)
+        self._shares = PoolShares(num_blocks - 1, tenants)
         kept = SessionRetention if config.prefix_retention == "sessions" else LeastRecentlyUsed
         self._retention = kept(self._shares)
         self._pool = BlockPool(num_blocks, self._retention, on_evict=self._evict)

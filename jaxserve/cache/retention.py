@@ -5,8 +5,8 @@ A retention holds the free blocks whose content the prefix cache knows. It is ch
     lru         the least recently freed block goes first                                    LeastRecentlyUsed, here
     sessions    the prefix goes first whose next use is least likely for the room it takes   session_retention.py
 
-Either evicts a prefix from its end. With several tenants, `Shares` says whose blocks may go: a tenant that is within
-its share of the pool loses blocks only to its own requests.
+Either evicts a prefix from its end. With several tenants, `PoolShares` says whose blocks may go: a tenant that is
+within its share of the pool loses blocks only to its own requests.
 """
 
 from collections import Counter, OrderedDict
@@ -57,7 +57,7 @@ class Retention(Protocol):
         ...
 
 
-class Shares:
+class PoolShares:
     """How much of the pool each tenant uses: the blocks that its sequences hold, and its cached free ones.
 
     The share of a tenant that is present: its `kv_guaranteed`, and of what is not guaranteed to those present, a part
@@ -111,7 +111,7 @@ class Shares:
 class LeastRecentlyUsed:
     """A place is the tenant's name."""
 
-    def __init__(self, shares: Shares) -> None:
+    def __init__(self, shares: PoolShares) -> None:
         self._shares = shares
         self._blocks: dict[str, OrderedDict[int, int]] = {}
         """By tenant, the least recently freed block first, with the number of its addition."""

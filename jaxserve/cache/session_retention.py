@@ -18,7 +18,7 @@ evicted. Choosing a stretch looks at each kind and age bucket that has one, not 
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
-from jaxserve.cache.retention import Shares
+from jaxserve.cache.retention import PoolShares
 from jaxserve.cache.return_times import AGES, BEGINS_S, Kind, ReturnTimes
 from jaxserve.core.sequence import Sequence
 
@@ -132,7 +132,7 @@ class _Shelf:
 class SessionRetention:
     """A place is a block's stretch."""
 
-    def __init__(self, shares: Shares) -> None:
+    def __init__(self, shares: PoolShares) -> None:
         self._shares = shares
         self._shelves: dict[str, _Shelf] = {}
         self._root = Stretch(b"", 0, None, Kind.STEM, _Shelf(""))

@@ -71,7 +71,10 @@ def _about_tenants(config: EngineConfig, tenants: Tenants | None) -> Iterator[st
         return
     known = tenants or Tenants.of(scheduler)
     if any(tenant.weight != 1.0 for tenant in known) and scheduler.ordering != "fair":
-        yield f"tenants' weight has no effect with ordering = {scheduler.ordering!r}: it is for 'fair'"
+        yield (
+            f"tenants' weight has no effect on who is served with ordering = {scheduler.ordering!r}, and shares the "
+            "queue and the cached prefixes only: 'fair' shares the service too"
+        )
     if batches.batch_dir is not None and batches.batch_tenant not in {tenant.name for tenant in known}:
         yield (
             f"batch_tenant = {batches.batch_tenant!r} is nobody in {scheduler.tenants}: lines of batches run as "

@@ -85,6 +85,16 @@ def test_every_attack_has_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missed == "requests of a refused, each run but those of fcfs"
 
 
+@pytest.mark.parametrize(
+    "attack", ["outputs", *(pytest.param(name, marks=pytest.mark.slow) for name in ATTACKS if name != "outputs")]
+)
+def test_no_attack_makes_a_wait_longer_in_a_quick_run(attack: str) -> None:
+    plan = Plan(False, 8.0)
+    beside = {name: s7_hostile.one_run(Simulated(), plan, name, "fair", 71).figures for name in (GOOD, attack)}
+    assert beside[attack][s7_hostile.P99] <= s7_hostile.BAR * beside[GOOD][s7_hostile.P99]
+    assert beside[attack]["a refused"] == 0.0
+
+
 def test_a_quick_run_says_what_became_of_both_tenants() -> None:
     plan = Plan(False, QUICK_S)
     figures = s7_hostile.one_run(Simulated(), plan, "aborts", "fair", 1).figures

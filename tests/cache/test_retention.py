@@ -3,7 +3,7 @@
 import pytest
 
 from jaxserve.cache.block_manager import BlockManager
-from jaxserve.cache.retention import PRESENT_S, Shares
+from jaxserve.cache.retention import PRESENT_S, PoolShares
 from jaxserve.core.sampling import SamplingParams
 from jaxserve.core.sections import CacheConfig
 from jaxserve.core.sequence import Request, Sequence
@@ -133,7 +133,7 @@ def test_a_tenant_that_is_away_keeps_nothing_from_others(retention: str) -> None
 
 def test_shares_follow_guarantees_and_weights() -> None:
     tenants = Tenants([Tenant(name="a", kv_guaranteed=0.4), Tenant(name="b", weight=2.0), Tenant(name="c")])
-    shares = Shares(100, tenants)
+    shares = PoolShares(100, tenants)
     for name in "abc":
         shares.seen(name, 1.0)
     shares.uses("a", 55)  # of 40 + 60 / 4

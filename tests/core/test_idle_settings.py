@@ -88,7 +88,10 @@ def test_what_a_file_of_tenants_says_for_nobody(tmp_path: Path) -> None:
     batches = {"tenants": str(file), "batch_dir": "/b", "ordering": "fair"}
     config = EngineConfig.from_settings(tenants=str(file))
     found = idle_settings(config, Tenants.of(config.scheduler))
-    assert found == ["tenants' weight has no effect with ordering = 'fcfs': it is for 'fair'"]
+    assert found == [
+        "tenants' weight has no effect on who is served with ordering = 'fcfs', and shares the queue and the cached "
+        "prefixes only: 'fair' shares the service too"
+    ]
     (sentence,) = said(**batches)
     assert sentence.startswith(f"batch_tenant = 'batch' is nobody in {file}: lines of batches run as 'default'")
     assert said(**batches, batch_tenant="chat") == [] == said(batch_dir="/b")

@@ -47,6 +47,30 @@ def test_nothing_is_preempted_for_a_waiting_sequence_that_would_still_lack_block
     assert last.preemptions == preemptions
 
 
+def fair_engine(lead: float):
+    """Four slots, all of which b has; both wait. `lead`: how much further a's counter is than b's."""
+    tenants = Tenants([Tenant(name="a"), Tenant(name="b")])
+    engine = build_engine(
+        blocks=60, ordering="fair", tenants=tenants, max_num_seqs=4, prefix=False, max_num_batched_tokens=64,
+    )  # fmt: skip
+    for i in range(5):
+        engine.add(request(f"b{i}", [1] * 10, tenant="b", max_tokens=40))
+    engine.step()
+    engine.add(request("a", [1] * 10, tenant="a", max_tokens=5))
+    ordering = engine.scheduler._ordering
+    ordering.counters = {"a": ordering.counters["b"] + lead, "b": ordering.counters["b"]}
+    engine.step()
+    return engine
+
+
+@pytest.mark.parametrize(("lead", "runs"), [(0.5, True), (60.0, True), (70.0, False)])
+def test_a_tenant_takes_its_slots_back_when_its_turn_is_near(lead: float, runs: bool) -> None:
+    """b is first and may take nothing back. A step has 64 tokens."""
+    engine = fair_engine(lead)
+    held = [s.tenant for s in engine.scheduler.running]
+    assert held.count("a") == runs and held.count("b") == 4 - runs
+
+
 def running(roster: Roster, blocks: BlockManager, tenant: str = "z") -> Sequence:
     """All of them have the same prompt of two blocks and a half."""
     made = sequence(tenant)
