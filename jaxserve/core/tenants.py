@@ -33,8 +33,8 @@ class Tenant:
     keys: tuple[str, ...] = ()
     """API keys that mean this tenant."""
     weight: float = 1.0
-    """Against the others': with the ordering `fair` its part of the service, slots and blocks; with any ordering its part
-    of the queue and of the cached prefixes."""
+    """Against the others': with the ordering `fair` its part of the service, slots and blocks; with any ordering its
+    part of the queue and of the cached prefixes."""
     priority: int = 0
     """Class of its requests: smaller goes first."""
     may_raise_priority: bool = False

@@ -162,6 +162,25 @@ def test_a_prefix_that_is_not_to_be_trusted_is_found_nowhere() -> None:
     assert admitted(blocks, list(range(20)))[1] == 0
 
 
+@pytest.mark.parametrize("retention", ["lru", "sessions"])
+def test_a_forgotten_prefix_that_no_sequence_holds_is_as_good_as_empty(retention: str) -> None:
+    blocks = manager(4, prefix_retention=retention)
+    bad, _ = admitted(blocks, list(range(20)))
+    sharer, shared = admitted(blocks, list(range(18)))
+    assert shared == 16
+    blocks.free(sharer)
+    other, _ = admitted(blocks, list(range(50, 54)))
+    blocks.free(bad)
+    blocks.free(other)
+    assert blocks.pool.num_cached == 2
+    again, shared = admitted(blocks, list(range(20)))
+    assert shared == 16
+    blocks.free(again)
+    blocks.forget_prefix(again)
+    assert blocks.pool.num_cached == 0 and blocks.pool.num_free == 4
+    assert admitted(blocks, list(range(20)))[1] == 0
+
+
 def test_a_pool_of_any_size_costs_what_is_used_of_it() -> None:
     """A simulated one may have more blocks than this machine could list."""
     blocks = manager(10**15)
