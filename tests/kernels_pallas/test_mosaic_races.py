@@ -53,6 +53,21 @@ def test_a_sink_counts_once_when_a_row_is_split() -> None:
     raise AssertionError("no case with sinks was drawn")
 
 
+@pytest.mark.parametrize("kv_dtype", ["float16", pytest.param("float8_e4m3fn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_a_window_that_sees_only_the_end_of_a_row(kind: str, kv_dtype: str) -> None:
+    """The page is copied into the places of those before it as well, with the slots behind the row's end."""
+    for seed in range(2000):
+        case = draw(
+            kind, seed, head_dim=64, dtype="float16", kv_dtype=kv_dtype, page_size=16, max_pages=2, rows=5, kv_heads=1,
+            group=2,
+        )  # fmt: skip
+        rows = zip(case.lengths.tolist(), case.chunks.tolist(), strict=True)
+        if case.sliding_window and any(n - c - case.sliding_window + 2 > 16 and n < 32 and c for n, c in rows):
+            return check(case, {"decode": decode_kernel, "prefill": prefill_kernel}[kind])
+    raise AssertionError("no such case was drawn")
+
+
 def test_tiles_smaller_than_a_page() -> None:
     case = draw("decode", SEED, head_dim=64, dtype="bfloat16", page_size=128, rows=5, kv_heads=1)
     check(case, decode_kernel, tile=DecodeTile(64, 3))
@@ -90,7 +105,7 @@ MUTANTS = {
     "keys are read before they are there": ("decode", "plgpu.barrier_wait(ready.k.at[slot])"),
     "8-bit pages are read before they are there": ("decode", "plgpu.barrier_wait(ready.at[slot])"),
     "values behind a row's end are not cleared": (
-        "decode", "clear(ops, pair.at[pl.ds(2 * tokens - rows, rows)], end - at * tokens + rows - tokens)",
+        "decode", "clear(ops, values, end - at * tokens + keys, seen_from, keys)",
     ),
     "values are read before another has cleared them": (
         "prefill", "pl.when(warpgroup == 1)(lambda: plgpu.barrier_wait(cleared))",

@@ -166,7 +166,12 @@ def _body(
                         if not quantised:
                             plgpu.barrier_wait(ready.v.at[slot])
                         rows = max(tokens, M)  # `clear` takes 64 at least: of smaller tiles the keys' as well
-                        clear(ops, pair.at[pl.ds(2 * tokens - rows, rows)], end - at * tokens + rows - tokens)
+                        keys = rows - tokens
+                        seen_from = seen.begin_in(at, options.sliding_window is not None)
+                        if seen_from is not None:
+                            seen_from += keys
+                        values = pair.at[pl.ds(2 * tokens - rows, rows)]
+                        clear(ops, values, end - at * tokens + keys, seen_from, keys)
                         plgpu.commit_smem()  # before the product reads what was cleared
 
                 scores = scaled(ops, ops.scores(q_s, k), inputs.pages.key_scales, ids, head)

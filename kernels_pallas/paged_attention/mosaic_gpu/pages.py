@@ -8,7 +8,8 @@ A tile is one page or several small ones, side by side in a slot of a ring:
 
 Where a tile sticks out of the row (before its window, behind its end), the nearest page that the row sees is copied
 again: it is in the L2 cache, and its scores are masked. Slots behind the row's end hold what others left there, NaN
-perhaps, and 0 x NaN is NaN: in the row's last tile their values are cleared (`clear`).
+perhaps, and 0 x NaN is NaN: in the row's last tile their values are cleared (`clear`). If the row sees that page alone,
+the copies before it hold its end as well, and are cleared too (`Row.begin_in`).
 """
 
 from typing import Any, NamedTuple
@@ -59,6 +60,10 @@ class Row(NamedTuple):
                 source = source.at[pl.ds(pl.multiple_of(inside, self.unit), self.unit)]
             plgpu.copy_gmem_to_smem(source, slot.at[pl.ds(j * self.unit, self.unit)], ready)
 
+    def begin_in(self, tile: jax.Array, windowed: bool) -> jax.Array | None:
+        """The first row of a tile that is no copy of a later page; None: there can be no copies before it."""
+        return self.first_unit * self.unit - tile * (self.units * self.unit) if windowed and self.units > 1 else None
+
     def _at(self, tile: jax.Array) -> list[jax.Array]:
         return [jnp.clip(tile * self.units + j, self.first_unit, self.last_unit) for j in range(self.units)]
 
@@ -100,19 +105,24 @@ def row_factors(ops: Operations, scales: Any, ids: tuple[jax.Array, ...], head: 
     return factors
 
 
-def clear(ops: Operations, values: Any, first: jax.Array) -> None:
-    """Zeros in a tile of values [C, H] in shared memory, from row `first` on.
+def clear(ops: Operations, values: Any, end: jax.Array, begin: jax.Array | None = None, keep: int = 0) -> None:
+    """Zeros in a tile of values [C, H] in shared memory, from row `end` on, and before row `begin`.
 
-    Few columns at a time, in a loop, as in `widths.widen`. The caller commits before a product reads the tile.
+    The first `keep` rows are not values and stay as they are. Few columns at a time, in a loop, as in `widths.widen`.
+    The caller commits before a product reads the tile.
     """
     tokens, width = values.shape
     step = 64 if width % 64 == 0 else 32
 
-    for begin in range(0, tokens, M):
+    for top in range(0, tokens, M):
 
         @pl.loop(0, width // step)
-        def _(i, begin=begin):
-            part = pl.ds(begin, M), pl.ds(pl.multiple_of(i * step, step), step)
+        def _(i, top=top):
+            part = pl.ds(top, M), pl.ds(pl.multiple_of(i * step, step), step)
             numbers = values[part]
-            held = lax.broadcast_in_dim(ops.row_index() < first - begin, numbers.shape, [0])
+            row = ops.row_index() + top
+            held = row < end
+            if begin is not None:
+                held &= (row >= begin) | (row < keep)
+            held = lax.broadcast_in_dim(held, numbers.shape, [0])
             values[part] = jnp.where(held, numbers, jnp.zeros_like(numbers))

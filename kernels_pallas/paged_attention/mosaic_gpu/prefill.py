@@ -174,7 +174,7 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
 
                     @pl.when(warpgroup == 0)
                     def _():
-                        clear(ops, values, end - at * tokens)
+                        clear(ops, values, end - at * tokens, row.begin_in(at, window is not None))
                         plgpu.commit_smem()  # before a product reads what was cleared
                         if computing == 2:
                             plgpu.barrier_arrive(cleared)
@@ -250,7 +250,7 @@ def _body(given: Inputs, heads_at_once: int, kv_tile: PrefillTile, scale: float,
 
                             @pl.when(sticks_out(at))
                             def _(values=ring.slots.at[slot]):
-                                clear(ops, values, end - at * tokens)
+                                clear(ops, values, end - at * tokens, row.begin_in(at, window is not None))
                                 plgpu.commit_smem()
 
                         plgpu.barrier_arrive(ring.ready.at[slot])
