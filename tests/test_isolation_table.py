@@ -33,7 +33,7 @@ def test_every_row_names_a_test_and_every_test_exists() -> None:
 
 
 def test_every_field_of_a_body_that_is_not_harmless_has_a_row() -> None:
-    """What only says how the answer looks, or which token is likeliest, costs nobody anything."""
+    """What only says how the answer looks, or which token is likeliest, costs no other tenant anything."""
     harmless = {
         "messages", "prompt", "prompt_token_ids", "model", "temperature", "seed", "metadata", "service_tier",
         "response_format", "tool_choice", "stream_options", "include_stop_str_in_output", "skip_special_tokens",

@@ -46,9 +46,12 @@ _Task = asyncio.Task[LineResult]
 
 
 class BatchRunner:
-    """`room()`: how many sequences lines may have now, of those that run included; `share(tenant)`: the most that lines
-    of one tenant may have. `now`: seconds since the epoch. `changed` is told of every batch that gets another status,
-    `report` of what is wrong."""
+    """Runs the lines of the open batches, and does what its store's batches wait for.
+
+    `room()`: how many sequences lines may have now, of those that run included; `share(tenant)`: the most that lines of
+    one tenant may have. `now`: seconds since the epoch. `changed` is called with every batch that gets another status,
+    `report` with what is wrong.
+    """
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class BatchRunner:
             self._running[work] = progress, line
 
     async def _next_line(self) -> tuple[Progress, Line] | None:
-        """Of the tenant that has the least of its share, the batch that must end first. None: nobody may start one."""
+        """Of the tenant that has the least of its share, the batch that must end first; None: none may start now."""
         held = self._held()
         passed: set[str] = set()
         best: tuple[Progress, Line] | None = None

@@ -73,7 +73,7 @@ class PoolShares:
         self._next_s = 0.0
 
     def uses(self, tenant: str, blocks: int) -> None:
-        """The tenant uses so many blocks more; less than 0: fewer."""
+        """The tenant uses `blocks` more; less than 0: fewer."""
         self._used[tenant] += blocks
 
     def seen(self, tenant: str, now: float) -> None:

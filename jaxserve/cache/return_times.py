@@ -25,11 +25,11 @@ BEGINS_S = tuple(sum(WIDTHS_S[:k]) for k in range(AGES))
 
 GUESS, WEIGHT = 0.05, 2.0
 """Without observations the same share returns in each bucket, which values the least recently used lowest; it counts
-like so many prefixes at risk."""
+like `WEIGHT` prefixes at risk."""
 REVALUED = 32
-"""Values are computed again after so many observations of returns."""
+"""Observations of returns after which values are computed again."""
 FADES = 1024
-"""Observations are halved after so many more."""
+"""Observations of returns after which all counts are halved."""
 
 
 class Kind(enum.IntEnum):

@@ -23,7 +23,7 @@ class Places:
             self._kept.clear()
 
     def most_of(self, tenant: str) -> int:
-        """Places that the tenant can have while nobody else has any."""
+        """Places that the tenant can have while no other tenant has any."""
         return self.most - sum(kept for name, kept in self._kept.items() if name != tenant)
 
     def have_room(self, tenant: str, count: int, held: Callable[[str], int], total: int) -> bool:

@@ -143,7 +143,7 @@ class Sequence:
     """The objectives that the scheduler works to."""
     promised_ttft_s: float | None = None
     promised_tpot_s: float | None = None
-    """What its tenant was promised: `slo_requests` judges by it, and other work gives way to it.
+    """What its tenant was promised: `slo_requests` judges by it, and other work yields to it.
 
     None: nothing was promised, or the request asked for less.
     """

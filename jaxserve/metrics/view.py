@@ -3,8 +3,8 @@
 Plain JSON values, times in seconds on the engine's clock. A reader passes the `Seen` of the view before and gets only
 steps, requests and points that it does not have; without one, all that are kept, and the scheduler's settings.
 
-What was refused, what ended and who was starved is told of the last LOOK_S in which anything happened, to a reader that
-has seen nothing, and of the last WINDOW_S to the others; `lately` is always the last WINDOW_S.
+Refusals, ends and starvation cover the last LOOK_S in which anything happened for a reader that has seen nothing, and
+the last WINDOW_S for the others; `lately` always covers the last WINDOW_S.
 """
 
 from collections import Counter

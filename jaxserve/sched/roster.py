@@ -4,13 +4,13 @@ A sequence has the same place in the order whether it waits or runs. The first d
 
     1. its tenant is below its guarantee         `Shares.below_guarantee`
     2. the ordering's rank of its tenant         `Ordering.rank`
-    3. it gives way to no expedited sequence     `Roster.expedite`
+    3. it yields to no expedited sequence     `Roster.expedite`
     4. the ordering's key of the sequence        `Ordering.key`
     5. its arrival number
 
-A sequence is expedited from when admission finds that its tenant's promise is kept only if other work gives way, until
-its first token. Work of a lower class gives way to it, and work of the same class whose tenant was promised nothing. A
-tenant that `fair` owes service, and one below its guarantee, have a promise of another kind and give way to nothing.
+A sequence is expedited from when admission finds that its tenant's promise is kept only if other work yields, until
+its first token. Work of a lower class yields to it, and work of the same class whose tenant was promised nothing. A
+tenant that `fair` owes service, and one below its guarantee, have a promise of another kind and yield to nothing.
 
 All changes of `Sequence.status` are made here: `admit`, `preempt`, `finish`.
 """
@@ -61,11 +61,11 @@ class Roster:
 
         A tenant that goes before others because it was served less does so until it has caught up.
 
-        `without_lower`: leave out what gives way to it.
+        `without_lower`: leave out what yields to it.
         """
         leads, found = dict[str, float](), list[int]()
         for s in (*self.in_prefill(), *self.waiting):
-            if not self.came_first(s, sequence) or (without_lower and self.gives_way(s, sequence)):
+            if not self.came_first(s, sequence) or (without_lower and self.yields_to(s, sequence)):
                 continue
             if s.tenant != sequence.tenant and not self._shares.below_guarantee(s.tenant):
                 left = leads.get(s.tenant)
@@ -77,7 +77,7 @@ class Roster:
             found.append(s.num_uncomputed)
         return found
 
-    def gives_way(self, one: Sequence, other: Sequence) -> bool:
+    def yields_to(self, one: Sequence, other: Sequence) -> bool:
         """Whether `other`, if it were expedited, would precede `one`, whatever the ordering's keys say."""
         return _is_lower(one, other.priority) and self._turn(one.tenant) >= self._turn(other.tenant)
 
@@ -100,12 +100,12 @@ class Roster:
         return NOT_HELD
 
     def expedite(self, sequence: Sequence) -> None:
-        """From now on, work that gives way to it comes after it."""
+        """From now on, work that yields to it comes after it."""
         self._expedited[sequence] = None
         self._expedited_class = min(s.priority for s in self._expedited)
 
     def served(self, sequence: Sequence) -> None:
-        """It has its first token, or never will: nothing gives way to it any more."""
+        """It has its first token, or never will: nothing yields to it any more."""
         if sequence in self._expedited:
             del self._expedited[sequence]
             self._expedited_class = min((s.priority for s in self._expedited), default=0)
@@ -189,5 +189,5 @@ class Roster:
 
 
 def _is_lower(sequence: Sequence, priority: int) -> bool:
-    """Whether it gives way to an expedited sequence of the class `priority`."""
+    """Whether it yields to an expedited sequence of the class `priority`."""
     return sequence.priority > priority or (sequence.priority == priority and sequence.promised_ttft_s is None)

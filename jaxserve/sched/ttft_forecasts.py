@@ -5,14 +5,14 @@ before, and the request's own, less what the prefix cache holds of it. It counts
 from others by preemption. With `admission = "slo"` a request whose first token would come too late is refused at once.
 
 A tenant's promise is not broken for work of a lower class, or work that was promised nothing. If the first token would
-be late in the queue as it is, the forecast is made again without the work that gives way (`Roster.gives_way`):
+be late in the queue as it is, the forecast is made again without the work that yields (`Roster.yields_to`):
 
     in the queue as it is    without that work    the request
     in time                                       is queued
     late                     in time              is queued and expedited: that work comes after it
     late                     late                 is refused
 
-A request's own objective decides whether it is refused. Other work gives way only for the objective of its tenant, or
+A request's own objective decides whether it is refused. Other work yields only for the objective of its tenant, or
 of the engine.
 """
 
@@ -104,7 +104,7 @@ class TtftForecasts:
     def _first_token_s(self, sequence: Sequence, now: float, horizon_s: float, expedited: bool = False) -> float:
         """Seconds from now to its first token: the steps in flight, the prompts before it, and its own.
 
-        `expedited`: work that gives way to it comes after it.
+        `expedited`: work that yields to it comes after it.
         """
         roster = self._roster
         ahead = roster.ahead(sequence, without_lower=expedited)
@@ -133,7 +133,7 @@ class TtftForecasts:
         borrowed = shares.to_take_back(sequence, needed, running, slot=True, blocks=False)
         takes = set[Sequence](borrowed if shares.fair and roster.preempts else ())  # as `Preempter.for_admission`
         for s in (*borrowed, *shares.of_lower_class(sequence, running)):
-            behind = roster.came_first(sequence, s) or (expedited and roster.gives_way(s, sequence))
+            behind = roster.came_first(sequence, s) or (expedited and roster.yields_to(s, sequence))
             if behind and roster.preemptible(s):
                 takes.add(s)
         return len(takes)

@@ -104,7 +104,7 @@ class WaitingQueue:
     @property
     def tenants(self) -> list[str]:
         """Those of which a sequence waits."""
-        return [tenant for tenant, count in self._counts.items() if count]
+        return list(self.counts())
 
     def counts(self) -> dict[str, int]:
         """How many wait, by tenant; tenants without any are left out."""

@@ -56,7 +56,7 @@ class Job:
     """The answer's."""
 
     def is_large(self, *, streamed: bool = False) -> bool:
-        """Whether so many log-probabilities were asked for that writing the answer takes long.
+        """Whether writing the answer takes long, because of the number of log-probabilities.
 
         `streamed`: those of outputs are written one by one.
         """

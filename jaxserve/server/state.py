@@ -45,7 +45,7 @@ class ServerState:
         self.phase = "draining"
 
     def call_began(self, tenant: str) -> None:
-        """Count a call that `check_admission` let in, or whose place nobody needs."""
+        """Count a call that `check_admission` let in, or that needs no place."""
         self.open_calls += 1
         self._open[tenant] += 1
 

@@ -70,7 +70,7 @@ def test_the_promised_tenant_is_served_in_time(policy: str, ordering: str, model
 
 @pytest.mark.parametrize("ordering", ["fcfs", slow("priority")])
 def test_a_class_is_enough(ordering: str) -> None:
-    """Without a guarantee of blocks the flood gives way because its class is lower."""
+    """Without a guarantee of blocks the flood yields because its class is lower."""
     tenants = [replace(TENANTS[0], kv_guaranteed=0.0), TENANTS[1]]
     served = swing(tenants=tenants, policy="adaptive", ordering=ordering, admission="slo")
     for period in PERIODS:

@@ -1,4 +1,4 @@
-"""What gives way to a promised request whose first token would be late, what does not, and what is refused."""
+"""What yields to a promised request whose first token would be late, what does not, and what is refused."""
 
 import random
 

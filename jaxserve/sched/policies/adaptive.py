@@ -106,7 +106,7 @@ class Adaptive(BatchPolicy):
         return _Decodes(rows, context, longest, target, slack)
 
     def _prompts(self, decodes: "_Decodes", start: int, seconds: float, margin: float | None = None) -> int:
-        """Prompt tokens beside these decodes in a step of so many seconds."""
+        """Prompt tokens beside these decodes in a step of `seconds`."""
         rows, context, longest, target, _ = decodes
         if target == float("inf") or not self._costs.ready:
             return self._tokens
