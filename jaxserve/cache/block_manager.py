@@ -31,6 +31,8 @@ class _Known(NamedTuple):
     """Links of the blocks after those, which are in host memory as kept prefixes."""
     tokens: int
     """In both, or of what was parked."""
+    links: list[bytes]
+    """Hashes of the blocks that it may share."""
 
 
 class BlockManager:
@@ -107,7 +109,7 @@ class BlockManager:
         if self._missing(sequence, known, chunk, reserve) > 0:
             return None
         if self._caching:
-            self._retention.admitted(sequence, self._links(sequence), known.blocks, self._now)
+            self._retention.admitted(sequence, known.links, known.blocks, self._now)
         for block in known.blocks:
             self._pool.share(block)
         kept = self.tiers.claim_prefixes(known.kept)  # before `take`, which may evict prefixes into host memory
@@ -215,7 +217,7 @@ class BlockManager:
         shared = tokens // self.block_size
         if parked is not None:
             tokens = max(tokens, min(parked.tokens, parked.intact * self.block_size))
-        return _Known(blocks[:shared], kept[: max(shared - len(blocks), 0)], tokens)
+        return _Known(blocks[:shared], kept[: max(shared - len(blocks), 0)], tokens, links)
 
     def _wanted(self, sequence: Sequence, known: _Known, chunk: int, reserve: int) -> int:
         """Fresh blocks that its admission takes."""

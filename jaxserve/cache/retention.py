@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 from typing import Any, Protocol
 
 from jaxserve.core.sequence import Sequence
-from jaxserve.core.tenants import Tenants
+from jaxserve.core.tenants import Tenants, split
 
 PRESENT_S = 300.0
 """A tenant that used no block for so long has no share until it comes back."""
@@ -60,8 +60,7 @@ class Retention(Protocol):
 class PoolShares:
     """How much of the pool each tenant uses: the blocks that its sequences hold, and its cached free ones.
 
-    The share of a tenant that is present: its `kv_guaranteed`, and of what is not guaranteed to those present, a part
-    in proportion to its `weight`.
+    The share of a tenant that is present: see `core.tenants.split`.
     """
 
     def __init__(self, capacity: int, tenants: Tenants | None = None) -> None:
@@ -99,13 +98,8 @@ class PoolShares:
         present = [name for name, last_s in self._last_s.items() if self._now - last_s <= PRESENT_S]
         self._last_s = {name: self._last_s[name] for name in present}
         self._next_s = min((last_s for last_s in self._last_s.values()), default=self._now) + PRESENT_S
-        tenants = [self._tenants[name] for name in present]
-        rest = max(1.0 - sum(t.kv_guaranteed for t in tenants), 0.0)
-        weights = sum(t.weight for t in tenants)
-        self._shares = {
-            name: self._capacity * (t.kv_guaranteed + rest * t.weight / weights)
-            for name, t in zip(present, tenants, strict=True)
-        }
+        tenants = {name: self._tenants[name] for name in present}
+        self._shares = split(self._capacity, tenants, guarantees=True)
 
 
 class LeastRecentlyUsed:

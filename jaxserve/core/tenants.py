@@ -12,7 +12,7 @@ Limits count in one process; docs/serving.md says what that means for several re
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -91,6 +91,25 @@ class Tenant:
         if asked is None or (promised is None and not self.may_raise_priority):
             return promised
         return asked if self.may_raise_priority or promised is None else max(asked, promised)
+
+
+def split(total: int, tenants: Mapping[str, Tenant], *, guarantees: bool) -> dict[str, float]:
+    """Each tenant's part of `total`, in proportion to its weight.
+
+    `guarantees`: of KV blocks. A tenant whose `kv_guaranteed` is more than that has its guarantee, and the others divide
+    the rest by their weights.
+    """
+    open_, parts, left = dict(tenants), dict[str, float](), float(total)
+    while open_:
+        weights = sum(tenant.weight for tenant in open_.values())
+        by_weight = {name: left * tenant.weight / weights for name, tenant in open_.items()}
+        fixed = [name for name in open_ if guarantees and open_[name].kv_guaranteed * total > by_weight[name]]
+        if not fixed:
+            return parts | by_weight
+        for name in fixed:
+            parts[name] = open_.pop(name).kv_guaranteed * total
+            left -= parts[name]
+    return parts
 
 
 class Tenants:

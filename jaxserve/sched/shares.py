@@ -15,10 +15,10 @@ borrowed all that it holds.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from jaxserve.core.sequence import Sequence
-from jaxserve.core.tenants import Tenants
+from jaxserve.core.tenants import Tenants, split
 
 
 class Shares:
@@ -40,28 +40,13 @@ class Shares:
             self._below = {name for name, guaranteed in self._guaranteed.items() if held[name] < guaranteed}
         if self.fair and active != self._active:
             self._active = frozenset(active)
-            blocks = self._split(self._blocks, self._guaranteed)
+            tenants = {name: self._tenants[name] for name in self._active}
             self._block_parts = {
-                t: min(part, int(self._tenants[t].kv_max * self._blocks)) for t, part in blocks.items()
+                name: max(int(min(part, tenants[name].kv_max * self._blocks)), 1)
+                for name, part in split(self._blocks, tenants, guarantees=True).items()
             }
-            self._slot_parts = self._split(self._slots, {})
-
-    def _split(self, total: int, guaranteed: Mapping[str, int]) -> dict[str, int]:
-        """Each active tenant's part of `total`: its guarantee if that is more than its weight gives of the rest."""
-        parts = dict[str, int]()
-        open_: list[str] = sorted(self._active)
-        left = total
-        while open_:
-            weights = sum(self._tenants[t].weight for t in open_)
-            by_weight = {t: left * self._tenants[t].weight / weights for t in open_}
-            fixed = [t for t in open_ if guaranteed.get(t, 0) > by_weight[t]]
-            if not fixed:
-                return parts | {t: max(int(part), 1) for t, part in by_weight.items()}
-            for tenant in fixed:
-                parts[tenant] = guaranteed[tenant]
-                left -= guaranteed[tenant]
-            open_ = [t for t in open_ if t not in fixed]
-        return parts
+            slots = split(self._slots, tenants, guarantees=False)
+            self._slot_parts = {name: max(int(part), 1) for name, part in slots.items()}
 
     def below_guarantee(self, tenant: str) -> bool:
         """Whether the tenant held less than its guarantee at the last `refresh`: it then goes before all others."""

@@ -136,8 +136,8 @@ def test_shares_follow_guarantees_and_weights() -> None:
     shares = PoolShares(100, tenants)
     for name in "abc":
         shares.seen(name, 1.0)
-    shares.uses("a", 55)  # of 40 + 60 / 4
-    shares.uses("b", 31)  # of 60 / 2
+    shares.uses("a", 40)  # its guarantee: its weight alone would give it 25
+    shares.uses("b", 41)  # of 60 x 2 / 3
     shares.uses("c", 14)
     assert list(shares.victims("c", ["a", "b", "c"])) == ["b", "c"]
     shares.uses("a", 1)
