@@ -96,8 +96,8 @@ class Tenant:
 def split(total: int, tenants: Mapping[str, Tenant], *, guarantees: bool) -> dict[str, float]:
     """Each tenant's part of `total`, in proportion to its weight.
 
-    `guarantees`: of KV blocks. A tenant whose `kv_guaranteed` is more than that has its guarantee, and the others divide
-    the rest by their weights.
+    `guarantees`: of KV blocks. A tenant whose `kv_guaranteed` is more than that has its guarantee, and the others
+    divide the rest by their weights.
     """
     open_, parts, left = dict(tenants), dict[str, float](), float(total)
     while open_:
